@@ -1,0 +1,1 @@
+"""Suppression or Deletion: encode an activation, edit a few latents, decode the difference."""

@@ -1,0 +1,1 @@
+"""Trains the embedded packs from the worlds, reproducibly."""

@@ -1,0 +1,204 @@
+"""Foreign weights to ours: ViT state dicts to timm names, and every form of SAE, statistics and expert file.
+
+ViT names understood: Hugging Face transformers 4 (`vit.encoder.layer.0.attention.attention.query`) and 5
+(`vit.layers.0.attention.q_proj`), and timm's own; bare or under model_state_dict / state_dict / model, with
+or without `module.`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..features import Expert
+from ..sae import TokenStats, TopKSAE
+from .errors import PackError
+
+_WRAPPERS = ("model_state_dict", "state_dict", "model")
+_HF_OUTSIDE = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "layernorm": "norm",
+    "classifier": "head",
+}
+# In a block: transformers 4 and transformers 5 names for timm's.
+_HF_BLOCK = {
+    "attention.output.dense": "attn.proj",
+    "attention.o_proj": "attn.proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+}
+_HF_QKV = {
+    "attention.attention.query": "q",
+    "attention.attention.key": "k",
+    "attention.attention.value": "v",
+    "attention.q_proj": "q",
+    "attention.k_proj": "k",
+    "attention.v_proj": "v",
+}
+
+
+def load_vit(vit: nn.Module, found: Any, file: str) -> None:
+    """Puts a checkpoint (whatever its names) into a timm ViT. Raises PackError naming file, key and shapes."""
+    state = to_timm(unwrap(found, file))
+    expected = vit.state_dict()
+    missing = [key for key in expected if key not in state]
+    if missing:
+        raise PackError(f"{file} lacks {len(missing)} of {len(expected)} expected tensors, for example {missing[0]!r}")
+    for key, tensor in expected.items():
+        if state[key].shape != tensor.shape:
+            raise PackError(f"{file}: {key} has shape {_shape(state[key])}, expected {_shape(tensor)}")
+    vit.load_state_dict({key: state[key].float() for key in expected})
+
+
+def unwrap(found: Any, file: str) -> dict[str, Tensor]:
+    """The state dict inside of whatever a checkpoint file holds, without `module.`. Raises PackError."""
+    for wrapper in _WRAPPERS:
+        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
+            found = found[wrapper]
+    if not isinstance(found, dict) or not any(isinstance(value, Tensor) for value in found.values()):
+        raise PackError(f"{file} holds no state dict")
+    return {key.removeprefix("module."): value for key, value in found.items() if isinstance(value, Tensor)}
+
+
+def to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict with Hugging Face (4 or 5) or timm names -> timm names; unknown keys keep theirs."""
+    renamed: dict[str, Tensor] = {}
+    qkv: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        name = key.removeprefix("vit.")
+        block = re.match(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)$", name)
+        if block:
+            number, part, kind = block.groups()
+            part = part.removeprefix("mlp.") if part.endswith(".dense") else part
+            if part in _HF_QKV:
+                qkv.setdefault(f"blocks.{number}.attn.qkv.{kind}", {})[_HF_QKV[part]] = value
+            else:
+                renamed[f"blocks.{number}.{_HF_BLOCK.get(part, part)}.{kind}"] = value
+            continue
+        stem, dot, kind = name.rpartition(".")
+        if name in _HF_OUTSIDE:
+            renamed[_HF_OUTSIDE[name]] = value
+        elif stem in _HF_OUTSIDE:
+            renamed[f"{_HF_OUTSIDE[stem]}.{kind}"] = value
+        else:
+            renamed[name] = value
+    for key, parts in qkv.items():
+        if len(parts) == 3:
+            renamed[key] = torch.cat([parts["q"], parts["k"], parts["v"]])
+    return renamed
+
+
+def to_published(vit: nn.Module, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+    """A timm ViT's weights under the names of the published checkpoints (transformers 4)."""
+    outside = {ours: theirs for theirs, ours in _HF_OUTSIDE.items()}
+    inside = {"attn.proj": "attention.output.dense", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
+    inside |= {"norm1": "layernorm_before", "norm2": "layernorm_after"}
+    state = {}
+    for key, value in vit.state_dict().items():
+        value = value.to(dtype).contiguous().cpu()
+        stem, _, kind = key.rpartition(".")
+        prefix = "" if stem == "head" else "vit."
+        block = re.match(r"blocks\.(\d+)\.(.+)$", stem)
+        if block is None:
+            state[prefix + (outside[key] if key in outside else f"{outside[stem]}.{kind}")] = value
+        elif block[2] == "attn.qkv":
+            for name, part in zip(("query", "key", "value"), value.chunk(3)):
+                state[f"vit.encoder.layer.{block[1]}.attention.attention.{name}.{kind}"] = part.clone()
+        else:
+            state[f"vit.encoder.layer.{block[1]}.{inside[block[2]]}.{kind}"] = value
+    return state
+
+
+# Names of the same four tensors in the files seen: the publishers', sparsify's, sdxl-unbox's.
+_SAE_NAMES = {
+    "pre_bias": ("pre_bias", "b_dec", "b_pre"),
+    "latent_bias": ("latent_bias", "encoder.bias", "b_enc"),
+    "encoder": ("encoder.weight", "W_enc"),
+    "decoder": ("decoder.weight", "W_dec"),
+}
+
+
+def load_sae(found: Any, k: int, dim: int, file: str) -> TopKSAE:
+    """A TopK SAE from any published form; its width is read from the file. Raises PackError."""
+    state = unwrap(found, file)
+    parts = {}
+    for part, names in _SAE_NAMES.items():
+        key = next((name for name in names if name in state), None)
+        if key is None:
+            raise PackError(f"{file} is no sparse autoencoder: it has none of {', '.join(names)}")
+        parts[part] = state[key].float()
+    latents = parts["latent_bias"].numel()
+    if parts["pre_bias"].numel() != dim:
+        raise PackError(f"{file}: pre_bias has shape {_shape(parts['pre_bias'])}, expected ({dim},)")
+    sae = TopKSAE(dim, latents, k)
+    for part, layer in (("encoder", sae.encoder), ("decoder", sae.decoder)):
+        # W_enc and W_dec are stored in either orientation.
+        matrix = parts[part] if parts[part].shape == layer.weight.shape else parts[part].T
+        if matrix.shape != layer.weight.shape:
+            raise PackError(f"{file}: {part} has shape {_shape(parts[part])}, expected {_shape(layer.weight)}")
+        layer.weight.data = matrix.contiguous()
+    sae.pre_bias.data, sae.latent_bias.data = parts["pre_bias"].reshape(-1), parts["latent_bias"].reshape(-1)
+    return sae.requires_grad_(False).eval()
+
+
+def load_stats(found: Any, dim: int, file: str) -> TokenStats:
+    """Statistics from {patch_mean, patch_std, cls_mean, cls_std}, {cls: .., patch: ..} or {mean, std}."""
+    if not isinstance(found, dict):
+        raise PackError(f"{file} holds no dictionary of means and standard deviations")
+    flat = {}
+    for key, value in found.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}_{inner}": v for inner, v in value.items()}
+        else:
+            flat[key] = value
+    flat.setdefault("patch_mean", flat.get("mean"))
+    flat.setdefault("patch_std", flat.get("std"))
+    arrays = {}
+    for key in TokenStats._fields:
+        value = flat.get(key)
+        if value is None:
+            if key.startswith("patch"):
+                raise PackError(f"{file} has neither {key} nor {key.removeprefix('patch_')}")
+            continue
+        tensor = torch.as_tensor(value).float().reshape(-1)
+        if tensor.numel() not in (1, dim):
+            raise PackError(f"{file}: {key} has shape {_shape(tensor)}, expected ({dim},)")
+        arrays[key] = tensor.expand(dim).clone()
+    return TokenStats(**arrays)
+
+
+def load_experts(found: Any, classes: tuple[str, ...], file: str) -> dict[int, list[Expert]]:
+    """Expert lists by class, from ids or dicts with `feature_id`, under `class_experts_details` or bare."""
+    if isinstance(found, dict) and "class_experts_details" in found:
+        found = found["class_experts_details"]
+    if not isinstance(found, dict):
+        raise PackError(f"{file} holds no expert lists by class")
+    lists = {}
+    for key, items in found.items():
+        index = classes.index(key) if key in classes else int(key) if str(key).isdigit() else None
+        if index is None or not isinstance(items, list):
+            continue
+        lists[index] = [_expert(item, file) for item in items]
+    if not lists:
+        raise PackError(f"{file} holds no expert lists by class")
+    return lists
+
+
+def _expert(item: Any, file: str) -> Expert:
+    if isinstance(item, dict) and "feature_id" in item:
+        figures = (item.get(name) for name in ("precision", "recall", "f1"))
+        return Expert(int(item["feature_id"]), *(None if f is None else float(f) for f in figures))
+    if isinstance(item, int):
+        return Expert(item)
+    raise PackError(f"{file}: an expert is a latent id or a dictionary with feature_id, found {type(item).__name__}")
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))

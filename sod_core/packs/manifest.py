@@ -1,0 +1,145 @@
+"""What a pack's pack.json says, checked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..vit import ViTShape
+from .errors import PackError
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How an image becomes the ViT's input: shorter side to `resize`, centre crop of `size`, normalised."""
+
+    size: int
+    resize: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+
+
+@dataclass(frozen=True)
+class UnlearnedEntry:
+    """An unlearned model that the pack offers."""
+
+    id: str
+    method: str
+    """As shown to users: "SalUn"."""
+    target_class: int
+    file: str
+    forget_accuracy: float | None = None
+    """Accuracy on fresh images of the forgotten class, 0 to 1; None where nobody measured it."""
+    retain_accuracy: float | None = None
+    """Accuracy on fresh images of the other classes."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    folder: Path
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    image: ImageSpec
+    vit: ViTShape
+    layers: tuple[int, ...]
+    k: int
+    files: dict[str, str]
+    """original, sae, stats, experts; with {layer} and {k} to fill in."""
+    unlearned: tuple[UnlearnedEntry, ...]
+    examples: str | None = None
+    """Folder of example images, one folder a class."""
+    world: str | None = None
+    """The embedded world that draws test images for this pack."""
+
+    def path(self, file: str) -> Path:
+        """A file of the pack. Raises PackError for a name that leads out of the pack's folder."""
+        pure = PurePosixPath(file)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in file or ":" in file:
+            raise PackError(f"pack.json of {self.name} names {file!r}, which lies outside of the pack's folder")
+        return self.folder / pure
+
+    def layer_path(self, kind: str, layer: int) -> Path:
+        """The file of `kind` (sae, stats, experts) for a layer."""
+        return self.path(self.files[kind].replace("{layer}", str(layer)).replace("{k}", str(self.k)))
+
+    def class_index(self, name: str | int) -> int:
+        """A class by its number or its name. Raises PackError."""
+        text = str(name).strip()
+        if text in self.classes:
+            return self.classes.index(text)
+        if text.isdigit() and int(text) < len(self.classes):
+            return int(text)
+        raise PackError(f"unknown class {text!r} in pack {self.name}; known: {', '.join(self.classes)}")
+
+    def entry(self, id: str) -> UnlearnedEntry:
+        """The unlearned model called `id`. Raises PackError."""
+        for entry in self.unlearned:
+            if entry.id == id:
+                return entry
+        known = ", ".join(entry.id for entry in self.unlearned) or "none"
+        raise PackError(f"unknown unlearned model {id!r} in pack {self.name}; known: {known}")
+
+
+def read(folder: Path) -> Manifest:
+    """Reads folder/pack.json. Raises PackError with one sentence that says what is wrong in it."""
+    path = folder / "pack.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PackError(f"{folder} is no pack: it has no pack.json") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PackError(f"{path} cannot be read: {error}") from error
+    try:
+        return _parse(folder, data)
+    except PackError:
+        raise
+    except KeyError as error:
+        raise PackError(f"{path} lacks the key {error.args[0]!r}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise PackError(f"{path} has a value of the wrong kind: {error}") from error
+
+
+def _parse(folder: Path, data: dict[str, Any]) -> Manifest:
+    if data["format"] != 1:
+        raise PackError(f"{folder.name}: pack.json has format {data['format']!r}, this version reads format 1")
+    image, vit = data["image"], data["vit"]
+    classes = tuple(str(name) for name in data["classes"])
+    size = int(image["size"])
+    return Manifest(
+        folder=folder,
+        name=str(data["name"]),
+        title=str(data.get("title", data["name"])),
+        classes=classes,
+        image=ImageSpec(
+            size=size,
+            resize=int(image.get("resize", size)),
+            mean=tuple(float(v) for v in image["mean"]),
+            std=tuple(float(v) for v in image["std"]),
+            interpolation=str(image.get("interpolation", "bilinear")),
+        ),
+        vit=ViTShape(size, int(vit["patch"]), int(vit["dim"]), int(vit["depth"]), int(vit["heads"]), len(classes)),
+        layers=tuple(int(layer) for layer in data["layers"]),
+        k=int(data["k"]),
+        files={kind: str(data["files"][kind]) for kind in ("original", "sae", "stats", "experts")},
+        unlearned=tuple(_entry(item, classes) for item in data.get("unlearned", [])),
+        examples=data.get("examples"),
+        world=data.get("world"),
+    )
+
+
+def _entry(item: dict[str, Any], classes: tuple[str, ...]) -> UnlearnedEntry:
+    target = int(item["target_class"])
+    if not 0 <= target < len(classes):
+        raise PackError(f"unlearned model {item['id']!r} names class {target}, the pack has 0 to {len(classes) - 1}")
+    return UnlearnedEntry(
+        id=str(item["id"]),
+        method=str(item["method"]),
+        target_class=target,
+        file=str(item["file"]),
+        forget_accuracy=item.get("forget_accuracy"),
+        retain_accuracy=item.get("retain_accuracy"),
+    )

@@ -1,0 +1,241 @@
+"""Restore: pull an unlearned ViT's hidden state towards what the original knew, feature by feature.
+
+Every edit here is a straight line in alpha, hidden(alpha) = start + (alpha - origin) * direction, so an
+edit is computed once and a whole list of alphas goes through the tail of the model as one batch.
+
+Source: "Suppression or Deletion" (arXiv 2602.18505) and its released code. `direct_injection` and `add` do
+what that code computes (fidelity "reference"); `inject` and `amplify` do what the method says (fidelity
+"exact"); `cls_copy` is a control that uses no feature at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import vit as vits
+from .sae import TopKSAE
+
+MODES = ("inject", "amplify", "direct_injection", "add", "cls_copy")
+FIDELITY = {
+    "inject": "exact",
+    "amplify": "exact",
+    "direct_injection": "reference",
+    "add": "reference",
+    "cls_copy": "control",
+}
+TOKENS = ("all", "patches", "cls")
+
+
+class Line(NamedTuple):
+    """An edit for every alpha: hidden(alpha) = start + (alpha - origin) * direction."""
+
+    start: Tensor
+    """[B, 1 + N, D]"""
+    direction: Tensor
+    """[B, 1 + N, D]"""
+    origin: float
+    """The alpha at which `start` itself comes out: the identity of the exact modes."""
+
+    def at(self, alphas: Sequence[float]) -> Tensor:
+        """[A, B, 1 + N, D]. At alpha = origin the start comes out bit for bit."""
+        steps = torch.tensor([a - self.origin for a in alphas], dtype=self.start.dtype, device=self.start.device)
+        return self.start + steps[:, None, None, None] * self.direction
+
+    def only(self, tokens: str, u: Tensor) -> Line:
+        """The same edit on "patches" or "cls" alone; the other tokens stay as in `u` [B, 1 + N, D].
+
+        Raises ValueError for tokens other than TOKENS.
+        """
+        if tokens not in TOKENS:
+            raise ValueError(f"unknown tokens {tokens!r}; known: {', '.join(TOKENS)}")
+        if tokens == "all":
+            return self
+        kept = torch.full((u.shape[1], 1), tokens == "patches", device=u.device)
+        kept[0] = tokens == "cls"
+        return Line(torch.where(kept, self.start, u), torch.where(kept, self.direction, 0), self.origin)
+
+
+def inject(u: Tensor, o: Tensor, sae: TopKSAE, features: Tensor) -> Line:
+    """Exact: h_u + alpha * std * ((f_o - f_u) restricted to S) W_dec^T.
+
+    u, o [B, 1 + N, D]: hidden states of the unlearned and the original model; features [S]. f is the SAE as
+    trained (normalised, biased, TopK), so the SAE's reconstruction error stays out of the edit.
+    """
+    difference = (sae.encode(o) - sae.encode(u))[..., features]
+    return Line(u, sae.decode_difference(difference, features), origin=0.0)
+
+
+def amplify(u: Tensor, sae: TopKSAE, features: Tensor) -> Line:
+    """Exact, needs no original model: h_u + (alpha - 1) * std * (f_u restricted to S) W_dec^T."""
+    return Line(u, sae.decode_difference(sae.encode(u)[..., features], features), origin=1.0)
+
+
+def direct_injection(u: Tensor, o: Tensor, sae: TopKSAE, features: Tensor) -> Line:
+    """Reference: patches become the whole reconstruction of z_u + alpha (z_o - z_u) on S; CLS is moved
+    towards the original's CLS whatever the features do. Alpha 0 is not the identity.
+
+    z = (h - pre_bias) W_enc^T: no latent bias, ReLU, TopK or normalisation.
+    """
+    z_u = sae.projection(u)
+    start = sae.decoder(z_u) + sae.pre_bias
+    direction = (sae.projection(o) - z_u)[..., features] @ sae.decoder.weight[:, features].T
+    start = torch.cat([u[:, :1], start[:, 1:]], dim=1)
+    direction = torch.cat([(o - u)[:, :1], direction[:, 1:]], dim=1)
+    return Line(start, direction, origin=0.0)
+
+
+def add(u: Tensor, sae: TopKSAE, features: Tensor) -> Line:
+    """Reference, all tokens: h_u + (alpha z_u restricted to S) W_dec^T + pre_bias, z as in `direct_injection`.
+
+    The added pre_bias is the released code's: alpha 0 is not the identity.
+    """
+    direction = sae.projection(u)[..., features] @ sae.decoder.weight[:, features].T
+    return Line(u + sae.pre_bias, direction, origin=0.0)
+
+
+def cls_copy(u: Tensor, o: Tensor) -> Line:
+    """Control: cls_u + alpha (cls_o - cls_u) and nothing else. At alpha 1 the original's CLS is transplanted."""
+    return Line(u, o - u, origin=0.0).only("cls", u)
+
+
+def line(mode: str, u: Tensor, o: Tensor, sae: TopKSAE, features: Tensor, tokens: str = "all") -> Line:
+    """The edit of one of MODES on the chosen TOKENS; `cls_copy` touches CLS alone whatever they are.
+
+    Raises ValueError for an unknown mode or unknown tokens.
+    """
+    if mode == "inject":
+        return inject(u, o, sae, features).only(tokens, u)
+    if mode == "amplify":
+        return amplify(u, sae, features).only(tokens, u)
+    if mode == "direct_injection":
+        return direct_injection(u, o, sae, features).only(tokens, u)
+    if mode == "add":
+        return add(u, sae, features).only(tokens, u)
+    if mode == "cls_copy":
+        return cls_copy(u, o)
+    raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
+
+
+class Session:
+    """One visitor's images in two models. `set_image` is heavy, once; `restore` is light, often.
+
+    Weights are only read, so any number of sessions may share the models and the SAEs.
+    """
+
+    def __init__(
+        self,
+        original: nn.Module,
+        unlearned: nn.Module,
+        sae_at: Callable[[int], TopKSAE],
+        layers: Sequence[int],
+        precision: torch.dtype | None = None,
+    ):
+        """`sae_at` gives a layer's SAE; `precision` (float16, bfloat16) turns on autocast, on cuda only."""
+        self._original, self._unlearned, self._sae_at, self.layers = original, unlearned, sae_at, list(layers)
+        self._precision = precision
+        self._device = next(original.parameters()).device
+        self._images: Tensor | None = None
+        self._hidden: dict[str, dict[int, Tensor]] = {}
+        self._logits: dict[str, Tensor] = {}
+        self._lines: dict[tuple, Line] = {}
+
+    @torch.inference_mode()
+    def set_image(self, images: Tensor) -> None:
+        """images [B, 3, H, W], normalised as the pack says. Runs both models as far as the sessions' layers need."""
+        self._images = images.to(self._device)
+        self._run("original", self._original)
+        self._run("unlearned", self._unlearned)
+
+    @torch.inference_mode()
+    def set_unlearned(self, unlearned: nn.Module) -> None:
+        """Takes another unlearned model; the original's pass over the images is kept."""
+        self._unlearned = unlearned
+        if self._images is not None:
+            self._run("unlearned", unlearned)
+
+    def logits(self, which: str) -> Tensor:
+        """[B, classes] of the "original" or the "unlearned" model, untouched."""
+        self._check_image()
+        return self._logits[which]
+
+    def hidden(self, which: str, layer: int) -> Tensor:
+        """[B, 1 + N, D] after block `layer` of the "original" or the "unlearned" model."""
+        self._check_image()
+        self._check_layer(layer)
+        return self._hidden[which][layer]
+
+    @torch.inference_mode()
+    def latents(self, which: str, layer: int) -> Tensor:
+        """[B, 1 + N, F] of the "original" or the "unlearned" model."""
+        return self._sae_at(layer).encode(self.hidden(which, layer))
+
+    @torch.inference_mode()
+    def restored_hidden(
+        self, alphas: Sequence[float], layer: int, mode: str, features: Sequence[int], tokens: str = "all"
+    ) -> Tensor:
+        """[A, B, 1 + N, D]: the unlearned model's hidden state after the edit, for every alpha.
+
+        Raises ValueError for an alpha that is no finite number, an unknown mode, tokens, layer or latent.
+        """
+        if not all(math.isfinite(alpha) for alpha in alphas):
+            raise ValueError("alpha must be a finite number")
+        key = (layer, mode, tuple(features), tokens)
+        if key not in self._lines:
+            u, o, sae = self.hidden("unlearned", layer), self.hidden("original", layer), self._sae_at(layer)
+            if any(not 0 <= j < sae.latents for j in features):
+                raise ValueError(f"a latent id is out of range: this SAE has latents 0 to {sae.latents - 1}")
+            ids = torch.tensor(list(features), dtype=torch.long, device=self._device)
+            self._lines[key] = line(mode, u, o, sae, ids, tokens)
+        return self._lines[key].at(alphas)
+
+    @torch.inference_mode()
+    def restore(
+        self, alphas: Sequence[float], layer: int, mode: str, features: Sequence[int], tokens: str = "all"
+    ) -> Tensor:
+        """[A, B, classes]: logits of the unlearned model after the edit; all alphas in one batch of the tail.
+
+        Raises as `restored_hidden` does.
+        """
+        edited = self.restored_hidden(alphas, layer, mode, features, tokens)
+        with self._autocast():
+            flat = vits.tail(self._unlearned, edited.flatten(0, 1), layer)
+        return flat.float().unflatten(0, edited.shape[:2])
+
+    @torch.inference_mode()
+    def restored_latents(self, alpha: float, layer: int, mode: str, features: Sequence[int], tokens: str) -> Tensor:
+        """[B, 1 + N, F]: what the SAE reads in the edited hidden state."""
+        return self._sae_at(layer).encode(self.restored_hidden([alpha], layer, mode, features, tokens)[0])
+
+    def _run(self, which: str, vit: nn.Module) -> None:
+        with self._autocast():
+            found = vits.heads(vit, self._images, self.layers)
+            last = max(self.layers)
+            logits = vits.tail(vit, found[last], last)
+        self._hidden[which] = {layer: hidden.float() for layer, hidden in found.items()}
+        self._logits[which] = logits.float()
+        self._lines.clear()
+
+    def _autocast(self):
+        if self._precision is None or self._device.type != "cuda":
+            return nullcontext()
+        return torch.autocast("cuda", dtype=self._precision)
+
+    def _check_image(self) -> None:
+        if self._images is None:
+            raise ValueError("no image yet: call set_image first")
+
+    def _check_layer(self, layer: int) -> None:
+        if layer not in self.layers:
+            raise ValueError(f"layer {layer} has no SAE here; known: {', '.join(map(str, self.layers))}")
+
+
+def returns_at(alphas: Sequence[float], logits: Tensor, target: int) -> float | None:
+    """The smallest alpha at which `target` is the prediction; logits [A, classes]. None where it never is."""
+    hits = (logits.argmax(-1) == target).nonzero().flatten()
+    return alphas[int(hits[0])] if len(hits) else None

@@ -1,0 +1,125 @@
+"""The ViT, split at a layer: `head` takes images to a hidden state, `tail` takes a hidden state to logits.
+
+Layers are counted from 0, as in the published files: the hidden state "at layer L" is the output of
+block L, so `tail(vit, head(vit, images, L), L)` is the whole model. No hook is ever placed: one model
+serves many visitors at once.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from . import torchvision_guard
+
+
+@dataclass(frozen=True)
+class ViTShape:
+    """What a manifest says of a ViT. `dim` is the width of a token, `heads` divide it."""
+
+    image_size: int
+    patch: int
+    dim: int
+    depth: int
+    heads: int
+    classes: int
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size // self.patch
+
+
+LAYER_NORM_EPS = 1e-12  # the Hugging Face ViT's; timm's own default is 1e-6
+
+
+def new(shape: ViTShape) -> nn.Module:
+    """A randomly initialised timm VisionTransformer of this shape (global pooling: the CLS token)."""
+    torchvision_guard.install()
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        img_size=shape.image_size,
+        patch_size=shape.patch,
+        embed_dim=shape.dim,
+        depth=shape.depth,
+        num_heads=shape.heads,
+        num_classes=shape.classes,
+        norm_layer=partial(nn.LayerNorm, eps=LAYER_NORM_EPS),
+    )
+
+
+def head(vit: nn.Module, images: Tensor, layer: int) -> Tensor:
+    """images [B, 3, H, W], normalised -> hidden state after block `layer`, [B, 1 + N, D], token 0 is CLS.
+
+    Raises ValueError for a layer that the model does not have.
+    """
+    _check_layer(vit, layer)
+    hidden = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
+    for block in vit.blocks[: layer + 1]:
+        hidden = block(hidden)
+    return hidden
+
+
+def heads(vit: nn.Module, images: Tensor, layers: list[int]) -> dict[int, Tensor]:
+    """As `head`, for several layers in one pass: {layer: hidden state [B, 1 + N, D]}."""
+    wanted = sorted(set(layers))
+    found = {}
+    hidden = head(vit, images, wanted[0])
+    found[wanted[0]] = hidden
+    for before, layer in zip(wanted, wanted[1:]):
+        _check_layer(vit, layer)
+        for block in vit.blocks[before + 1 : layer + 1]:
+            hidden = block(hidden)
+        found[layer] = hidden
+    return found
+
+
+def tail(vit: nn.Module, hidden: Tensor, layer: int) -> Tensor:
+    """Hidden state after block `layer`, [B, 1 + N, D] -> logits [B, classes]."""
+    _check_layer(vit, layer)
+    for block in vit.blocks[layer + 1 :]:
+        hidden = block(hidden)
+    return vit.head(vit.norm(hidden)[:, 0])
+
+
+def logits(vit: nn.Module, images: Tensor) -> Tensor:
+    """images [B, 3, H, W], normalised -> logits [B, classes]: the whole model in one go."""
+    last = len(vit.blocks) - 1
+    return tail(vit, head(vit, images, last), last)
+
+
+def plain_attention_on_cpu(vit: nn.Module) -> None:
+    """Fused attention's bfloat16 backward pass is several times slower than the plain one on CPUs."""
+    if next(vit.parameters()).device.type == "cpu":
+        for block in vit.blocks:
+            block.attn.fused_attn = False
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """`name`, else the environment's SOD_DEVICE, else the best of cuda, mps and cpu.
+
+    Raises ValueError for a device that is not there.
+    """
+    name = name or os.environ.get("SOD_DEVICE") or _best_device()
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _check_layer(vit: nn.Module, layer: int) -> None:
+    if not 0 <= layer < len(vit.blocks):
+        raise ValueError(f"layer {layer} does not exist: this ViT has layers 0 to {len(vit.blocks) - 1}")

@@ -1,0 +1,1 @@
+"""Embedded worlds: images with their masks, drawn by code."""
