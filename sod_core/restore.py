@@ -31,6 +31,9 @@ FIDELITY = {
 }
 TOKENS = ("all", "patches", "cls")
 
+LINES_KEPT = 24
+"""Edits that a session keeps for its image, oldest dropped first."""
+
 
 class Line(NamedTuple):
     """An edit for every alpha: hidden(alpha) = start + (alpha - origin) * direction."""
@@ -190,6 +193,8 @@ class Session:
             u, o, sae = self.hidden("unlearned", layer), self.hidden("original", layer), self._sae_at(layer)
             if any(not 0 <= j < sae.latents for j in features):
                 raise ValueError(f"a latent id is out of range: this SAE has latents 0 to {sae.latents - 1}")
+            while len(self._lines) >= LINES_KEPT:
+                self._lines.pop(next(iter(self._lines)))
             ids = torch.tensor(list(features), dtype=torch.long, device=self._device)
             self._lines[key] = line(mode, u, o, sae, ids, tokens)
         return self._lines[key].at(alphas)

@@ -116,5 +116,6 @@ def variance_unexplained(sae: TopKSAE, hidden: Tensor) -> float:
     """
     x = sae.normalise(hidden)
     recons = sae.decoder(sae.activate(sae.pre_activations(x))) + sae.pre_bias
-    centred = torch.cat([x[:, :1] - x[:, :1].mean(dim=(0, 1)), x[:, 1:] - x[:, 1:].mean(dim=(0, 1))], dim=1)
-    return ((x - recons).square().sum() / centred.square().sum()).item()
+    kinds = [part for part in (x[:, :1], x[:, 1:]) if part.shape[1]]
+    variance = sum((part - part.mean(dim=(0, 1))).square().sum() for part in kinds)
+    return ((x - recons).square().sum() / variance).item()

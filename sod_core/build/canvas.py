@@ -1,0 +1,184 @@
+"""The embedded pack `canvas`, stage by stage; a stage whose figures are on disk is not made again.
+
+Stages: original, examples, sae, and one for each unlearned model ("salun-boat"); `card` writes pack.json
+and README.md from the figures of the others and is always run last.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from .. import vit as vits
+from ..packs import convert, safe
+from ..unlearn import TITLES, method
+from ..unlearn.task import Task, accuracies
+from ..worlds import canvas
+from . import card, images, train_sae, train_vit
+
+SHAPE = vits.ViTShape(images.SIZE, images.PATCH, dim=96, depth=12, heads=3, classes=len(canvas.OBJECTS))
+LAYERS = [8, 9, 10]
+FORGOTTEN = ("boat", "cat")
+TRAIN, TEST, CHECK, EXAMPLES = (72_000, 1), (2_000, 2), (1_000, 3), 4
+"""(count, seed) of the training, test and check images; the seed of the examples."""
+ORIGINAL = "vit_canvas_original.pth"
+EXAMPLE_SIZE = 512
+
+
+def stages() -> list[str]:
+    """All stages in the order they need each other."""
+    return ["original", "examples", "sae", *(f"{method}-{name}" for method in TITLES for name in FORGOTTEN)]
+
+
+class Builder:
+    """Where things are, and the images that the stages share."""
+
+    def __init__(self, out: Path, work: Path, device: torch.device):
+        self.out, self.work, self.device = out, work, device
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        work.mkdir(parents=True, exist_ok=True)
+
+    def images(self, name: str, drawn: tuple[int, int]) -> images.ImageSet:
+        return images.load(self.work, name, *drawn)
+
+    def run(self, only: list[str]) -> None:
+        """Makes what is missing of the stages in `only` (all of them if empty), then the card."""
+        for stage in only or stages():
+            if (self.out / "figures" / f"{stage}.json").exists():
+                print(f"{stage}: done before")
+                continue
+            print(f"{stage}: starting", flush=True)
+            started = time.monotonic()
+            figures = self._stage(stage)
+            figures.setdefault("seconds", time.monotonic() - started)
+            (self.out / "figures" / f"{stage}.json").write_text(json.dumps(figures, indent=1) + "\n")
+        card.write(self.out, SHAPE, LAYERS)
+
+    def _stage(self, stage: str) -> dict:
+        if stage == "original":
+            return self._original()
+        if stage == "examples":
+            return self._examples()
+        if stage == "sae":
+            return self._saes()
+        how, _, name = stage.rpartition("-")
+        return self._unlearned(stage, how, name)
+
+    def _original(self) -> dict:
+        recipe = train_vit.Recipe()
+        checkpoint = self.work / "original.ckpt"
+        trained = train_vit.train(SHAPE, self.images("train", TRAIN), recipe, checkpoint, self.device)
+        self._save_vit(trained.vit, ORIGINAL)
+        vit = self.original()
+        test = self.images("test", TEST)
+        right = np.concatenate([self._right(vit, test, start) for start in range(0, len(test.labels), 250)])
+        return {
+            "seconds": trained.seconds,
+            "recipe": asdict(recipe),
+            "training_images": TRAIN[0],
+            "test_images": len(right),
+            "accuracy": float(right.mean()),
+            "by_class": {name: float(right[test.labels == i].mean()) for i, name in enumerate(canvas.OBJECTS)},
+            "by_style": {name: float(right[test.styles == i].mean()) for i, name in enumerate(canvas.STYLES)},
+            "half_precision_moves_logits": self._largest_move(trained.vit, vit, test),
+        }
+
+    def _examples(self) -> dict:
+        for label, name in enumerate(canvas.OBJECTS):
+            folder = self.out / "examples" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, style in enumerate(canvas.STYLES):
+                rng = np.random.default_rng((EXAMPLES, label, number))
+                image, _ = canvas.render(name, style, rng, EXAMPLE_SIZE)
+                image.save(folder / f"{number}_{style}.jpg", quality=88)
+        return {"images": len(canvas.OBJECTS) * len(canvas.STYLES), "size": EXAMPLE_SIZE}
+
+    def _saes(self) -> dict:
+        recipe = train_sae.SAERecipe()
+        vit = self.original()
+        tokens = train_sae.collect(vit, self.images("train", TRAIN), LAYERS, recipe, self.device)
+        figures = {"recipe": asdict(recipe), "layers": {}}
+        for layer in LAYERS:
+            sae = train_sae.train(tokens[layer], recipe, f"SAE of layer {layer}")
+            state = {name: value.cpu().half() for name, value in sae.state_dict().items()}
+            sae.load_state_dict(state)
+            report, _ = train_sae.report(vit, sae, self.images("test", TEST), layer, self.device)
+            _, active = train_sae.report(vit, sae, self.images("check", CHECK), layer, self.device)
+            experts = train_sae.rank(active, self.images("check", CHECK), SHAPE.classes, recipe.k)
+            torch.save(state | {"k": recipe.k}, self.out / f"sae_layer{layer}_k{recipe.k}.pt")
+            stats = {key: value.cpu().numpy() for key, value in tokens[layer].stats._asdict().items()}
+            np.save(self.out / f"activations_layer{layer}_stats.npy", stats, allow_pickle=True)
+            details = {c: [expert._asdict() for expert in found] for c, found in experts.items()}
+            torch.save({"class_experts_details": details}, self.out / f"expert_features_layer{layer}_k{recipe.k}.pt")
+            figures["layers"][str(layer)] = report._asdict()
+        return figures
+
+    def _unlearned(self, id: str, how: str, name: str) -> dict:
+        target = canvas.OBJECTS.index(name)
+        module = method(how)
+        settings = module.Settings()
+        task = Task(
+            data=self.images("train", TRAIN),
+            check=self.images("check", CHECK),
+            target_class=target,
+            checkpoint=self.work / f"{id}.ckpt",
+            device=self.device,
+        )
+        started = time.monotonic()
+        vit = module.unlearn(self.original(), task, settings)
+        seconds = time.monotonic() - started
+        (self.out / "unlearned").mkdir(exist_ok=True)
+        file = f"unlearned/{id}.pth"
+        self._save_vit(vit, file)
+        test = self.images("test", TEST)
+        before = accuracies(self.original(), test, target, self.device)
+        after = accuracies(self.load(file), test, target, self.device)
+        return {
+            "id": id,
+            "method": TITLES[how],
+            "target_class": target,
+            "file": file,
+            "settings": asdict(settings),
+            "seconds": self._seconds(task.checkpoint) or seconds,
+            "forget_accuracy": after.forget,
+            "retain_accuracy": after.retain,
+            "original_forget_accuracy": before.forget,
+            "original_retain_accuracy": before.retain,
+        }
+
+    def original(self) -> nn.Module:
+        """The original as the pack stores it (half precision), read by the pack's own loader."""
+        return self.load(ORIGINAL)
+
+    def load(self, file: str) -> nn.Module:
+        vit = vits.new(SHAPE)
+        convert.load_vit(vit, safe.read_torch(self.out / file), file)
+        return vit.to(self.device).eval()
+
+    def _save_vit(self, vit: nn.Module, file: str) -> None:
+        torch.save(convert.to_published(vit), self.out / file)
+
+    def _right(self, vit: nn.Module, data: images.ImageSet, start: int) -> np.ndarray:
+        part = slice(start, start + 250)
+        with torch.inference_mode():
+            predicted = vits.logits(vit, images.normalise(data.pixels[part]).to(self.device)).argmax(1)
+        return predicted.cpu().numpy() == data.labels[part]
+
+    def _largest_move(self, full: nn.Module, half: nn.Module, data: images.ImageSet) -> float:
+        """Largest change of any logit by storing the weights in half precision, on 250 images."""
+        batch = images.normalise(data.pixels[:250]).to(self.device)
+        with torch.inference_mode():
+            return (vits.logits(full, batch) - vits.logits(half, batch)).abs().max().item()
+
+    def _seconds(self, checkpoint: Path) -> float | None:
+        """Training time of a run with a checkpoint: it may have been resumed."""
+        if not checkpoint.exists():
+            return None
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)["seconds"]
+

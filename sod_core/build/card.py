@@ -1,0 +1,136 @@
+"""Writes a built pack's pack.json and its README.md, every figure from the stages' own records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..vit import ViTShape
+from ..worlds import canvas
+from . import images
+
+FORGET_GOAL, RETAIN_GOAL = 0.05, 0.04
+
+
+def write(out: Path, shape: ViTShape, layers: list[int]) -> None:
+    """Writes both files as far as the stages' figures are there; without the original's there is nothing to say."""
+    figures = {path.stem: json.loads(path.read_text()) for path in sorted((out / "figures").glob("*.json"))}
+    if not {"original", "sae"} <= figures.keys():
+        return
+    unlearned = [record for record in figures.values() if "target_class" in record]
+    unlearned.sort(key=lambda record: (record["target_class"], record["method"] != "SalUn", record["method"]))
+    (out / "pack.json").write_text(json.dumps(_manifest(figures, unlearned, shape, layers), indent=1) + "\n")
+    (out / "README.md").write_text(_readme(figures, unlearned, shape))
+
+
+def _manifest(figures: dict[str, Any], unlearned: list[dict], shape: ViTShape, layers: list[int]) -> dict[str, Any]:
+    channels = [images.MEAN] * 3
+    shown = ("id", "method", "target_class", "file", "forget_accuracy", "retain_accuracy", "seconds")
+    return {
+        "format": 1,
+        "name": "canvas",
+        "title": "Canvas, a drawn world of ten objects",
+        "classes": list(canvas.OBJECTS),
+        "image": {
+            "size": shape.image_size,
+            "resize": shape.image_size,
+            "mean": channels,
+            "std": channels,
+            "interpolation": "bilinear",
+        },
+        "vit": {"patch": shape.patch, "dim": shape.dim, "depth": shape.depth, "heads": shape.heads},
+        "layers": layers,
+        "k": figures["sae"]["recipe"]["k"],
+        "files": {
+            "original": "vit_canvas_original.pth",
+            "sae": "sae_layer{layer}_k{k}.pt",
+            "stats": "activations_layer{layer}_stats.npy",
+            "experts": "expert_features_layer{layer}_k{k}.pt",
+        },
+        "examples": "examples",
+        "world": "canvas",
+        "unlearned": [{key: record[key] for key in shown} for record in unlearned],
+    }
+
+
+def _readme(figures: dict[str, Any], unlearned: list[dict], shape: ViTShape) -> str:
+    parts = [
+        "# The canvas pack\n",
+        "Made by `python -m sod_core build canvas`; this page is written by that command from its own records "
+        "(`figures/`). Times are of one process, on the machine where the stage ran.\n",
+        _original_section(figures["original"], shape),
+        _sae_section(figures["sae"]),
+        _unlearned_section(unlearned),
+    ]
+    return "\n".join(parts)
+
+
+def _original_section(record: dict[str, Any], shape: ViTShape) -> str:
+    recipe = record["recipe"]
+    styles = ", ".join(f"{name} {_percent(value)}" for name, value in record["by_style"].items())
+    classes = ", ".join(f"{name} {_percent(value)}" for name, value in record["by_class"].items())
+    return f"""## Original ViT
+{shape.depth} blocks, width {shape.dim}, {shape.heads} heads, {shape.image_size} px, patch {shape.patch}. Trained from scratch on
+{record["training_images"]:,} drawn images, {recipe["steps"]:,} steps of {recipe["batch"]}, in {_minutes(record["seconds"])}.
+
+- Accuracy on {record["test_images"]:,} fresh images: **{_percent(record["accuracy"])}**.
+- By style: {styles}.
+- By object: {classes}.
+- Weights are stored in half precision; that moves no logit by more than {record["half_precision_moves_logits"]:.1e} (250 images).
+"""
+
+
+def _sae_section(record: dict[str, Any]) -> str:
+    recipe = record["recipe"]
+    rows = [
+        f"| {layer} | {r['variance_unexplained']:.3f} | {r['variance_unexplained_cls']:.3f} | "
+        f"{r['dead_latents']} of {r['latents']} | {_percent(r['accuracy'])} | {_percent(r['accuracy_reconstructed'])} |"
+        for layer, r in record["layers"].items()
+    ]
+    return f"""## Sparse autoencoders
+TopK, k = {recipe["k"]}, trained on CLS and patch tokens together (a fifth of each batch is CLS), each normalised by its own
+mean and standard deviation; {recipe["steps"]:,} steps of {recipe["batch"]:,} tokens. All layers took {_minutes(record["seconds"])}.
+Measured on the original's test images; "reconstructed" replaces every token of the layer by its reconstruction.
+
+| layer | variance unexplained | on CLS alone | dead latents | ViT accuracy | reconstructed |
+|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+Expert features: by F1 over {"images of the check set"}; a latent counts as active on an image if it is in the top k on at
+least one patch; latents active on at least half of the images of 7 or more classes are dropped.
+"""
+
+
+def _unlearned_section(unlearned: list[dict]) -> str:
+    rows = [
+        f"| {record['id']} | {_percent(record['original_forget_accuracy'])} | {_percent(record['forget_accuracy'])} | "
+        f"{_percent(record['original_retain_accuracy'])} | {_percent(record['retain_accuracy'])} | "
+        f"{_minutes(record['seconds'])} | {_remark(record)} |"
+        for record in unlearned
+    ]
+    return f"""## Unlearned models
+Forget: accuracy on fresh images of the forgotten class. Retain: on those of all others. The aim is at most
+{FORGET_GOAL:.0%} forget accuracy, and retain accuracy within {RETAIN_GOAL * 100:.0f} points of the original's.
+
+| model | forget before | forget after | retain before | retain after | time | aim |
+|---|---|---|---|---|---|---|
+{chr(10).join(rows)}
+"""
+
+
+def _remark(record: dict[str, Any]) -> str:
+    missed = []
+    if record["forget_accuracy"] > FORGET_GOAL:
+        missed.append("still names the class: its stop rule was never met within its steps")
+    if record["retain_accuracy"] < record["original_retain_accuracy"] - RETAIN_GOAL:
+        missed.append("the retain set suffers")
+    return "missed: " + "; ".join(missed) if missed else "met"
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.1f} %"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min"

@@ -1,0 +1,161 @@
+"""Trains a TopK SAE on the tokens of one layer: CLS and patches together, each normalised by its own statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .. import features
+from .. import vit as vits
+from ..sae import TokenStats, TopKSAE, variance_unexplained
+from .images import ImageSet, normalise
+
+
+@dataclass(frozen=True)
+class SAERecipe:
+    k: int = 16
+    width: int = 4
+    """Latents per dimension of a token."""
+    images: int = 24_000
+    patches_an_image: int = 12
+    """Patch tokens drawn from each image; its CLS always comes along."""
+    steps: int = 3000
+    batch: int = 4096
+    cls_share: float = 0.2
+    """Share of CLS tokens in a batch; in the data it is 1 in 65."""
+    lr: float = 1e-3
+    aux_weight: float = 1 / 32
+    """Weight of the loss that revives dead latents (Gao et al. 2024, AuxK)."""
+    aux_k: int = 32
+    dead_after: int = 100
+    """Steps without firing after which a latent counts as dead in training."""
+    seed: int = 0
+
+
+class Tokens(NamedTuple):
+    cls: Tensor
+    """[images, D]"""
+    patches: Tensor
+    """[images * patches_an_image, D]"""
+    stats: TokenStats
+
+
+@torch.inference_mode()
+def collect(vit: nn.Module, data: ImageSet, layers: list[int], recipe: SAERecipe, device) -> dict[int, Tokens]:
+    """Tokens of every layer on the first `recipe.images` images, in one pass."""
+    rng = torch.Generator().manual_seed(recipe.seed)
+    found = {layer: ([], []) for layer in layers}
+    for start in tqdm(range(0, recipe.images, 250), desc="hidden states", mininterval=5):
+        hidden = vits.heads(vit, normalise(data.pixels[start : start + 250]).to(device), layers)
+        patches = vit.patch_embed.num_patches
+        drawn = torch.rand(len(hidden[layers[0]]), patches, generator=rng).argsort(1)[:, : recipe.patches_an_image]
+        index = drawn.to(device)[:, :, None] + 1
+        for layer in layers:
+            found[layer][0].append(hidden[layer][:, 0])
+            found[layer][1].append(hidden[layer].gather(1, index.expand(-1, -1, hidden[layer].shape[2])).flatten(0, 1))
+    tokens = {}
+    for layer, (cls, patches) in found.items():
+        cls, patches = torch.cat(cls), torch.cat(patches)
+        stats = TokenStats(patches.mean(0), patches.std(0), cls.mean(0), cls.std(0))
+        tokens[layer] = Tokens(cls, patches, stats)
+    return tokens
+
+
+def train(tokens: Tokens, recipe: SAERecipe, label: str) -> TopKSAE:
+    """Minimises the squared error of the reconstruction (plus AuxK); decoder columns keep unit length."""
+    torch.manual_seed(recipe.seed)
+    dim, device = tokens.cls.shape[1], tokens.cls.device
+    sae = TopKSAE(dim, dim * recipe.width, recipe.k).to(device)
+    with torch.no_grad():
+        sae.decoder.weight.copy_(nn.functional.normalize(torch.randn_like(sae.decoder.weight), dim=0))
+        sae.encoder.weight.copy_(sae.decoder.weight.T)
+    stats = tokens.stats
+    cls = (tokens.cls - stats.cls_mean) / stats.cls_std
+    patches = (tokens.patches - stats.patch_mean) / stats.patch_std
+    optimiser = torch.optim.Adam(sae.parameters(), lr=recipe.lr)
+    idle = torch.zeros(sae.latents, device=device)
+    from_cls = int(recipe.batch * recipe.cls_share)
+    progress = tqdm(range(recipe.steps), desc=label, mininterval=5)
+    for step in progress:
+        optimiser.param_groups[0]["lr"] = recipe.lr * min(1.0, 5 * (1 - step / recipe.steps))
+        x = torch.cat([_draw(cls, from_cls), _draw(patches, recipe.batch - from_cls)])
+        pre = sae.pre_activations(x)
+        latents = sae.activate(pre)
+        error = x - (sae.decoder(latents) + sae.pre_bias)
+        loss = error.square().mean()
+        idle = torch.where((latents > 0).any(0), 0, idle + 1)
+        dead = (idle > recipe.dead_after).nonzero().flatten()
+        if len(dead):
+            loss = loss + recipe.aux_weight * _aux_loss(sae, pre, error, dead, recipe.aux_k)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        with torch.no_grad():
+            sae.decoder.weight.copy_(nn.functional.normalize(sae.decoder.weight, dim=0))
+        if step % 100 == 0:
+            progress.set_postfix(error=f"{error.square().mean().item():.3f}", dead=len(dead))
+    sae.set_stats(stats)
+    return sae.to(device).requires_grad_(False).eval()
+
+
+def _draw(pool: Tensor, count: int) -> Tensor:
+    return pool[torch.randint(len(pool), (count,), device=pool.device)]
+
+
+def _aux_loss(sae: TopKSAE, pre: Tensor, error: Tensor, dead: Tensor, aux_k: int) -> Tensor:
+    """Dead latents are taught to explain what the live ones leave over."""
+    top = pre[:, dead].topk(min(aux_k, len(dead)), dim=1)
+    values = torch.zeros_like(pre[:, dead]).scatter(1, top.indices, top.values.relu())
+    return (error.detach() - values @ sae.decoder.weight[:, dead].T).square().mean()
+
+
+class SAEReport(NamedTuple):
+    """Measured on fresh test images."""
+
+    variance_unexplained: float
+    """CLS and patches together."""
+    variance_unexplained_cls: float
+    dead_latents: int
+    """Latents that fire on no token of any test image."""
+    latents: int
+    accuracy: float
+    """The ViT's accuracy, untouched."""
+    accuracy_reconstructed: float
+    """The ViT's accuracy when every token of the layer is replaced by its reconstruction."""
+
+
+@torch.inference_mode()
+def report(vit: nn.Module, sae: TopKSAE, data: ImageSet, layer: int, device) -> tuple[SAEReport, Tensor]:
+    """The report, and [images, F] whether a latent is active on at least one patch."""
+    hidden, active, right, right_reconstructed = [], [], [], []
+    ever = torch.zeros(sae.latents, dtype=torch.bool, device=device)
+    for start in range(0, len(data.labels), 250):
+        part = slice(start, start + 250)
+        labels = torch.as_tensor(np.array(data.labels[part])).to(device)
+        states = vits.head(vit, normalise(data.pixels[part]).to(device), layer)
+        latents = sae.encode(states)
+        ever |= (latents > 0).flatten(0, 1).any(0)
+        active.append((latents[:, 1:] > 0).any(1))
+        right.append(vits.tail(vit, states, layer).argmax(1) == labels)
+        right_reconstructed.append(vits.tail(vit, sae.decode(latents), layer).argmax(1) == labels)
+        hidden.append(states)
+    hidden = torch.cat(hidden)
+    found = SAEReport(
+        variance_unexplained=variance_unexplained(sae, hidden),
+        variance_unexplained_cls=variance_unexplained(sae, hidden[:, :1]),
+        dead_latents=int((~ever).sum()),
+        latents=sae.latents,
+        accuracy=torch.cat(right).float().mean().item(),
+        accuracy_reconstructed=torch.cat(right_reconstructed).float().mean().item(),
+    )
+    return found, torch.cat(active)
+
+
+def rank(active: Tensor, data: ImageSet, classes: int, k: int) -> dict[int, list[features.Expert]]:
+    """Expert lists from the activity that `report` found."""
+    return features.rank_experts(active.cpu(), torch.as_tensor(np.array(data.labels)), classes, features.experts_kept(k))

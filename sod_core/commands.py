@@ -1,0 +1,124 @@
+"""What the command line's verbs do once their options are parsed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import features, images
+from . import vit as vits
+from .packs.find import open_pack
+from .packs.pack import Pack
+from .restore import FIDELITY
+
+
+def restore(options: argparse.Namespace) -> None:
+    """`restore`: writes the logits of the original, the unlearned and the restored model as JSON."""
+    pack = _pack(options)
+    layer, alphas = _layer(options.layer), _alphas(options.alpha)
+    target = pack.manifest.class_index(options.target_class)
+    image = images.read(options.image)
+    experts = [expert.feature_id for expert in pack.experts(layer, target)]
+    chosen = _features(options.features, experts, pack, layer, options.seed)
+    session = pack.session(_unlearned(pack, options.unlearned), _precision(options))
+    session.set_image(pack.preprocess(image)[None])
+    logits = session.restore(alphas, layer, options.mode, chosen, options.tokens)[:, 0]
+    result = {
+        "pack": pack.manifest.name,
+        "classes": list(pack.manifest.classes),
+        "target_class": target,
+        "layer": layer,
+        "mode": options.mode,
+        "fidelity": FIDELITY[options.mode],
+        "tokens": options.tokens,
+        "features": chosen,
+        "original": {"logits": session.logits("original")[0].tolist()},
+        "unlearned": {"logits": session.logits("unlearned")[0].tolist()},
+        "restored": [{"alpha": a, "logits": row.tolist()} for a, row in zip(alphas, logits)],
+    }
+    _write_json(result, options.json)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """`evaluate`: prints a Markdown table, one row a model."""
+    from . import evaluate as evaluation
+
+    pack = _pack(options)
+    layer = _layer(options.layer)
+    ids = options.unlearned or [entry.id for entry in pack.manifest.unlearned]
+    rows = evaluation.run(pack, ids, layer, options.mode, options.images, _precision(options))
+    if options.json != "-":
+        print(evaluation.table(rows))
+        print(evaluation.pointing_line(evaluation.pointing_game(pack, layer, options.images)))
+    if options.json:
+        _write_json([row.as_dict() for row in rows], options.json)
+
+
+def build(options: argparse.Namespace) -> None:
+    """`build`: trains what is missing of an embedded pack."""
+    from .build import canvas
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    unknown = [stage for stage in options.only if stage not in canvas.stages()]
+    if unknown:
+        raise ValueError(f"unknown stage {unknown[0]!r}; known: {', '.join(canvas.stages())}")
+    canvas.Builder(options.out, options.work, vits.choose_device(options.device)).run(options.only)
+
+
+def _pack(options: argparse.Namespace) -> Pack:
+    return open_pack(options.pack, vits.choose_device(options.device))
+
+
+def _unlearned(pack: Pack, name: str) -> str | nn.Module:
+    """An id of the pack, or the model in a file."""
+    if name not in [entry.id for entry in pack.manifest.unlearned] and Path(name).is_file():
+        return pack.load_vit(Path(name))
+    return name
+
+
+def _layer(text: str) -> int:
+    if not text.isdigit():
+        raise ValueError(f"layer {text!r} is no whole number")
+    return int(text)
+
+
+def _alphas(texts: list[str]) -> list[float]:
+    alphas = []
+    for text in texts:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(f"alpha {text!r} is not a finite number")
+        alphas.append(value)
+    return alphas
+
+
+def _features(text: str, experts: list[int], pack: Pack, layer: int, seed: int) -> list[int]:
+    if any(character.isdigit() for character in text):
+        return features.parse(text, pack.sae(layer).latents)
+    return features.choose(text, experts, pack.activity(layer), seed)
+
+
+def _precision(options: argparse.Namespace) -> torch.dtype | None:
+    return None if options.precision == "float32" else getattr(torch, options.precision)
+
+
+def _write_json(result: object, file: str) -> None:
+    text = json.dumps(result, indent=1, allow_nan=False)
+    if file == "-":
+        print(text)
+        return
+    try:
+        Path(file).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot write {file}: {error.strerror}") from error
+    print(f"wrote {file}", file=sys.stderr)

@@ -1,0 +1,227 @@
+"""Images in, a table out: how much of a forgotten class its expert features bring back, beside every control.
+
+The score is R(alpha) = (acc_restored - acc_unlearned) / (acc_original - acc_unlearned) on the target class
+(Suppression or Deletion, section 4). Every edit is scored at the alpha that suits it best, so a control gets
+the same chance as the experts. Edits act on all samples, whatever their label (gate "none"): `retain` says
+what the same edit, at the experts' alpha, leaves of the other classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from . import features, images
+from .packs.pack import Pack
+from .restore import Session
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
+CONTROLS = ("random", "matched", "cls_copy", "patches", "all")
+RANDOM_SEEDS = range(5)
+"""Random and matched features are scored as the mean over these seeds."""
+SUPPRESSED, DELETED = 0.5, 0.1
+"""Margin of the experts' R over the better of the two random controls: from 0.5 on "suppressed", below 0.1
+"deleted", between them "partly"."""
+TEST_SEED = 5
+SMALLEST_DROP = 0.05
+"""R is not defined where unlearning cost the class less accuracy than this."""
+
+
+class TestSet(NamedTuple):
+    inputs: Tensor
+    """[n, 3, H, W], preprocessed."""
+    labels: Tensor
+    """[n]"""
+    masks: np.ndarray | None
+    """[n, grid, grid]: share of each patch that the object covers; None for images without masks."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one unlearned model; accuracies and R as shares, None where R is not defined."""
+
+    id: str
+    target: str
+    original: float
+    """Accuracy of the original on the target class."""
+    unlearned: float
+    restored: float
+    """At `alpha`."""
+    alpha: float
+    """The smallest of ALPHAS at which the experts restore most."""
+    retain_unlearned: float
+    """Accuracy on all other classes, untouched."""
+    retain_restored: float
+    """The same when every image is edited with the experts at `alpha`."""
+    scores: dict[str, float | None]
+    """R of "experts" and of each of CONTROLS, each at its own best alpha."""
+    verdict: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run(
+    pack: Pack, ids: list[str], layer: int, mode: str, count: int, precision: torch.dtype | None = None
+) -> list[Row]:
+    """Scores the unlearned models `ids` on `count` test images. Raises PackError or ValueError."""
+    for id in ids:
+        pack.manifest.entry(id)
+    data = test_set(pack, count)
+    return [_row(pack, id, layer, mode, data, precision) for id in tqdm(ids, desc="models", leave=False)]
+
+
+def test_set(pack: Pack, count: int) -> TestSet:
+    """Fresh images of the pack's world, classes in turn; the pack's examples where it has no world."""
+    if pack.manifest.world is None:
+        found = pack.examples()
+        inputs = torch.stack([pack.preprocess(images.read(example.path)) for example in found])
+        return TestSet(inputs, torch.tensor([example.label for example in found]), None)
+    from .worlds import canvas
+
+    inputs, masks, labels = [], [], []
+    shape = pack.manifest.vit
+    for i in range(count):
+        label, style = i % len(canvas.OBJECTS), i // len(canvas.OBJECTS) % len(canvas.STYLES)
+        rng = np.random.default_rng((TEST_SEED, i))
+        image, mask = canvas.render(canvas.OBJECTS[label], canvas.STYLES[style], rng, shape.image_size)
+        inputs.append(pack.preprocess(image))
+        cells = np.asarray(mask, np.float32).reshape(shape.grid, shape.patch, shape.grid, shape.patch)
+        masks.append(cells.mean(axis=(1, 3)) / 255)
+        labels.append(label)
+    return TestSet(torch.stack(inputs), torch.tensor(labels), np.stack(masks))
+
+
+def _row(pack: Pack, id: str, layer: int, mode: str, data: TestSet, precision: torch.dtype | None) -> Row:
+    entry = pack.manifest.entry(id)
+    target = entry.target_class
+    session = pack.session(id, precision)
+    members = data.labels == target
+    session.set_image(data.inputs[members])
+    original = _accuracy(session.logits("original"), target)
+    unlearned = _accuracy(session.logits("unlearned"), target)
+    experts = [expert.feature_id for expert in pack.experts(layer, target)]
+    curve = _curve(session, layer, mode, experts, "all", target)
+    best = int(np.argmax(curve))
+
+    def score(restored: float) -> float | None:
+        drop = original - unlearned
+        return None if drop < SMALLEST_DROP else (restored - unlearned) / drop
+
+    scores = {"experts": score(max(curve))}
+    for control in CONTROLS:
+        curves = _control_curves(control, session, pack, layer, mode, experts, target)
+        scores[control] = score(float(np.mean([max(one) for one in curves])))
+    retain_unlearned, retain_restored = _retain(session, layer, mode, experts, ALPHAS[best], data, ~members)
+    return Row(
+        id=id,
+        target=pack.manifest.classes[target],
+        original=original,
+        unlearned=unlearned,
+        restored=curve[best],
+        alpha=ALPHAS[best],
+        retain_unlearned=retain_unlearned,
+        retain_restored=retain_restored,
+        scores=scores,
+        verdict=verdict(scores),
+    )
+
+
+def verdict(scores: dict[str, float | None]) -> str:
+    """ "suppressed", "partly" or "deleted", by the margin of the experts over the better random control."""
+    if scores["experts"] is None:
+        return "not forgotten"
+    margin = scores["experts"] - max(scores["random"], scores["matched"])
+    if margin >= SUPPRESSED:
+        return "suppressed"
+    return "deleted" if margin < DELETED else "partly"
+
+
+def _control_curves(
+    control: str, session: Session, pack: Pack, layer: int, mode: str, experts: list[int], target: int
+) -> list[list[float]]:
+    """Accuracy over ALPHAS of a control; one curve a seed for the random ones."""
+    if control in ("random", "matched"):
+        activity = pack.activity(layer)
+        drawn = [features.choose(control, experts, activity, seed) for seed in RANDOM_SEEDS]
+        return [_curve(session, layer, mode, chosen, "all", target) for chosen in drawn]
+    if control == "cls_copy":
+        return [_curve(session, layer, "cls_copy", [], "all", target)]
+    if control == "patches":
+        return [_curve(session, layer, mode, experts, "patches", target)]
+    everything = features.choose("all", experts, pack.activity(layer))
+    return [_curve(session, layer, mode, everything, "all", target)]
+
+
+def _curve(session: Session, layer: int, mode: str, chosen: list[int], tokens: str, target: int) -> list[float]:
+    """Accuracy on the target class at each of ALPHAS, one alpha at a time: the batch is large already."""
+    return [_accuracy(session.restore([alpha], layer, mode, chosen, tokens)[0], target) for alpha in ALPHAS]
+
+
+def _retain(
+    session: Session, layer: int, mode: str, experts: list[int], alpha: float, data: TestSet, others: Tensor
+) -> tuple[float, float]:
+    """Accuracy on the other classes, unlearned and with every image edited."""
+    before, after = [], []
+    for inputs, labels in zip(data.inputs[others].split(250), data.labels[others].split(250)):
+        session.set_image(inputs)
+        before.append(session.logits("unlearned").argmax(1).cpu() == labels)
+        after.append(session.restore([alpha], layer, mode, experts)[0].argmax(1).cpu() == labels)
+    return torch.cat(before).float().mean().item(), torch.cat(after).float().mean().item()
+
+
+def _accuracy(logits: Tensor, target: int) -> float:
+    return (logits.argmax(-1) == target).float().mean().item()
+
+
+class Pointing(NamedTuple):
+    hits: int
+    images: int
+
+
+@torch.inference_mode()
+def pointing_game(pack: Pack, layer: int, count: int) -> Pointing | None:
+    """How often the hottest patch of the image's class's experts lies on the object (a tenth of it or more).
+
+    Heat: sum of the original model's latents over the experts. None where the images have no masks.
+    """
+    data = test_set(pack, count)
+    if data.masks is None:
+        return None
+    session = pack.session(pack.original())
+    hits = 0
+    for start in range(0, len(data.labels), 250):
+        part = slice(start, start + 250)
+        session.set_image(data.inputs[part])
+        latents = session.latents("original", layer)[:, 1:]
+        for row, label, mask in zip(latents, data.labels[part].tolist(), data.masks[part]):
+            experts = [expert.feature_id for expert in pack.experts(layer, label)]
+            heat = row[:, experts].sum(1)
+            hits += bool(heat.max() > 0 and mask.ravel()[int(heat.argmax())] >= 0.1)
+    return Pointing(hits, len(data.labels))
+
+
+def pointing_line(found: Pointing | None) -> str:
+    """The pointing game in a sentence."""
+    if found is None:
+        return "Pointing game: these images have no masks."
+    return f"Pointing game: {found.hits / found.images:.1%} of {found.images} images."
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown, one row a model."""
+    head = "| model | forget: original | unlearned | restored | at alpha | retain: unlearned | edited too | R experts |"
+    lines = [head + "".join(f" R {control} |" for control in CONTROLS) + " verdict |"]
+    lines.append("|---" * (head.count("|") + len(CONTROLS)) + "|")
+    for row in rows:
+        shares = (row.original, row.unlearned, row.restored)
+        cells = [row.id, *(f"{share:.1%}" for share in shares), f"{row.alpha:g}"]
+        cells += [f"{row.retain_unlearned:.1%}", f"{row.retain_restored:.1%}"]
+        cells += ["–" if score is None else f"{score:.2f}" for score in row.scores.values()]
+        lines.append("| " + " | ".join([*cells, row.verdict]) + " |")
+    return "\n".join(lines)
