@@ -11,7 +11,7 @@ from pathlib import Path
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         """One line instead of argparse's usage block."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,11 +19,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except ValueError as error:  # PackError, ImageError and ours are ValueErrors with one sentence each
-        print(f"sod_core {options.verb}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:  # PackError, ImageError and ours are ValueErrors with one sentence each
+        print(f"sod_core {options.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     return 0
 
 

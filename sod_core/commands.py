@@ -5,44 +5,82 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 from . import features, images
 from . import vit as vits
 from .packs.find import open_pack
 from .packs.pack import Pack
-from .restore import FIDELITY
+from .restore import FIDELITY, MODES
 
 
 def restore(options: argparse.Namespace) -> None:
     """`restore`: writes the logits of the original, the unlearned and the restored model as JSON."""
     pack = _pack(options)
-    layer, alphas = _layer(options.layer), _alphas(options.alpha)
-    target = pack.manifest.class_index(options.target_class)
-    image = images.read(options.image)
+    result = restore_image(
+        pack,
+        _unlearned(pack, options.unlearned),
+        images.read(options.image),
+        target_class=options.target_class,
+        layer=_layer(options.layer),
+        alphas=_alphas(options.alpha),
+        mode=options.mode,
+        tokens=options.tokens,
+        chosen=options.features,
+        seed=options.seed,
+        precision=_precision(options),
+    )
+    _write_json(result, options.json)
+
+
+def restore_image(
+    pack: Pack,
+    unlearned: str | nn.Module,
+    image: Image.Image,
+    *,
+    target_class: str | int,
+    layer: int,
+    alphas: list[float],
+    mode: str,
+    tokens: str = "all",
+    chosen: str = "experts",
+    seed: int = 0,
+    precision: torch.dtype | None = None,
+) -> dict[str, Any]:
+    """One image through the three models, as the command line and the app's API give it out.
+
+    `chosen` is one of features.KINDS or a list of latent ids as text. Raises ValueError or PackError.
+    """
+    if mode not in MODES:
+        raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
+    target = pack.manifest.class_index(target_class)
     experts = [expert.feature_id for expert in pack.experts(layer, target)]
-    chosen = _features(options.features, experts, pack, layer, options.seed)
-    session = pack.session(_unlearned(pack, options.unlearned), _precision(options))
+    ids = _features(chosen, experts, pack, layer, seed)
+    session = pack.session(unlearned, precision)
     session.set_image(pack.preprocess(image)[None])
-    logits = session.restore(alphas, layer, options.mode, chosen, options.tokens)[:, 0]
-    result = {
+    logits = session.restore(alphas, layer, mode, ids, tokens)[:, 0]
+    if not logits.isfinite().all():
+        raise ValueError("alpha is too large: the restored model's output overflows")
+    return {
         "pack": pack.manifest.name,
         "classes": list(pack.manifest.classes),
         "target_class": target,
         "layer": layer,
-        "mode": options.mode,
-        "fidelity": FIDELITY[options.mode],
-        "tokens": options.tokens,
-        "features": chosen,
+        "mode": mode,
+        "fidelity": FIDELITY[mode],
+        "tokens": tokens,
+        "features": ids,
         "original": {"logits": session.logits("original")[0].tolist()},
         "unlearned": {"logits": session.logits("unlearned")[0].tolist()},
         "restored": [{"alpha": a, "logits": row.tolist()} for a, row in zip(alphas, logits)],
     }
-    _write_json(result, options.json)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -78,13 +116,13 @@ def _pack(options: argparse.Namespace) -> Pack:
 
 def _unlearned(pack: Pack, name: str) -> str | nn.Module:
     """An id of the pack, or the model in a file."""
-    if name not in [entry.id for entry in pack.manifest.unlearned] and Path(name).is_file():
+    if name not in [entry.id for entry in pack.manifest.unlearned] and os.path.isfile(name):
         return pack.load_vit(Path(name))
     return name
 
 
 def _layer(text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise ValueError(f"layer {text!r} is no whole number")
     return int(text)
 
@@ -105,6 +143,8 @@ def _alphas(texts: list[str]) -> list[float]:
 def _features(text: str, experts: list[int], pack: Pack, layer: int, seed: int) -> list[int]:
     if any(character.isdigit() for character in text):
         return features.parse(text, pack.sae(layer).latents)
+    if not experts and text != "all":
+        raise ValueError(f"pack {pack.manifest.name} has no experts of this class at layer {layer}; give latent ids")
     return features.choose(text, experts, pack.activity(layer), seed)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import features, images
+from . import features
 from .packs.pack import Pack
 from .restore import Session
 
@@ -73,17 +73,32 @@ def run(
     for id in ids:
         pack.manifest.entry(id)
     data = test_set(pack, count)
-    return [_row(pack, id, layer, mode, data, precision) for id in tqdm(ids, desc="models", leave=False)]
+    for id in ids:
+        target = pack.manifest.entry(id).target_class
+        members = int((data.labels == target).sum())
+        if not 0 < members < len(data.labels):
+            name = pack.manifest.classes[target]
+            raise ValueError(
+                f"of {len(data.labels)} test images {members} show {name}; {id} needs some, and some others"
+            )
+        if not pack.experts(layer, target):
+            raise ValueError(
+                f"pack {pack.manifest.name} has no experts of {pack.manifest.classes[target]} at layer {layer}"
+            )
+    bar = tqdm(ids, desc="models", leave=False, disable=None)  # None: no bar where nobody watches
+    return [_row(pack, id, layer, mode, data, precision) for id in bar]
 
 
 def test_set(pack: Pack, count: int) -> TestSet:
     """Fresh images of the pack's world, classes in turn; the pack's examples where it has no world."""
     if pack.manifest.world is None:
-        found = pack.examples()
-        inputs = torch.stack([pack.preprocess(images.read(example.path)) for example in found])
-        return TestSet(inputs, torch.tensor([example.label for example in found]), None)
+        return TestSet(pack.example_inputs(), torch.tensor([example.label for example in pack.examples()]), None)
     from .worlds import canvas
 
+    if pack.manifest.classes != canvas.OBJECTS:
+        raise ValueError(f"the classes of pack {pack.manifest.name} are not the objects of the canvas world")
+    if count < 1:
+        raise ValueError(f"{count} test images are none; take one or more")
     inputs, masks, labels = [], [], []
     shape = pack.manifest.vit
     for i in range(count):

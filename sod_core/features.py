@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import torch
@@ -101,7 +102,7 @@ def parse(text: str, total: int) -> list[int]:
     for part in text.replace(";", ",").replace("\n", ",").split(","):
         if not part.strip():
             continue
-        if not part.strip().isdigit():
+        if not re.fullmatch("[0-9]{1,9}", part.strip()):
             raise ValueError(f"{part.strip()!r} is not a latent id; write whole numbers such as 1, 5, 9")
         ids.append(int(part))
     if not ids:

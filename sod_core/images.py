@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
 MIN_SIDE = 8
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # not all that Pillow knows: its EPS starts Ghostscript
 
 
 class ImageError(ValueError):
@@ -26,20 +28,22 @@ def read(source: str | Path | bytes) -> Image.Image:
     """
     if not isinstance(source, bytes):
         path = Path(source)
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike Path.is_file: no error for impossible names
             raise ImageError(f"{path} does not exist: give the path of an image file")
         if path.stat().st_size > MAX_BYTES:
-            raise ImageError(f"the file is {path.stat().st_size / 2**20:.0f} MB, at most {MAX_BYTES // 2**20} are taken")
+            raise ImageError(
+                f"the file is {path.stat().st_size / 2**20:.0f} MB, at most {MAX_BYTES // 2**20} are taken"
+            )
         source = path.read_bytes()
     if len(source) > MAX_BYTES:
         raise ImageError(f"the file is {len(source) / 2**20:.0f} MB, at most {MAX_BYTES // 2**20} are taken")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is checked below
-            image = Image.open(BytesIO(source))
-        _check_size(*image.size)
-        image.seek(0)
-        image.load()
+        with warnings.catch_warnings(action="ignore"):  # of large sizes, which are checked here, and damaged EXIF
+            image = Image.open(BytesIO(source), formats=FORMATS)
+            _check_size(*image.size)
+            image.seek(0)
+            image.load()
+            image = ImageOps.exif_transpose(image)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -48,7 +52,7 @@ def read(source: str | Path | bytes) -> Image.Image:
         raise ImageError(f"the image is too large, at most {MAX_PIXELS // 10**6} million pixels are taken") from error
     except Exception as error:  # decoders raise many kinds for damaged data
         raise ImageError("the image is damaged or cut short; save it again and retry") from error
-    return to_rgb(ImageOps.exif_transpose(image))
+    return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -56,7 +60,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     _check_size(*image.size)
     if image.mode.startswith("I") or image.mode == "F":  # 16- and 32-bit greys: Pillow's own conversion clips them
         values = np.asarray(image, np.float32)
-        top = 65535 if values.max() > 255 else 255
+        top = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255
         image = Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

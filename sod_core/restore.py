@@ -51,12 +51,7 @@ class Line(NamedTuple):
         return self.start + steps[:, None, None, None] * self.direction
 
     def only(self, tokens: str, u: Tensor) -> Line:
-        """The same edit on "patches" or "cls" alone; the other tokens stay as in `u` [B, 1 + N, D].
-
-        Raises ValueError for tokens other than TOKENS.
-        """
-        if tokens not in TOKENS:
-            raise ValueError(f"unknown tokens {tokens!r}; known: {', '.join(TOKENS)}")
+        """The same edit on one of TOKENS; the tokens left out stay as in `u` [B, 1 + N, D]."""
         if tokens == "all":
             return self
         kept = torch.full((u.shape[1], 1), tokens == "patches", device=u.device)
@@ -112,6 +107,8 @@ def line(mode: str, u: Tensor, o: Tensor, sae: TopKSAE, features: Tensor, tokens
 
     Raises ValueError for an unknown mode or unknown tokens.
     """
+    if tokens not in TOKENS:
+        raise ValueError(f"unknown tokens {tokens!r}; known: {', '.join(TOKENS)}")
     if mode == "inject":
         return inject(u, o, sae, features).only(tokens, u)
     if mode == "amplify":

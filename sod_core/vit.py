@@ -108,7 +108,7 @@ def choose_device(name: str | None = None) -> torch.device:
     name = name or os.environ.get("SOD_DEVICE") or _best_device()
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return device

@@ -141,7 +141,7 @@ class Builder:
         after = accuracies(self.load(file), test, target, self.device)
         return {
             "id": id,
-            "method": TITLES[how],
+            "method": how,
             "target_class": target,
             "file": file,
             "settings": asdict(settings),
@@ -181,4 +181,3 @@ class Builder:
         if not checkpoint.exists():
             return None
         return torch.load(checkpoint, map_location="cpu", weights_only=True)["seconds"]
-

@@ -19,7 +19,7 @@ def write(out: Path, shape: ViTShape, layers: list[int]) -> None:
     if not {"original", "sae"} <= figures.keys():
         return
     unlearned = [record for record in figures.values() if "target_class" in record]
-    unlearned.sort(key=lambda record: (record["target_class"], record["method"] != "SalUn", record["method"]))
+    unlearned.sort(key=lambda record: (record["target_class"], record["method"] != "salun", record["method"]))
     (out / "pack.json").write_text(json.dumps(_manifest(figures, unlearned, shape, layers), indent=1) + "\n")
     (out / "README.md").write_text(_readme(figures, unlearned, shape))
 
@@ -97,8 +97,8 @@ Measured on the original's test images; "reconstructed" replaces every token of 
 |---|---|---|---|---|---|
 {chr(10).join(rows)}
 
-Expert features: by F1 over {"images of the check set"}; a latent counts as active on an image if it is in the top k on at
-least one patch; latents active on at least half of the images of 7 or more classes are dropped.
+Expert features: by F1 over 1,000 check images (of another seed); a latent counts as active on an image if it is in the
+top k on at least one patch; latents active on at least half of the images of 7 or more classes are dropped.
 """
 
 

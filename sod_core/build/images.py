@@ -38,7 +38,7 @@ class ImageSet(NamedTuple):
 
 def normalise(pixels: np.ndarray | Tensor) -> Tensor:
     """uint8 [n, H, W, 3] -> float [n, 3, H, W] as the ViT takes it."""
-    return (torch.as_tensor(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
+    return (torch.as_tensor(np.array(pixels)).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
 
 
 def draw(count: int, seed: int) -> ImageSet:

@@ -26,8 +26,9 @@ class SAERecipe:
     """Patch tokens drawn from each image; its CLS always comes along."""
     steps: int = 3000
     batch: int = 4096
-    cls_share: float = 0.2
-    """Share of CLS tokens in a batch; in the data it is 1 in 65."""
+    cls_share: float = 1 / 65
+    """Share of CLS tokens in a batch: what it is in the data. With more, CLS gets latents of its own and class
+    features stop being shared with the patches."""
     lr: float = 1e-3
     aux_weight: float = 1 / 32
     """Weight of the loss that revives dead latents (Gao et al. 2024, AuxK)."""
@@ -158,4 +159,6 @@ def report(vit: nn.Module, sae: TopKSAE, data: ImageSet, layer: int, device) -> 
 
 def rank(active: Tensor, data: ImageSet, classes: int, k: int) -> dict[int, list[features.Expert]]:
     """Expert lists from the activity that `report` found."""
-    return features.rank_experts(active.cpu(), torch.as_tensor(np.array(data.labels)), classes, features.experts_kept(k))
+    return features.rank_experts(
+        active.cpu(), torch.as_tensor(np.array(data.labels)), classes, features.experts_kept(k)
+    )

@@ -1,8 +1,9 @@
 """Trains a ViT from scratch on a world's images: the original, and the "retrained without a class" yardstick.
 
 What makes a small ViT learn fast enough on two cores: token labels (every patch also predicts what
-covers it, through a head that is thrown away afterwards; Jiang et al. 2021, "All Tokens Matter"), half of
-the patches left out during the first part (PatchDropout, Liu et al. 2022), the Muon optimiser for the
+covers it; Jiang et al. 2021, "All Tokens Matter"), through the class head itself plus one output for the
+background that is thrown away afterwards, so that a class lies in the same direction on CLS and on patches;
+half of the patches left out during the first part (PatchDropout, Liu et al. 2022), the Muon optimiser for the
 blocks' matrices, and sine-cosine initial position embeddings.
 """
 
@@ -25,7 +26,7 @@ from .images import ImageSet, normalise
 
 @dataclass(frozen=True)
 class Recipe:
-    steps: int = 4000
+    steps: int = 3000
     batch: int = 64
     sparse_share: float = 0.75
     """Share of the steps that see only half of the patches."""
@@ -63,8 +64,8 @@ def train(
     vit = vits.new(shape)
     with torch.no_grad():
         vit.pos_embed[0, 1:] = _sincos(shape.grid, shape.dim)
-    token_head = nn.Linear(shape.dim, shape.classes + 1)  # thrown away after training
-    model = nn.ModuleDict({"vit": vit, "token_head": token_head}).to(device)
+    background = nn.Linear(shape.dim, 1)  # thrown away after training
+    model = nn.ModuleDict({"vit": vit, "background": background}).to(device)
     vits.plain_attention_on_cpu(vit)
     optimisers = _optimisers(model, recipe)
     start, seconds = _resume(checkpoint, model, optimisers, device)
@@ -99,7 +100,7 @@ def _step(
         pixels = pixels[:, :, ::-1]
         coverage = coverage.reshape(-1, side, side)[:, :, ::-1].reshape(len(chosen), -1)
     labels = torch.as_tensor(data.labels[chosen])
-    targets = _token_targets(torch.as_tensor(np.ascontiguousarray(coverage)), labels, model["token_head"].out_features)
+    targets = _token_targets(torch.as_tensor(np.ascontiguousarray(coverage)), labels, model["vit"].num_classes)
     images, labels, targets = normalise(pixels).to(device), labels.to(device), targets.to(device)
     vit = model["vit"]
     with torch.autocast(device.type, dtype=torch.bfloat16):
@@ -109,14 +110,15 @@ def _step(
         hidden = vit.norm(vit.blocks(hidden)).float()
     scores = vit.head(hidden[:, 0])
     loss = F.cross_entropy(scores, labels)
-    tokens = F.cross_entropy(model["token_head"](hidden[:, 1:]).flatten(0, 1), targets.flatten(), ignore_index=-1)
+    token_scores = torch.cat([vit.head(hidden[:, 1:]), model["background"](hidden[:, 1:])], dim=-1)
+    tokens = F.cross_entropy(token_scores.flatten(0, 1), targets.flatten(), ignore_index=-1)
     return loss + recipe.token_weight * tokens, (scores.argmax(1) == labels).float().mean().item()
 
 
-def _token_targets(coverage: Tensor, labels: Tensor, outputs: int) -> Tensor:
-    """coverage [B, N] uint8, labels [B] -> [B, N]: the class, `outputs - 1` for background, -1 (ignored) between."""
+def _token_targets(coverage: Tensor, labels: Tensor, background: int) -> Tensor:
+    """coverage [B, N] uint8, labels [B] -> [B, N]: the class, `background`, or -1 (ignored) for a patch between."""
     targets = torch.full(coverage.shape, -1)
-    targets[coverage == 0] = outputs - 1
+    targets[coverage == 0] = background
     return torch.where(coverage > 77, labels[:, None], targets)  # 30 % of the patch
 
 

@@ -46,7 +46,7 @@ _HF_QKV = {
 
 def load_vit(vit: nn.Module, found: Any, file: str) -> None:
     """Puts a checkpoint (whatever its names) into a timm ViT. Raises PackError naming file, key and shapes."""
-    state = to_timm(unwrap(found, file))
+    state = to_timm(unwrap(found, file), file)
     expected = vit.state_dict()
     missing = [key for key in expected if key not in state]
     if missing:
@@ -62,13 +62,15 @@ def unwrap(found: Any, file: str) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]
-    if not isinstance(found, dict) or not any(isinstance(value, Tensor) for value in found.values()):
+    named = found.items() if isinstance(found, dict) else ()
+    state = {key: value for key, value in named if isinstance(key, str) and isinstance(value, Tensor)}
+    if not state:
         raise PackError(f"{file} holds no state dict")
-    return {key.removeprefix("module."): value for key, value in found.items() if isinstance(value, Tensor)}
+    return {key.removeprefix("module."): value for key, value in state.items()}
 
 
-def to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict with Hugging Face (4 or 5) or timm names -> timm names; unknown keys keep theirs."""
+def to_timm(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
+    """State dict with Hugging Face (4 or 5) or timm names -> timm names; unknown keys keep theirs. Raises PackError."""
     renamed: dict[str, Tensor] = {}
     qkv: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
@@ -90,6 +92,9 @@ def to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             renamed[name] = value
     for key, parts in qkv.items():
+        if len({part.shape for part in parts.values()}) > 1:
+            shapes = ", ".join(f"{name} {_shape(part)}" for name, part in sorted(parts.items()))
+            raise PackError(f"{file}: the parts of {key} have different shapes: {shapes}")
         if len(parts) == 3:
             renamed[key] = torch.cat([parts["q"], parts["k"], parts["v"]])
     return renamed
@@ -140,7 +145,9 @@ def load_sae(found: Any, k: int, dim: int, file: str) -> TopKSAE:
     sae = TopKSAE(dim, latents, k)
     for part, layer in (("encoder", sae.encoder), ("decoder", sae.decoder)):
         # W_enc and W_dec are stored in either orientation.
-        matrix = parts[part] if parts[part].shape == layer.weight.shape else parts[part].T
+        matrix = parts[part]
+        if matrix.ndim == 2 and matrix.shape != layer.weight.shape:
+            matrix = matrix.T
         if matrix.shape != layer.weight.shape:
             raise PackError(f"{file}: {part} has shape {_shape(parts[part])}, expected {_shape(layer.weight)}")
         layer.weight.data = matrix.contiguous()
@@ -167,9 +174,14 @@ def load_stats(found: Any, dim: int, file: str) -> TokenStats:
             if key.startswith("patch"):
                 raise PackError(f"{file} has neither {key} nor {key.removeprefix('patch_')}")
             continue
-        tensor = torch.as_tensor(value).float().reshape(-1)
+        try:
+            tensor = torch.as_tensor(value).float().reshape(-1)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise PackError(f"{file}: {key} holds no numbers") from error
         if tensor.numel() not in (1, dim):
             raise PackError(f"{file}: {key} has shape {_shape(tensor)}, expected ({dim},)")
+        if not tensor.isfinite().all() or (key.endswith("std") and tensor.min() <= 0):
+            raise PackError(f"{file}: {key} must be finite{' and above 0' if key.endswith('std') else ''}")
         arrays[key] = tensor.expand(dim).clone()
     return TokenStats(**arrays)
 
@@ -182,21 +194,23 @@ def load_experts(found: Any, classes: tuple[str, ...], file: str) -> dict[int, l
         raise PackError(f"{file} holds no expert lists by class")
     lists = {}
     for key, items in found.items():
-        index = classes.index(key) if key in classes else int(key) if str(key).isdigit() else None
-        if index is None or not isinstance(items, list):
+        index = classes.index(key) if key in classes else int(key) if str(key).isdecimal() else None
+        if index is None or not isinstance(items, (list, tuple, Tensor)):
             continue
-        lists[index] = [_expert(item, file) for item in items]
+        if index >= len(classes):
+            raise PackError(f"{file} names class {index}, the pack has 0 to {len(classes) - 1}")
+        lists[index] = [_expert(item, file) for item in (items.tolist() if isinstance(items, Tensor) else items)]
     if not lists:
         raise PackError(f"{file} holds no expert lists by class")
     return lists
 
 
 def _expert(item: Any, file: str) -> Expert:
-    if isinstance(item, dict) and "feature_id" in item:
-        figures = (item.get(name) for name in ("precision", "recall", "f1"))
-        return Expert(int(item["feature_id"]), *(None if f is None else float(f) for f in figures))
-    if isinstance(item, int):
-        return Expert(item)
+    details = item if isinstance(item, dict) else {"feature_id": item}
+    id = details.get("feature_id")
+    figures = [details.get(name) for name in ("precision", "recall", "f1")]
+    if isinstance(id, int) and id >= 0 and all(f is None or isinstance(f, (int, float)) for f in figures):
+        return Expert(id, *figures)
     raise PackError(f"{file}: an expert is a latent id or a dictionary with feature_id, found {type(item).__name__}")
 
 

@@ -26,6 +26,8 @@ def open_pack(name: str, device=None) -> Pack:
     known = folders()
     if name in known:
         return Pack(known[name], device)
-    if Path(name, "pack.json").is_file():
+    if os.path.isfile(os.path.join(name, "pack.json")):  # unlike Path.is_file: no error for impossible names
         return Pack(Path(name), device)
-    raise PackError(f"unknown pack {name!r}; known: {', '.join(known) or 'none'}, or the path of a folder with pack.json")
+    raise PackError(
+        f"unknown pack {name!r}; known: {', '.join(known) or 'none'}, or the path of a folder with pack.json"
+    )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..vit import ViTShape
 from .errors import PackError
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+WORLDS = ("canvas",)
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class UnlearnedEntry:
 
     id: str
     method: str
-    """As shown to users: "SalUn"."""
+    """Its name in sod_core.unlearn ("salun"), or any other word."""
     target_class: int
     file: str
     forget_accuracy: float | None = None
@@ -71,7 +75,7 @@ class Manifest:
         text = str(name).strip()
         if text in self.classes:
             return self.classes.index(text)
-        if text.isdigit() and int(text) < len(self.classes):
+        if text.isdecimal() and int(text) < len(self.classes):
             return int(text)
         raise PackError(f"unknown class {text!r} in pack {self.name}; known: {', '.join(self.classes)}")
 
@@ -91,22 +95,28 @@ def read(folder: Path) -> Manifest:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise PackError(f"{folder} is no pack: it has no pack.json") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise PackError(f"{path} cannot be read: {error}") from error
     try:
-        return _parse(folder, data)
+        found = _parse(folder, data)
     except PackError:
         raise
     except KeyError as error:
         raise PackError(f"{path} lacks the key {error.args[0]!r}") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise PackError(f"{path} has a value of the wrong kind: {error}") from error
+    for wrong, sentence in _faults(found):
+        if wrong:
+            raise PackError(f"{path}: {sentence}")
+    return found
 
 
 def _parse(folder: Path, data: dict[str, Any]) -> Manifest:
     if data["format"] != 1:
         raise PackError(f"{folder.name}: pack.json has format {data['format']!r}, this version reads format 1")
     image, vit = data["image"], data["vit"]
+    if not isinstance(data["classes"], list):
+        raise TypeError("classes is no list")
     classes = tuple(str(name) for name in data["classes"])
     size = int(image["size"])
     return Manifest(
@@ -125,21 +135,44 @@ def _parse(folder: Path, data: dict[str, Any]) -> Manifest:
         layers=tuple(int(layer) for layer in data["layers"]),
         k=int(data["k"]),
         files={kind: str(data["files"][kind]) for kind in ("original", "sae", "stats", "experts")},
-        unlearned=tuple(_entry(item, classes) for item in data.get("unlearned", [])),
+        unlearned=tuple(_entry(item) for item in data.get("unlearned", [])),
         examples=data.get("examples"),
         world=data.get("world"),
     )
 
 
-def _entry(item: dict[str, Any], classes: tuple[str, ...]) -> UnlearnedEntry:
-    target = int(item["target_class"])
-    if not 0 <= target < len(classes):
-        raise PackError(f"unlearned model {item['id']!r} names class {target}, the pack has 0 to {len(classes) - 1}")
+def _entry(item: dict[str, Any]) -> UnlearnedEntry:
     return UnlearnedEntry(
         id=str(item["id"]),
         method=str(item["method"]),
-        target_class=target,
+        target_class=int(item["target_class"]),
         file=str(item["file"]),
         forget_accuracy=item.get("forget_accuracy"),
         retain_accuracy=item.get("retain_accuracy"),
     )
+
+
+def _faults(m: Manifest) -> Iterator[tuple[bool, str]]:
+    """What may be wrong with figures of the right kind: (whether it is, a sentence). Earlier ones guard later ones."""
+    vit, image = m.vit, m.image
+    ids = [entry.id for entry in m.unlearned]
+    yield not 0 < len(set(m.classes)) == len(m.classes), "classes must be different names, at least one"
+    yield min(vit.patch, vit.dim, vit.depth, vit.heads) < 1, "patch, dim, depth and heads of vit must be above 0"
+    yield image.size < vit.patch or image.size % vit.patch > 0, "image size must be a multiple of the vit's patch"
+    yield vit.dim % vit.heads > 0, "the vit's dim must be a multiple of its heads"
+    yield image.resize < image.size, "image resize must not be below image size"
+    yield len(image.mean) != 3 or len(image.std) != 3, "image mean and std must be three numbers each"
+    yield min(image.std) <= 0, "image std must be above 0"
+    yield image.interpolation not in INTERPOLATIONS, f"image interpolation {image.interpolation!r} is unknown"
+    yield not m.layers, "layers must name at least one layer"
+    for layer in m.layers:
+        yield not 0 <= layer < vit.depth, f"layer {layer} does not exist, the vit has 0 to {vit.depth - 1}"
+    yield m.k < 1, "k must be above 0"
+    yield len(set(ids)) < len(ids), f"two unlearned models have the same id, among {', '.join(ids)}"
+    for entry in m.unlearned:
+        outside = not 0 <= entry.target_class < len(m.classes)
+        yield outside, f"{entry.id!r} names class {entry.target_class}, the pack has 0 to {len(m.classes) - 1}"
+        measured = (entry.forget_accuracy, entry.retain_accuracy)
+        yield not all(isinstance(a, int | float | None) for a in measured), f"an accuracy of {entry.id!r} is no number"
+    yield not isinstance(m.examples, str | None), "examples must be the name of a folder"
+    yield m.world not in (None, *WORLDS), f"world {m.world!r} is unknown; known: {', '.join(WORLDS)}"

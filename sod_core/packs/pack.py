@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .. import images, vit
+from .. import images, torchvision_guard, vit
 from ..features import Expert
 from ..restore import Session
 from ..sae import TopKSAE, variance_unexplained
@@ -120,6 +120,7 @@ class Pack:
         return self._once("transform", self._make_transform)(image)
 
     def _make_transform(self) -> Callable[[Image.Image], Tensor]:
+        torchvision_guard.install()
         from timm.data import create_transform
 
         spec = self.manifest.image
@@ -144,18 +145,26 @@ class Pack:
             if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
         ]
 
+    def example_inputs(self) -> Tensor:
+        """[examples, 3, size, size]: the examples, preprocessed. Raises PackError for none, or a damaged one."""
+        inputs = []
+        for example in self.examples():
+            try:
+                inputs.append(self.preprocess(images.read(example.path)))
+            except images.ImageError as error:
+                name = f"{example.path.parent.name}/{example.path.name}"
+                raise PackError(f"example image {name} of pack {self.manifest.name}: {error}") from error
+        if not inputs:
+            raise PackError(f"pack {self.manifest.name} has no example images")
+        return torch.stack(inputs)
+
     def example_hidden(self, layer: int) -> Tensor:
         """[examples, 1 + N, D]: the original model's hidden states on the examples. Raises PackError without any."""
 
         @torch.inference_mode()
         def run() -> dict[int, Tensor]:
-            found = self.examples()
-            if not found:
-                raise PackError(f"pack {self.manifest.name} has no example images")
-            batch = torch.stack([self.preprocess(images.read(example.path)) for example in found])
-            parts = [
-                vit.heads(self.original(), chunk.to(self.device), list(self.manifest.layers)) for chunk in batch.split(16)
-            ]
+            chunks = self.example_inputs().to(self.device).split(16)
+            parts = [vit.heads(self.original(), chunk, list(self.manifest.layers)) for chunk in chunks]
             return {layer: torch.cat([part[layer] for part in parts]) for layer in self.manifest.layers}
 
         self._check_layer(layer)

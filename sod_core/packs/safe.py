@@ -1,13 +1,14 @@
 """Reads model files without ever running code from them.
 
 A pickle may call any function it names, so checkpoints are read by `torch.load(weights_only=True)`, and the
-`.npy` files that hold a pickled dictionary by an unpickler that admits numpy arrays and plain containers.
+`.npy` files that hold a pickled dictionary by an unpickler that admits arrays, tensors and plain containers.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,27 @@ _ADMITTED = {
         (f"{core}.multiarray", "scalar"),
         (f"{core}.numeric", "_frombuffer"),
     )
-} | {("numpy", "ndarray"), ("numpy", "dtype"), ("collections", "OrderedDict")}
+} | {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("collections", "OrderedDict"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+}
 
 
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):  # torch's own would unpickle whatever is inside
+            return _tensor_data
         if (module, name) not in _ADMITTED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return super().find_class(module, name)
+
+
+def _tensor_data(data: bytes) -> Any:
+    import torch
+
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def read_torch(path: Path) -> Any:
@@ -43,7 +57,8 @@ def read_torch(path: Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of unusual pickles, which are refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise PackError(f"{path.name} was refused: it holds more than tensors ({_asked_for(error)})") from error
     except Exception as error:  # torch and zipfile raise many kinds for a damaged file
@@ -56,14 +71,16 @@ def read_npy(path: Path) -> np.ndarray | dict:
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
-            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
             dtype = read_header(file)[2]
             if not dtype.hasobject:
                 file.seek(0)
                 return np.load(io.BytesIO(file.read()), allow_pickle=False)
             found = _ArraysOnly(file).load()
     except pickle.UnpicklingError as error:
-        raise PackError(f"{path.name} was refused: it holds more than arrays ({error})") from error
+        raise PackError(f"{path.name} was refused: it holds more than arrays ({_asked_for(error)})") from error
     except Exception as error:
         raise PackError(f"{path.name} cannot be read, it may be truncated ({type(error).__name__})") from error
     return found.item() if isinstance(found, np.ndarray) and found.shape == () else found

@@ -56,7 +56,9 @@ def render(object: str, style: str, rng: np.random.Generator, size: int = 64) ->
 # ---------------------------------------------------------------- objects, in [-1, 1], y down
 
 
-def _ellipse(cx: float, cy: float, rx: float, ry: float, start: float = 0, stop: float = 360, n: int = 20) -> np.ndarray:
+def _ellipse(
+    cx: float, cy: float, rx: float, ry: float, start: float = 0, stop: float = 360, n: int = 20
+) -> np.ndarray:
     angles = np.radians(np.linspace(start, stop, n, endpoint=stop - start < 360))
     return np.stack([cx + rx * np.cos(angles), cy + ry * np.sin(angles)], axis=1)
 
@@ -162,7 +164,9 @@ def _mushroom(rng: np.random.Generator) -> list[Shape]:
 def _cat(rng: np.random.Generator) -> list[Shape]:
     ears = [_poly((s * 0.72, -0.2), (s * 0.68, -0.98), (s * 0.12, -0.52)) for s in (-1, 1)]
     whiskers = [
-        _poly((s * 0.2, 0.32), (s * 1.0, y), (s * 1.0, y + 0.05), (s * 0.2, 0.38)) for s in (-1, 1) for y in (0.15, 0.45)
+        _poly((s * 0.2, 0.32), (s * 1.0, y), (s * 1.0, y + 0.05), (s * 0.2, 0.38))
+        for s in (-1, 1)
+        for y in (0.15, 0.45)
     ]
     return [
         *[Shape(ear, 0) for ear in ears],

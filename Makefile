@@ -1,0 +1,28 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup run test
+
+setup: .venv/.requirements
+
+run: setup
+	$(BIN)/python app.py
+
+test: .venv/.requirements-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; name one with PYTHON=, for example: make run PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+# A stamp is newer than the list it was made from, so nothing is installed twice.
+.venv/.requirements: requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install -r requirements.txt
+	@touch $@
+
+.venv/.requirements-test: requirements-test.txt .venv/.requirements
+	$(BIN)/python -m pip install -r requirements-test.txt
+	@touch $@

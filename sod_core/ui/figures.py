@@ -1,0 +1,89 @@
+"""The Plotly figures. Text and grid take their colours from the page's style sheet (light or dark)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from .visitor import ALPHAS, Curve, Probabilities
+
+ACCENT = "#e8590c"
+ORIGINAL, UNLEARNED = "#8fa3b8", "#54677d"
+_CONTROL_STYLES = {
+    "random": ("random features", "#7d8fa3", "dot"),
+    "matched": ("random, equally active", "#5b7490", "dash"),
+    "patches": ("experts on patches only", "#9db0c4", "dashdot"),
+    "cls_copy": ("copied CLS, no features", "#3f5874", "longdash"),
+    "retrained": ("retrained without the class", "#6f7f90", "solid"),
+    "own": ("your selection", "#e8a06c", "solid"),
+}
+_SHOWN_CLASSES = 12
+
+
+def prediction_bars(names: Sequence[str], found: Probabilities, target: int) -> go.Figure:
+    """Probabilities of original, unlearned and restored model side by side; the forgotten class is marked.
+
+    At most 12 classes: the forgotten one and the likeliest, in the order of the pack.
+    """
+    peaks = [max(p[i].item() for p in found) + (2 if i == target else 0) for i in range(len(names))]
+    shown = sorted(sorted(range(len(names)), key=lambda i: -peaks[i])[:_SHOWN_CLASSES])
+    labels = [f"<b>▸ {names[i]}</b>" if i == target else names[i] for i in shown]
+    figure = go.Figure()
+    colours = {"original": ORIGINAL, "unlearned": UNLEARNED, "restored": ACCENT}
+    for (which, values), colour in zip(found._asdict().items(), colours.values()):
+        figure.add_bar(
+            name=which,
+            x=labels,
+            y=[round(values[i].item(), 4) for i in shown],
+            marker_color=colour,
+            hovertemplate="%{x}: %{y:.1%}<extra>" + which + "</extra>",
+        )
+    if target in shown:
+        at = shown.index(target)
+        figure.add_vrect(x0=at - 0.5, x1=at + 0.5, fillcolor=ACCENT, opacity=0.08, line_width=0, layer="below")
+    figure.update_layout(barmode="group", bargap=0.22, bargroupgap=0.04, height=290)
+    figure.update_yaxes(range=[0, 1], tickformat=".0%", tickvals=[0, 0.5, 1])
+    return _calm(figure)
+
+
+def alpha_curves(curves: Sequence[Curve], alpha: float, target_name: str) -> go.Figure:
+    """Probability of the forgotten class against alpha: experts in the accent colour, controls in one family."""
+    figure = go.Figure()
+    for curve in reversed(curves):
+        if curve.key == "experts":
+            name, colour, dash, width = "experts", ACCENT, "solid", 4
+        else:
+            name, colour, dash = _CONTROL_STYLES[curve.key]
+            width = 2
+        figure.add_scatter(
+            x=ALPHAS,
+            y=[round(p, 4) for p in curve.probability],
+            name=name,
+            mode="lines",
+            line={"color": colour, "dash": dash, "width": width},
+            hovertemplate="alpha %{x}: %{y:.1%}<extra>" + name + "</extra>",
+        )
+    figure.add_vline(x=alpha, line_width=2, line_color=ACCENT, opacity=0.55)
+    figure.update_layout(height=320, legend_traceorder="reversed")
+    figure.update_xaxes(title="alpha", range=[0, ALPHAS[-1]])
+    figure.update_yaxes(
+        title=f"probability of {target_name}", range=[-0.02, 1.02], tickformat=".0%", tickvals=[0, 0.5, 1]
+    )
+    return _calm(figure)
+
+
+def _calm(figure: go.Figure) -> go.Figure:
+    figure.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 58, "r": 12, "t": 34, "b": 44},
+        font={"size": 15, "family": "system-ui, sans-serif"},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 14}},
+        uirevision="keep",
+        dragmode=False,
+    )
+    figure.update_xaxes(fixedrange=True, showgrid=False, automargin=True)
+    figure.update_yaxes(fixedrange=True, gridcolor="rgba(128,140,155,0.25)", zeroline=False)
+    return figure

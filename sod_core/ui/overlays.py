@@ -1,0 +1,107 @@
+"""Heatmaps, the example picker and the latent inspector, as HTML that the page's one script makes clickable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from html import escape
+
+from plotly.colors import sample_colorscale
+
+_SCALE = "Inferno"
+_STEPS = 64
+
+CLICKS = """
+element.addEventListener('click', (event) => {
+  const hit = event.target.closest('[data-pick]');
+  if (hit) trigger('click', {kind: hit.dataset.kind, pick: Number(hit.dataset.pick)});
+});
+"""
+"""js_on_load of every component here: a click on anything with data-pick reaches the server as {kind, pick}."""
+
+
+@cache
+def colours() -> list[str]:
+    """The heat's colour scale, cold to hot."""
+    return sample_colorscale(_SCALE, [i / (_STEPS - 1) for i in range(_STEPS)])
+
+
+def picture_style(uri: str) -> str:
+    """Puts the picture where the heatmaps take their background from: sent once an image, not once an alpha."""
+    return f"<style>:root {{ --sod-picture: url({uri}); }}</style>"
+
+
+def heat_panels(heat: dict[str, Sequence[float]], grid: int, title: str, selected: int | None) -> str:
+    """Three heatmaps on one colour scale, and its colour bar.
+
+    heat: {model: [N] values}, row by row. The scale ends at the largest value of the original and the
+    unlearned model, so that it does not move with alpha; hotter patches of the restored one take its last colour.
+    """
+    fixed = [value for which, values in heat.items() if which != "restored" for value in values]
+    top = max(max(fixed, default=0.0), 1e-6)
+    panels = "".join(
+        f'<figure class="sod-heat"><div class="sod-picture">{_grid(values, grid, top, selected)}</div>'
+        f"<figcaption>{which}</figcaption></figure>"
+        for which, values in heat.items()
+    )
+    gradient = ", ".join(colours()[::7])
+    bar = (
+        f'<div class="sod-bar"><span>0</span><i style="background:linear-gradient(90deg,{gradient})"></i>'
+        f"<span>{top:.2g}{' and above' if max(heat['restored'], default=0) > top * 1.001 else ''}</span></div>"
+    )
+    return f'<div class="sod-title">{escape(title)}</div><div class="sod-heats">{panels}</div>{bar}'
+
+
+def _grid(values: Sequence[float], grid: int, top: float, selected: int | None) -> str:
+    """One heatmap as an SVG of grid x grid squares; warmer is more opaque, cold patches show the picture."""
+    scale = colours()
+    cells = []
+    for i, value in enumerate(values):
+        share = min(max(value / top, 0.0), 1.0)
+        y, x = divmod(i, grid)
+        mark = ' class="on"' if i == selected else ""
+        cells.append(
+            f'<rect x="{x}" y="{y}" width="1" height="1" fill="{scale[round(share * (_STEPS - 1))]}" '
+            f'fill-opacity="{0.12 + 0.73 * share if share > 0 else 0:.2f}" data-kind="patch" data-pick="{i}"{mark}>'
+            f"<title>{value:.2f}</title></rect>"
+        )
+    return f'<svg viewBox="0 0 {grid} {grid}" role="img" aria-label="heatmap">{"".join(cells)}</svg>'
+
+
+def example_picker(thumbs: Sequence[str], labels: Sequence[int], names: Sequence[str], first: int, chosen) -> str:
+    """All examples, those of class `first` before the others; `chosen` is the index of the one shown, or None."""
+    order = sorted(range(len(labels)), key=lambda i: (labels[i] != first, labels[i], i))
+    buttons = "".join(
+        f'<button type="button" data-kind="example" data-pick="{i}" title="{escape(names[labels[i]])}" '
+        f'aria-label="example: {escape(names[labels[i]])}"{" aria-pressed=true" if i == chosen else ""}>'
+        f'<img src="{thumbs[i]}" alt=""></button>'
+        for i in order
+    )
+    return f'<div class="sod-picker">{buttons}</div>'
+
+
+def latent_table(title: str, rows: Sequence[tuple[int, float, float, float, str]], chosen: int | None) -> str:
+    """Latents of a patch: (id, value in original, unlearned, restored, classes it is an expert for)."""
+    if not rows:
+        return f'<div class="sod-title">{escape(title)}</div><p class="sod-quiet">No latent fires here.</p>'
+    body = "".join(
+        f'<tr data-kind="latent" data-pick="{j}" tabindex="0"{" class=on" if j == chosen else ""}>'
+        f"<td>{j}</td><td>{o:.2f}</td><td>{u:.2f}</td><td>{r:.2f}</td><td>{escape(classes)}</td></tr>"
+        for j, o, u, r, classes in rows
+    )
+    return (
+        f'<div class="sod-title">{escape(title)}</div><table class="sod-latents"><thead><tr><th>latent</th><th>original</th>'
+        f"<th>unlearned</th><th>restored</th><th>expert for</th></tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def strongest_examples(title: str, found: Sequence[tuple[str, str, float, int]]) -> str:
+    """Example images where a latent fires most: (thumbnail, class, value, index)."""
+    if not found:
+        return f'<div class="sod-title">{escape(title)}</div><p class="sod-quiet">It fires on none of the examples.</p>'
+    items = "".join(
+        f'<figure><button type="button" data-kind="example" data-pick="{index}" aria-label="show this example">'
+        f'<img src="{uri}" alt="{escape(name)}"></button><figcaption>{escape(name)} {value:.1f}</figcaption></figure>'
+        for uri, name, value, index in found
+    )
+    return f'<div class="sod-title">{escape(title)}</div><div class="sod-strip">{items}</div>'

@@ -1,0 +1,206 @@
+"""A tiny pack in the published layout, and the models in it. Everything here is random but seeded."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are fastest on one thread
+os.environ["SOD_DEVICE"] = "cpu"  # so that figures do not depend on the machine
+os.environ.pop("SOD_PACKS", None)
+
+import json  # noqa: E402
+import shutil  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any, NamedTuple  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from sod_core import vit as vits  # noqa: E402
+from sod_core.packs import convert  # noqa: E402
+from sod_core.packs.pack import Pack  # noqa: E402
+from sod_core.sae import TokenStats, TopKSAE  # noqa: E402
+
+SHAPE = vits.ViTShape(image_size=32, patch=8, dim=32, depth=4, heads=2, classes=3)
+CLASSES = ("apple", "pear", "plum")
+LAYERS = [1, 2]
+K, WIDTH = 4, 64
+EXPERTS = {0: [3, 17, 40, 41, 8], 1: [5, 6, 60, 12, 9], 2: [1, 2, 33, 50, 63]}
+UNLEARNED = {"random_labels-apple": ("Random labels", 0), "retrain-pear": ("Retrained", 1)}
+
+
+def random_vit(seed: int, shape: vits.ViTShape = SHAPE) -> nn.Module:
+    """A ViT whose every weight is random and large enough that logits differ clearly from image to image."""
+    vit = vits.new(shape)
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in vit.named_parameters():
+        noise = torch.randn(value.shape, generator=generator)
+        is_scale = "norm" in name and name.endswith("weight")
+        value.data = 1 + 0.1 * noise if is_scale else 0.2 * noise
+    return vit.requires_grad_(False).eval()
+
+
+def random_stats(seed: int, dim: int = SHAPE.dim) -> TokenStats:
+    """CLS and patches by clearly different means and deviations."""
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(2, dim, generator=generator)
+    stds = 0.5 + torch.rand(2, dim, generator=generator)
+    return TokenStats(patch_mean=means[0], patch_std=stds[0], cls_mean=means[1], cls_std=2 * stds[1])
+
+
+def random_sae(seed: int, stats: TokenStats | None = None) -> TopKSAE:
+    """An SAE whose every weight and bias is random."""
+    sae = TopKSAE(SHAPE.dim, WIDTH, K, stats)
+    generator = torch.Generator().manual_seed(seed)
+    for value in sae.parameters():
+        value.data = 0.3 * torch.randn(value.shape, generator=generator)
+    return sae.requires_grad_(False).eval()
+
+
+def random_images(seed: int, count: int) -> Tensor:
+    """[count, 3, 32, 32], as the ViT takes them."""
+    return torch.randn(count, 3, SHAPE.image_size, SHAPE.image_size, generator=torch.Generator().manual_seed(seed))
+
+
+def transformers_4_names(vit: nn.Module) -> dict[str, Tensor]:
+    """A timm ViT's weights as transformers 4 names them, written out by hand."""
+    ours = vit.state_dict()
+    theirs = {
+        "vit.embeddings.cls_token": ours["cls_token"],
+        "vit.embeddings.position_embeddings": ours["pos_embed"],
+        "vit.embeddings.patch_embeddings.projection.weight": ours["patch_embed.proj.weight"],
+        "vit.embeddings.patch_embeddings.projection.bias": ours["patch_embed.proj.bias"],
+        "vit.layernorm.weight": ours["norm.weight"],
+        "vit.layernorm.bias": ours["norm.bias"],
+        "classifier.weight": ours["head.weight"],
+        "classifier.bias": ours["head.bias"],
+    }
+    dim = ours["cls_token"].shape[-1]
+    for i in range(len(vit.blocks)):
+        for kind in ("weight", "bias"):
+            there, here = f"vit.encoder.layer.{i}", f"blocks.{i}"
+            qkv = ours[f"{here}.attn.qkv.{kind}"]
+            theirs[f"{there}.attention.attention.query.{kind}"] = qkv[:dim]
+            theirs[f"{there}.attention.attention.key.{kind}"] = qkv[dim : 2 * dim]
+            theirs[f"{there}.attention.attention.value.{kind}"] = qkv[2 * dim :]
+            theirs[f"{there}.attention.output.dense.{kind}"] = ours[f"{here}.attn.proj.{kind}"]
+            theirs[f"{there}.intermediate.dense.{kind}"] = ours[f"{here}.mlp.fc1.{kind}"]
+            theirs[f"{there}.output.dense.{kind}"] = ours[f"{here}.mlp.fc2.{kind}"]
+            theirs[f"{there}.layernorm_before.{kind}"] = ours[f"{here}.norm1.{kind}"]
+            theirs[f"{there}.layernorm_after.{kind}"] = ours[f"{here}.norm2.{kind}"]
+    return theirs
+
+
+def manifest() -> dict[str, Any]:
+    """The tiny pack's pack.json."""
+    return {
+        "format": 1,
+        "name": "fruit",
+        "title": "Fruit, a tiny ViT",
+        "classes": list(CLASSES),
+        "image": {"size": 32, "resize": 36, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"},
+        "vit": {"patch": SHAPE.patch, "dim": SHAPE.dim, "depth": SHAPE.depth, "heads": SHAPE.heads},
+        "layers": LAYERS,
+        "k": K,
+        "files": {
+            "original": "vit_fruit_original.pth",
+            "sae": "sae_layer{layer}_k{k}.pt",
+            "stats": "activations_layer{layer}_stats.npy",
+            "experts": "expert_features_layer{layer}_k{k}.pt",
+        },
+        "examples": "examples",
+        "unlearned": [
+            {"id": id, "method": method, "target_class": target, "file": f"unlearned/{id}.pth", "forget_accuracy": 0.02}
+            for id, (method, target) in UNLEARNED.items()
+        ],
+    }
+
+
+def write_manifest(folder: Path, **changes: Any) -> None:
+    """pack.json with some keys changed; None removes a key."""
+    data = {key: value for key, value in (manifest() | changes).items() if value is not None}
+    (folder / "pack.json").write_text(json.dumps(data), encoding="utf-8")
+
+
+def sae_state(sae: TopKSAE) -> dict[str, Tensor]:
+    """An SAE's four tensors under the published names."""
+    return {
+        "pre_bias": sae.pre_bias.data,
+        "latent_bias": sae.latent_bias.data,
+        "encoder.weight": sae.encoder.weight.data,
+        "decoder.weight": sae.decoder.weight.data,
+    }
+
+
+def _write_pack(folder: Path) -> None:
+    write_manifest(folder)
+    (folder / "unlearned").mkdir()
+    torch.save(convert.to_published(random_vit(0), torch.float32), folder / "vit_fruit_original.pth")
+    for seed, id in enumerate(UNLEARNED, start=1):
+        torch.save(transformers_4_names(random_vit(seed)), folder / "unlearned" / f"{id}.pth")
+    _write_examples(folder)
+    for layer in LAYERS:
+        hidden = Pack(folder).example_hidden(layer)
+        parts = {"patch": hidden[:, 1:].flatten(0, 1), "cls": hidden[:, 0]}
+        stats = {f"{kind}_mean": part.mean(0).numpy() for kind, part in parts.items()}
+        stats |= {f"{kind}_std": part.std(0).numpy() for kind, part in parts.items()}
+        np.save(folder / f"activations_layer{layer}_stats.npy", stats, allow_pickle=True)
+        torch.save(sae_state(random_sae(10 + layer)) | {"k": K}, folder / f"sae_layer{layer}_k{K}.pt")
+        details = {
+            c: [{"feature_id": j, "precision": 0.5, "recall": 0.5, "f1": 0.5} for j in EXPERTS[c]] for c in EXPERTS
+        }
+        torch.save({"class_experts_details": details}, folder / f"expert_features_layer{layer}_k{K}.pt")
+
+
+def _write_examples(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        (folder / "examples" / name).mkdir(parents=True)
+        for number in range(3):
+            pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+            pixels[..., label] = 255
+            Image.fromarray(pixels).save(folder / "examples" / name / f"{number}.png")
+
+
+@pytest.fixture(scope="session")
+def pack_folder(tmp_path_factory) -> Path:
+    """The tiny pack's folder, shared: tests that change a file take `spoilt_pack`."""
+    folder = tmp_path_factory.mktemp("packs") / "fruit"
+    folder.mkdir()
+    _write_pack(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pack(pack_folder: Path) -> Pack:
+    return Pack(pack_folder)
+
+
+@pytest.fixture
+def spoilt_pack(pack_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny pack that a test may damage."""
+    return Path(shutil.copytree(pack_folder, tmp_path / "fruit"))
+
+
+class Models(NamedTuple):
+    original: nn.Module
+    unlearned: nn.Module
+    saes: dict[int, TopKSAE]
+    images: Tensor
+    """[2, 3, 32, 32]"""
+
+    @property
+    def sae_at(self) -> Callable[[int], TopKSAE]:
+        return self.saes.__getitem__
+
+
+@pytest.fixture(scope="session", params=["normalised", "raw"])
+def models(request) -> Models:
+    """Two ViTs with SAEs at LAYERS, once with normalised input and once without."""
+    normalised = request.param == "normalised"
+    saes = {layer: random_sae(10 + layer, random_stats(layer) if normalised else None) for layer in LAYERS}
+    return Models(random_vit(0), random_vit(1), saes, random_images(0, 2))

@@ -1,0 +1,111 @@
+"""`import timm` beside a torchvision whose operators cannot load (pytorch/vision issue 9085).
+
+Each case is a fresh interpreter; where this machine's own torchvision is sound, a fake one stands in for the broken.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# What torchvision does at import: try its compiled operators, then register a fake of nms, which must exist.
+FAKE = """
+import torch
+from pathlib import Path
+for library in Path(__file__).parent.glob("_C*.so"):
+    try:
+        torch.ops.load_library(str(library))
+    except OSError:
+        pass
+
+@torch.library.register_fake("torchvision::nms")
+def meta_nms(dets, scores, iou_threshold):
+    return dets.new_empty(0)
+"""
+
+
+def fresh(code: str, *, beside: Path | None = None) -> str:
+    """Runs code in a fresh interpreter (packages of the folder `beside` come first) and returns what it prints."""
+    path = os.pathsep.join(str(folder) for folder in (beside, ROOT) if folder)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=120
+    )
+    return ran.stdout.strip() if ran.returncode == 0 else ran.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def broken(tmp_path) -> Path:
+    """A folder with a torchvision whose compiled operators are no library."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(FAKE)
+    (tmp_path / "torchvision" / "_C.so").write_bytes(b"built against another torch")
+    return tmp_path
+
+
+def test_timm_can_be_imported():
+    code = """
+from sod_core import torchvision_guard
+torchvision_guard.install()
+import timm, torchvision
+from timm.data import create_transform
+print(torchvision_guard.install())
+"""
+    assert fresh(code) == "False"
+
+
+def test_the_second_time_nothing_is_done(broken):
+    code = "from sod_core.torchvision_guard import install; print(install(), install(), install())"
+    assert fresh(code, beside=broken) == "True False False"
+
+
+def test_a_broken_torchvision_is_mended(broken):
+    assert "nms does not exist" in fresh("import torchvision", beside=broken)
+    mended = "from sod_core import torchvision_guard; torchvision_guard.install(); import torchvision; print('fine')"
+    assert fresh(mended, beside=broken) == "fine"
+
+
+def test_operators_that_load_are_left_alone(broken):
+    """The second schema of the guard would show if it had acted."""
+    code = """
+import torch
+theirs = torch.library.Library("torchvision", "DEF")
+theirs.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+from sod_core.torchvision_guard import install
+print(install(), hasattr(torch.ops.torchvision, "qnms"))
+import torchvision
+"""
+    assert fresh(code, beside=broken) == "False False"
+
+
+def test_a_library_is_tried_before_the_guard_steps_in(broken):
+    """Here the library "loads": loading it defines the operators."""
+    code = """
+import torch
+tried = []
+def load_library(path):
+    tried.append(path)
+    torch.theirs = torch.library.Library("torchvision", "DEF")
+    torch.theirs.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+torch.ops.load_library = load_library
+from sod_core.torchvision_guard import install
+print(install(), len(tried))
+"""
+    assert fresh(code, beside=broken) == "False 1"
+
+
+def test_without_torchvision_nothing_is_done():
+    code = """
+import sys, importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torchvision" else real(name, *rest)
+import torch
+from sod_core.torchvision_guard import install
+print(install(), hasattr(torch.ops.torchvision, "nms"))
+"""
+    assert fresh(code) == "False False"
