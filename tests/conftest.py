@@ -10,7 +10,12 @@ os.environ.pop("SOD_PACKS", None)
 
 import json  # noqa: E402
 import shutil  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+import socket  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+import urllib.request  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, NamedTuple  # noqa: E402
 
@@ -25,6 +30,7 @@ from sod_core.packs import convert  # noqa: E402
 from sod_core.packs.pack import Pack  # noqa: E402
 from sod_core.sae import TokenStats, TopKSAE  # noqa: E402
 
+ROOT = Path(__file__).parents[1]
 SHAPE = vits.ViTShape(image_size=32, patch=8, dim=32, depth=4, heads=2, classes=3)
 CLASSES = ("apple", "pear", "plum")
 LAYERS = [1, 2]
@@ -204,3 +210,61 @@ def models(request) -> Models:
     normalised = request.param == "normalised"
     saes = {layer: random_sae(10 + layer, random_stats(layer) if normalised else None) for layer in LAYERS}
     return Models(random_vit(0), random_vit(1), saes, random_images(0, 2))
+
+
+class Server(NamedTuple):
+    url: str
+    packs: Path
+    """The folder of its packs: `fruit`, which it opens on; `broken`, whose pack.json is cut; `cut`, one of whose SAEs is."""
+    log: Path
+    """What it wrote to standard output and standard error."""
+
+
+@pytest.fixture(scope="session")
+def server(pack_folder: Path, tmp_path_factory) -> Iterator[Server]:
+    """app.py as a process of its own, until the last test is done."""
+    folder = tmp_path_factory.mktemp("server")
+    packs = folder / "packs"
+    shutil.copytree(pack_folder, packs / "fruit")
+    shutil.copytree(pack_folder, packs / "cut")
+    cut_short(packs / "cut" / f"sae_layer1_k{K}.pt")
+    write_manifest(packs / "cut", title="Cut")
+    (packs / "broken").mkdir()
+    (packs / "broken" / "pack.json").write_text('{"format": 1,')
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "SOD_PACKS": str(packs),
+        "SOD_DEFAULT_PACK": "fruit",
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_TEMP_DIR": str(folder / "uploads"),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+    }
+    found = Server(f"http://127.0.0.1:{port}", packs, folder / "log.txt")
+    with found.log.open("w") as log:
+        process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=log, stderr=log)
+    try:
+        _wait_until_it_answers(found, process)
+        yield found
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_until_it_answers(server: Server, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 180
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(server.url, timeout=10).read()
+            return
+        except OSError:
+            time.sleep(0.1)
+    pytest.fail(f"app.py did not start:\n{server.log.read_text()}")
+
+
+def cut_short(path: Path) -> None:
+    """Leaves the first half of a file."""
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])

@@ -35,6 +35,9 @@ class SAERecipe:
     aux_k: int = 32
     dead_after: int = 100
     """Steps without firing after which a latent counts as dead in training."""
+    weak_weight: float = 0.01
+    """Weight of the term against weak firing, see `train`."""
+    weak_scale: float = 0.5
     seed: int = 0
 
 
@@ -68,7 +71,13 @@ def collect(vit: nn.Module, data: ImageSet, layers: list[int], recipe: SAERecipe
 
 
 def train(tokens: Tokens, recipe: SAERecipe, label: str) -> TopKSAE:
-    """Minimises the squared error of the reconstruction (plus AuxK); decoder columns keep unit length."""
+    """Minimises the squared error of the reconstruction, plus AuxK, plus sum(tanh(latents / weak_scale)).
+
+    The last term clears away weak firing. Top-16 alone fills every token's 16 places, so that a class's
+    latent also fires faintly on other classes, where the expert ranking (which asks only whether a latent
+    fires) takes it for one that is active everywhere. tanh leaves strong values as they are. Decoder
+    columns keep unit length.
+    """
     torch.manual_seed(recipe.seed)
     dim, device = tokens.cls.shape[1], tokens.cls.device
     sae = TopKSAE(dim, dim * recipe.width, recipe.k).to(device)
@@ -88,7 +97,7 @@ def train(tokens: Tokens, recipe: SAERecipe, label: str) -> TopKSAE:
         pre = sae.pre_activations(x)
         latents = sae.activate(pre)
         error = x - (sae.decoder(latents) + sae.pre_bias)
-        loss = error.square().mean()
+        loss = error.square().mean() + recipe.weak_weight * (latents / recipe.weak_scale).tanh().sum(1).mean()
         idle = torch.where((latents > 0).any(0), 0, idle + 1)
         dead = (idle > recipe.dead_after).nonzero().flatten()
         if len(dead):

@@ -68,7 +68,7 @@ def restore(
             seed=int(seed),
         )
     except ValueError as error:
-        raise gr.Error(str(error)) from error
+        raise gr.Error(str(error), print_exception=False) from error
 
 
 def packs() -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def packs() -> list[dict[str, Any]]:
 
 
 def patch_latents(image: str, pack: str, layer: int, patch: int) -> list[dict[str, Any]]:
-    """The latents that fire in the original model on one patch, strongest first, with the classes they are experts for."""
+    """The latents that fire in the original model on one patch, strongest first, and what they are experts for."""
     try:
         opened = shared_pack(_known(pack))
         session = opened.session(opened.original())
@@ -117,7 +117,7 @@ def patch_latents(image: str, pack: str, layer: int, patch: int) -> list[dict[st
             if row[j] > 0
         ]
     except ValueError as error:
-        raise gr.Error(str(error)) from error
+        raise gr.Error(str(error), print_exception=False) from error
 
 
 def _known(pack: str) -> str:
@@ -137,8 +137,8 @@ def _numbers(text: str) -> list[float]:
     """ "0, 1, 2.5" or "[0, 1, 2.5]" -> numbers; at most MOST_ALPHAS of them."""
     try:
         found = [float(value) for value in json.loads(f"[{text.strip().strip('[]')}]")]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"alphas {text!r} are no list of numbers; write 0, 1, 2") from error
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"alphas {text[:80]!r} are no list of numbers; write 0, 1, 2") from error
     if not 0 < len(found) <= MOST_ALPHAS:
         raise ValueError(f"{len(found)} alphas were given; 1 to {MOST_ALPHAS} are taken")
     if not all(math.isfinite(value) for value in found):

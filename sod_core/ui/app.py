@@ -47,5 +47,4 @@ def launch_options() -> dict:
         "css_paths": _HERE / "style.css",
         "max_file_size": MAX_BYTES,
         "footer_links": ["api"],
-        "show_error": True,
     }

@@ -9,13 +9,13 @@ import plotly.graph_objects as go
 from .visitor import ALPHAS, Curve, Probabilities
 
 ACCENT = "#e8590c"
-ORIGINAL, UNLEARNED = "#8fa3b8", "#54677d"
-_CONTROL_STYLES = {
-    "random": ("random features", "#7d8fa3", "dot"),
-    "matched": ("random, equally active", "#5b7490", "dash"),
-    "patches": ("experts on patches only", "#9db0c4", "dashdot"),
-    "cls_copy": ("copied CLS, no features", "#3f5874", "longdash"),
-    "retrained": ("retrained without the class", "#6f7f90", "solid"),
+ORIGINAL, UNLEARNED = "#a3b5c8", "#5d7590"
+_CONTROL_STYLES = {  # one family of blue-greys, light enough for a dark page and dark enough for a light one
+    "random": ("random features", "#8499b0", "dot"),
+    "matched": ("random, equally active", "#6f8aa6", "dash"),
+    "patches": ("experts on patches only", "#94a6b8", "dashdot"),
+    "cls_copy": ("copied CLS, no features", "#5f7f9f", "longdash"),
+    "retrained": ("retrained without the class", "#7b8794", "solid"),
     "own": ("your selection", "#e8a06c", "solid"),
 }
 _SHOWN_CLASSES = 12
@@ -70,6 +70,7 @@ def alpha_curves(curves: Sequence[Curve], alpha: float, target_name: str) -> go.
     figure.update_yaxes(
         title=f"probability of {target_name}", range=[-0.02, 1.02], tickformat=".0%", tickvals=[0, 0.5, 1]
     )
+    figure.update_yaxes(title_standoff=6)
     return _calm(figure)
 
 

@@ -14,7 +14,12 @@ _STEPS = 64
 CLICKS = """
 element.addEventListener('click', (event) => {
   const hit = event.target.closest('[data-pick]');
-  if (hit) trigger('click', {kind: hit.dataset.kind, pick: Number(hit.dataset.pick)});
+  if (!hit) return;
+  if (hit.dataset.kind === 'example') {
+    element.querySelectorAll('[aria-pressed]').forEach((old) => old.removeAttribute('aria-pressed'));
+    hit.setAttribute('aria-pressed', 'true');
+  }
+  trigger('click', {kind: hit.dataset.kind, pick: Number(hit.dataset.pick)});
 });
 """
 """js_on_load of every component here: a click on anything with data-pick reaches the server as {kind, pick}."""
@@ -90,8 +95,9 @@ def latent_table(title: str, rows: Sequence[tuple[int, float, float, float, str]
         for j, o, u, r, classes in rows
     )
     return (
-        f'<div class="sod-title">{escape(title)}</div><table class="sod-latents"><thead><tr><th>latent</th><th>original</th>'
-        f"<th>unlearned</th><th>restored</th><th>expert for</th></tr></thead><tbody>{body}</tbody></table>"
+        f'<div class="sod-title">{escape(title)}</div><table class="sod-latents"><thead><tr><th>latent</th>'
+        f"<th>original</th><th>unlearned</th><th>restored</th><th>expert for</th></tr></thead>"
+        f"<tbody>{body}</tbody></table>"
     )
 
 

@@ -100,7 +100,7 @@ def build(app: gr.Blocks, default_pack: str) -> None:
         _kept(_pick_example, 1 + len(everything)), [visitor, *controls], [panel.own, *everything], **QUIET
     )
     panel.strongest.click(
-        _kept(_pick_example, 1 + len(everything)), [visitor, *controls], [panel.own, *everything], **QUIET
+        _kept(_pick_strongest, 1 + len(everything)), [visitor, *controls], [panel.own, *everything], **QUIET
     )
     panel.own.input(_kept(_own_image, len(everything)), [visitor, panel.own, *controls], everything, **QUIET)
     for menu in (panel.layer, panel.mode, panel.tokens, panel.features, panel.expert_class, panel.seed):
@@ -140,14 +140,14 @@ def _layout(default_pack: str) -> Panel:
         with gr.Column(scale=4, min_width=300):
             pack = gr.Dropdown(_pack_choices(), value=default_pack, label="Pack", visible=len(folders()) > 1)
             choices = [(words.model_name(entry, manifest), entry.id) for entry in entries]
-            model = gr.Dropdown(choices, value=entries[0].id if entries else None, label="Unlearned model")
-            model_note = gr.Markdown(elem_classes="sod-quiet")
-            alpha = gr.Slider(
-                0, 10, value=0, step=0.05, label="alpha: how far the features are pulled back", elem_id="alpha"
+            model = gr.Dropdown(
+                choices, value=entries[0].id if entries else None, label="Unlearned model", elem_id="model"
             )
-            with gr.Row():
-                play = gr.Button("Play alpha 0 to 10", variant="primary", size="sm")
-                stop = gr.Button("Stop", size="sm", visible=False)
+            model_note = gr.Markdown(elem_classes="sod-quiet sod-note-model")
+            alpha = gr.Slider(0, 10, value=0, step=0.05, label="alpha", elem_id="alpha")
+            with gr.Row(elem_id="play-row"):
+                play = gr.Button("Play alpha 0 to 10", variant="primary")
+                stop = gr.Button("Stop", visible=False)
             picker = gr.HTML(js_on_load=overlays.CLICKS, elem_id="picker")
             with gr.Accordion("Your own image", open=False):
                 own = image_upload(
@@ -238,7 +238,7 @@ def _open_pack(name: str, *values: Any) -> list:
         gr.Dropdown(choices, value=visitor.entry.id),
         gr.Radio(list(manifest.layers), value=layer),
         gr.Dropdown(list(manifest.classes), value=visitor.target_name),
-        *_all(visitor, controls),
+        *_all(visitor, controls, picker=True),
     ]
 
 
@@ -251,7 +251,7 @@ def _choose_model(visitor: Visitor | None, id: str, *values: Any) -> list:
         if visitor.target_name != before:
             controls = _controls((*values[:6], visitor.target_name, values[7]))
         own = gr.skip() if visitor.example is None else None
-        return [controls.expert_class, own, *_all(visitor, controls)]
+        return [controls.expert_class, own, *_all(visitor, controls, picker=True)]
 
 
 def _pick_example(event: gr.EventData, visitor: Visitor | None, *values: Any) -> list:
@@ -261,13 +261,19 @@ def _pick_example(event: gr.EventData, visitor: Visitor | None, *values: Any) ->
         return [None, *_all(visitor, _controls(values))]
 
 
+def _pick_strongest(event: gr.EventData, visitor: Visitor | None, *values: Any) -> list:
+    visitor = _there(visitor)
+    with visitor.lock:
+        visitor.choose_example(int(event.pick))
+        return [None, *_all(visitor, _controls(values), picker=True)]
+
+
 def _own_image(visitor: Visitor | None, path: str | None, *values: Any) -> list:
     visitor = _there(visitor)
     with visitor.lock:
-        if path is None:
-            return [gr.skip()] * (len(_all(visitor, _controls(values))))
-        visitor.own_image(path)
-        return _all(visitor, _controls(values))
+        if path is not None:  # None: the upload was cleared, the image stays
+            visitor.own_image(path)
+        return _all(visitor, _controls(values), picker=True)
 
 
 def _pick_patch(event: gr.EventData, visitor: Visitor | None, *values: Any) -> list:
@@ -305,15 +311,16 @@ def _show_moving(visitor: Visitor | None, *values: Any) -> list:
 
 def _play(visitor: Visitor | None, *values: Any) -> Iterator[list]:
     """Sweeps alpha from 0 to 10; a cancel leaves everything where it is."""
-    if visitor is None:
-        gr.Warning("this page has lost its place on the server; reload it")
-        return
     due = time.monotonic()
     steps = round(10 / PLAY_STEP)
     for step in range(steps + 1):
         alpha = step * PLAY_STEP
-        with visitor.lock:
-            found = _moving(visitor, _controls((*values[:2], alpha, *values[3:])))
+        try:
+            with _there(visitor).lock:
+                found = _moving(visitor, _controls((*values[:2], alpha, *values[3:])))
+        except ValueError as error:
+            gr.Warning(str(error))
+            return
         last = step == steps
         yield [alpha, gr.Button(visible=last), gr.Button(visible=not last), *found]
         due += FRAME_SECONDS
@@ -323,24 +330,28 @@ def _play(visitor: Visitor | None, *values: Any) -> Iterator[list]:
 # ------------------------------------------------------------ what is shown
 
 
-def _all(visitor: Visitor, controls: Controls) -> list:
+def _all(visitor: Visitor, controls: Controls, picker: bool = False) -> list:
+    """Everything but the menus; the picker only where its order or choice changes, since drawing it scrolls it back."""
     manifest = visitor.pack.manifest
     if visitor.latent is not None and visitor.latent >= visitor.pack.sae(controls.layer).latents:
         visitor.latent = None
-    labels = [example.label for example in visitor.pack.examples()]
-    picker = overlays.example_picker(
-        example_thumbs(manifest.folder.name), labels, manifest.classes, visitor.target, visitor.example
-    )
     return [
         *_moving(visitor, controls),
         words.model_note(visitor.entry, manifest),
-        picker,
+        _picker(visitor) if picker else gr.skip(),
         words.mode_note(controls.mode),
         _details(visitor, controls),
         overlays.picture_style(visitor.picture_uri),
         gr.Button(visible=visitor.latent is not None),
         _strongest(visitor, controls),
     ]
+
+
+def _picker(visitor: Visitor) -> str:
+    manifest = visitor.pack.manifest
+    labels = [example.label for example in visitor.pack.examples()]
+    thumbs = example_thumbs(manifest.folder.name)
+    return overlays.example_picker(thumbs, labels, manifest.classes, visitor.target, visitor.example)
 
 
 def _moving(visitor: Visitor, controls: Controls) -> list:
@@ -399,6 +410,6 @@ def _details(visitor: Visitor, controls: Controls) -> str:
     chosen = visitor.chosen(controls)
     shown = ", ".join(map(str, chosen[:24])) + (" ..." if len(chosen) > 24 else "")
     return (
-        f"SAE of layer {controls.layer}: variance unexplained on the examples {fit.normalised:.3f} with normalised input, "
-        f"{fit.raw:.3f} raw; **{used}** is used.\n\nEdited latents ({len(chosen)}): {shown}"
+        f"SAE of layer {controls.layer}: variance unexplained on the examples {fit.normalised:.3f} with normalised "
+        f"input, {fit.raw:.3f} raw; **{used}** is used.\n\nEdited latents ({len(chosen)}): {shown}"
     )

@@ -165,6 +165,8 @@ class Visitor:
     def chosen(self, controls: Controls) -> list[int]:
         """The latents that the edit touches."""
         if controls.features == "own":
+            if not controls.own_list.strip():
+                return []
             return features.parse(controls.own_list, self.pack.sae(controls.layer).latents)
         activity = self.pack.activity(controls.layer)
         return features.choose(controls.features, self.experts(controls), activity, controls.seed)

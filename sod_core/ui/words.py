@@ -29,7 +29,8 @@ _MODE_NOTES = {
     "amplify": "Scales the unlearned model's own latents by alpha; alpha 1 changes nothing.",
     "direct_injection": "As the released code: patches are replaced by their reconstruction, and CLS is pulled to the "
     "original's whatever the features do. Alpha 0 is not the identity.",
-    "add": "As the released code: adds alpha times the projected latents and the SAE's bias. Alpha 0 is not the identity.",
+    "add": "As the released code: adds alpha times the projected latents, and the SAE's bias. Alpha 0 is not the "
+    "identity.",
     "cls_copy": "No features at all: CLS is pulled to the original's. What it restores, no feature can claim.",
 }
 
@@ -44,7 +45,8 @@ def model_note(entry: UnlearnedEntry, manifest: Manifest) -> str:
     if entry.forget_accuracy is None or entry.retain_accuracy is None:
         return "Accuracy not measured."
     name = manifest.classes[entry.target_class]
-    return f"Names {name} on **{entry.forget_accuracy:.1%}** of {name} images, others right on **{entry.retain_accuracy:.1%}**."
+    forget, retain = f"{entry.forget_accuracy:.1%}", f"{entry.retain_accuracy:.1%}"
+    return f"Forget accuracy ({name}) **{forget}**, retain accuracy (the others) **{retain}**."
 
 
 def mode_note(mode: str) -> str:

@@ -18,7 +18,7 @@ from .task import Stop, Task, descend
 @dataclass(frozen=True)
 class Settings:
     k: int = 3
-    lr: float = 3e-3
+    lr: float = 1e-2
     batch: int = 64
     stop: Stop = Stop(steps=800)
 
