@@ -2,18 +2,19 @@
 
 import logging
 import os
-import threading
+import sys
 
+from sod_core.packs.errors import PackError
 from sod_core.ui import app as ui
-from sod_core.ui.visitor import warm
 
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
-demo = ui.build()
-
 if __name__ == "__main__":
-    threading.Thread(target=warm, args=[ui.default_pack()], daemon=True).start()
+    try:
+        demo = ui.build()
+    except PackError as error:
+        sys.exit(str(error))
     demo.launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
         server_port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),

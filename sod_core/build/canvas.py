@@ -1,6 +1,6 @@
 """The embedded pack `canvas`, stage by stage; a stage whose figures are on disk is not made again.
 
-Stages: original, examples, sae, and one for each unlearned model ("salun-boat"); `card` writes pack.json
+Stages: original, examples, one for each SAE ("sae-9") and each unlearned model ("salun-boat"); `card` writes pack.json
 and README.md from the figures of the others and is always run last.
 """
 
@@ -33,7 +33,12 @@ EXAMPLE_SIZE = 512
 
 def stages() -> list[str]:
     """All stages in the order they need each other."""
-    return ["original", "examples", "sae", *(f"{method}-{name}" for method in TITLES for name in FORGOTTEN)]
+    return [
+        "original",
+        "examples",
+        *(f"sae-{layer}" for layer in LAYERS),
+        *(f"{method}-{name}" for method in TITLES for name in FORGOTTEN),
+    ]
 
 
 class Builder:
@@ -58,16 +63,16 @@ class Builder:
             figures = self._stage(stage)
             figures.setdefault("seconds", time.monotonic() - started)
             (self.out / "figures" / f"{stage}.json").write_text(json.dumps(figures, indent=1) + "\n")
-        card.write(self.out, SHAPE, LAYERS)
+        card.write(self.out, SHAPE)
 
     def _stage(self, stage: str) -> dict:
         if stage == "original":
             return self._original()
         if stage == "examples":
             return self._examples()
-        if stage == "sae":
-            return self._saes()
         how, _, name = stage.rpartition("-")
+        if how == "sae":
+            return self._sae(int(name))
         return self._unlearned(stage, how, name)
 
     def _original(self) -> dict:
@@ -99,25 +104,22 @@ class Builder:
                 image.save(folder / f"{number}_{style}.jpg", quality=88)
         return {"images": len(canvas.OBJECTS) * len(canvas.STYLES), "size": EXAMPLE_SIZE}
 
-    def _saes(self) -> dict:
+    def _sae(self, layer: int) -> dict:
         recipe = train_sae.SAERecipe()
-        vit = self.original()
-        tokens = train_sae.collect(vit, self.images("train", TRAIN), LAYERS, recipe, self.device)
-        figures = {"recipe": asdict(recipe), "layers": {}}
-        for layer in LAYERS:
-            sae = train_sae.train(tokens[layer], recipe, f"SAE of layer {layer}")
-            state = {name: value.cpu().half() for name, value in sae.state_dict().items()}
-            sae.load_state_dict(state)
-            report, _ = train_sae.report(vit, sae, self.images("test", TEST), layer, self.device)
-            _, active = train_sae.report(vit, sae, self.images("check", CHECK), layer, self.device)
-            experts = train_sae.rank(active, self.images("check", CHECK), SHAPE.classes, recipe.k)
-            torch.save(state | {"k": recipe.k}, self.out / f"sae_layer{layer}_k{recipe.k}.pt")
-            stats = {key: value.cpu().numpy() for key, value in tokens[layer].stats._asdict().items()}
-            np.save(self.out / f"activations_layer{layer}_stats.npy", stats, allow_pickle=True)
-            details = {c: [expert._asdict() for expert in found] for c, found in experts.items()}
-            torch.save({"class_experts_details": details}, self.out / f"expert_features_layer{layer}_k{recipe.k}.pt")
-            figures["layers"][str(layer)] = report._asdict()
-        return figures
+        vit, check = self.original(), self.images("check", CHECK)
+        tokens = train_sae.collect(vit, self.images("train", TRAIN), layer, recipe, self.device)
+        sae = train_sae.train(tokens, recipe, self.work / f"sae-{layer}.ckpt")
+        state = {name: value.cpu().half() for name, value in sae.state_dict().items()}
+        sae.load_state_dict(state)
+        report, _ = train_sae.report(vit, sae, self.images("test", TEST), layer, self.device)
+        _, active = train_sae.report(vit, sae, check, layer, self.device)
+        experts = train_sae.rank(active, check, SHAPE.classes, recipe.k)
+        torch.save(state | {"k": recipe.k}, self.out / f"sae_layer{layer}_k{recipe.k}.pt")
+        stats = {key: value.cpu().numpy() for key, value in tokens.stats._asdict().items()}
+        np.save(self.out / f"activations_layer{layer}_stats.npy", stats, allow_pickle=True)
+        details = {c: [expert._asdict() for expert in found] for c, found in experts.items()}
+        torch.save({"class_experts_details": details}, self.out / f"expert_features_layer{layer}_k{recipe.k}.pt")
+        return {"layer": layer, "recipe": asdict(recipe), "report": report._asdict()}
 
     def _unlearned(self, id: str, how: str, name: str) -> dict:
         target = canvas.OBJECTS.index(name)

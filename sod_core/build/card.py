@@ -13,18 +13,20 @@ from . import images
 FORGET_GOAL, RETAIN_GOAL = 0.05, 0.04
 
 
-def write(out: Path, shape: ViTShape, layers: list[int]) -> None:
+def write(out: Path, shape: ViTShape) -> None:
     """Writes both files as far as the stages' figures are there; without the original's there is nothing to say."""
     figures = {path.stem: json.loads(path.read_text()) for path in sorted((out / "figures").glob("*.json"))}
-    if not {"original", "sae"} <= figures.keys():
+    saes = [record for record in figures.values() if "layer" in record]
+    saes.sort(key=lambda record: record["layer"])
+    if "original" not in figures or not saes:
         return
     unlearned = [record for record in figures.values() if "target_class" in record]
     unlearned.sort(key=lambda record: (record["target_class"], record["method"] != "salun", record["method"]))
-    (out / "pack.json").write_text(json.dumps(_manifest(figures, unlearned, shape, layers), indent=1) + "\n")
-    (out / "README.md").write_text(_readme(figures, unlearned, shape))
+    (out / "pack.json").write_text(json.dumps(_manifest(saes, unlearned, shape), indent=1) + "\n")
+    (out / "README.md").write_text(_readme(figures["original"], saes, unlearned, shape))
 
 
-def _manifest(figures: dict[str, Any], unlearned: list[dict], shape: ViTShape, layers: list[int]) -> dict[str, Any]:
+def _manifest(saes: list[dict], unlearned: list[dict], shape: ViTShape) -> dict[str, Any]:
     channels = [images.MEAN] * 3
     shown = ("id", "method", "target_class", "file", "forget_accuracy", "retain_accuracy", "seconds")
     return {
@@ -40,8 +42,8 @@ def _manifest(figures: dict[str, Any], unlearned: list[dict], shape: ViTShape, l
             "interpolation": "bilinear",
         },
         "vit": {"patch": shape.patch, "dim": shape.dim, "depth": shape.depth, "heads": shape.heads},
-        "layers": layers,
-        "k": figures["sae"]["recipe"]["k"],
+        "layers": [record["layer"] for record in saes],
+        "k": saes[0]["recipe"]["k"],
         "files": {
             "original": "vit_canvas_original.pth",
             "sae": "sae_layer{layer}_k{k}.pt",
@@ -54,13 +56,13 @@ def _manifest(figures: dict[str, Any], unlearned: list[dict], shape: ViTShape, l
     }
 
 
-def _readme(figures: dict[str, Any], unlearned: list[dict], shape: ViTShape) -> str:
+def _readme(original: dict[str, Any], saes: list[dict], unlearned: list[dict], shape: ViTShape) -> str:
     parts = [
         "# The canvas pack\n",
         "Made by `python -m sod_core build canvas`; this page is written by that command from its own records "
         "(`figures/`). Times are of one process, on the machine where the stage ran.\n",
-        _original_section(figures["original"], shape),
-        _sae_section(figures["sae"]),
+        _original_section(original, shape),
+        _sae_section(saes),
         _unlearned_section(unlearned),
     ]
     return "\n".join(parts)
@@ -81,20 +83,24 @@ def _original_section(record: dict[str, Any], shape: ViTShape) -> str:
 """
 
 
-def _sae_section(record: dict[str, Any]) -> str:
-    recipe = record["recipe"]
-    rows = [
-        f"| {layer} | {r['variance_unexplained']:.3f} | {r['variance_unexplained_cls']:.3f} | "
-        f"{r['dead_latents']} of {r['latents']} | {_percent(r['accuracy'])} | {_percent(r['accuracy_reconstructed'])} |"
-        for layer, r in record["layers"].items()
-    ]
+def _sae_section(saes: list[dict]) -> str:
+    recipe = saes[0]["recipe"]
+    rows = []
+    for record in saes:
+        r = record["report"]
+        rows.append(
+            f"| {record['layer']} | {r['variance_unexplained']:.3f} | {r['variance_unexplained_cls']:.3f} | "
+            f"{r['dead_latents']} of {r['latents']} | {r['active_latents']:.1f} | {_percent(r['accuracy'])} | "
+            f"{_percent(r['accuracy_reconstructed'])} | {_minutes(record['seconds'])} |"
+        )
     return f"""## Sparse autoencoders
-TopK, k = {recipe["k"]}, trained on CLS and patch tokens together (a fifth of each batch is CLS), each normalised by its own
-mean and standard deviation; {recipe["steps"]:,} steps of {recipe["batch"]:,} tokens. All layers took {_minutes(record["seconds"])}.
+TopK, k = {recipe["k"]}, trained on CLS and patch tokens together (CLS with its natural share, 1 in 65), each normalised by its
+own mean and standard deviation; {recipe["steps"]:,} steps of {recipe["batch"]:,} tokens. Beside the squared error and AuxK the loss holds
+{recipe["weak_weight"]} * sum(tanh(latents / {recipe["weak_scale"]})), which clears away weak firing, so fewer than k latents are active on most tokens.
 Measured on the original's test images; "reconstructed" replaces every token of the layer by its reconstruction.
 
-| layer | variance unexplained | on CLS alone | dead latents | ViT accuracy | reconstructed |
-|---|---|---|---|---|---|
+| layer | variance unexplained | on CLS alone | dead latents | active on a token | ViT accuracy | reconstructed | time |
+|---|---|---|---|---|---|---|---|
 {chr(10).join(rows)}
 
 Expert features: by F1 over 1,000 check images (of another seed); a latent counts as active on an image if it is in the

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -50,33 +52,28 @@ class Tokens(NamedTuple):
 
 
 @torch.inference_mode()
-def collect(vit: nn.Module, data: ImageSet, layers: list[int], recipe: SAERecipe, device) -> dict[int, Tokens]:
-    """Tokens of every layer on the first `recipe.images` images, in one pass."""
+def collect(vit: nn.Module, data: ImageSet, layer: int, recipe: SAERecipe, device: torch.device) -> Tokens:
+    """Tokens of a layer on the first `recipe.images` images."""
     rng = torch.Generator().manual_seed(recipe.seed)
-    found = {layer: ([], []) for layer in layers}
+    cls, patches = [], []
     for start in tqdm(range(0, recipe.images, 250), desc="hidden states", mininterval=5):
-        hidden = vits.heads(vit, normalise(data.pixels[start : start + 250]).to(device), layers)
-        patches = vit.patch_embed.num_patches
-        drawn = torch.rand(len(hidden[layers[0]]), patches, generator=rng).argsort(1)[:, : recipe.patches_an_image]
-        index = drawn.to(device)[:, :, None] + 1
-        for layer in layers:
-            found[layer][0].append(hidden[layer][:, 0])
-            found[layer][1].append(hidden[layer].gather(1, index.expand(-1, -1, hidden[layer].shape[2])).flatten(0, 1))
-    tokens = {}
-    for layer, (cls, patches) in found.items():
-        cls, patches = torch.cat(cls), torch.cat(patches)
-        stats = TokenStats(patches.mean(0), patches.std(0), cls.mean(0), cls.std(0))
-        tokens[layer] = Tokens(cls, patches, stats)
-    return tokens
+        hidden = vits.head(vit, normalise(data.pixels[start : start + 250]).to(device), layer)
+        drawn = torch.rand(hidden.shape[0], hidden.shape[1] - 1, generator=rng).argsort(1)
+        index = drawn[:, : recipe.patches_an_image, None].to(device) + 1
+        cls.append(hidden[:, 0])
+        patches.append(hidden.gather(1, index.expand(-1, -1, hidden.shape[2])).flatten(0, 1))
+    cls, patches = torch.cat(cls), torch.cat(patches)
+    return Tokens(cls, patches, TokenStats(patches.mean(0), patches.std(0), cls.mean(0), cls.std(0)))
 
 
-def train(tokens: Tokens, recipe: SAERecipe, label: str) -> TopKSAE:
+def train(tokens: Tokens, recipe: SAERecipe, checkpoint: Path) -> TopKSAE:
     """Minimises the squared error of the reconstruction, plus AuxK, plus sum(tanh(latents / weak_scale)).
 
     The last term clears away weak firing. Top-16 alone fills every token's 16 places, so that a class's
     latent also fires faintly on other classes, where the expert ranking (which asks only whether a latent
     fires) takes it for one that is active everywhere. tanh leaves strong values as they are. Decoder
-    columns keep unit length.
+    columns keep unit length. Every half minute `checkpoint` is written, from which a killed run goes on; a
+    step's batch depends on (seed, step) alone.
     """
     torch.manual_seed(recipe.seed)
     dim, device = tokens.cls.shape[1], tokens.cls.device
@@ -89,11 +86,14 @@ def train(tokens: Tokens, recipe: SAERecipe, label: str) -> TopKSAE:
     patches = (tokens.patches - stats.patch_mean) / stats.patch_std
     optimiser = torch.optim.Adam(sae.parameters(), lr=recipe.lr)
     idle = torch.zeros(sae.latents, device=device)
+    start, idle = _resume(checkpoint, sae, optimiser, idle)
+    saved = time.monotonic()
     from_cls = int(recipe.batch * recipe.cls_share)
-    progress = tqdm(range(recipe.steps), desc=label, mininterval=5)
+    progress = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc=checkpoint.stem, mininterval=5)
     for step in progress:
         optimiser.param_groups[0]["lr"] = recipe.lr * min(1.0, 5 * (1 - step / recipe.steps))
-        x = torch.cat([_draw(cls, from_cls), _draw(patches, recipe.batch - from_cls)])
+        rng = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        x = torch.cat([_draw(cls, from_cls, rng), _draw(patches, recipe.batch - from_cls, rng)])
         pre = sae.pre_activations(x)
         latents = sae.activate(pre)
         error = x - (sae.decoder(latents) + sae.pre_bias)
@@ -109,12 +109,28 @@ def train(tokens: Tokens, recipe: SAERecipe, label: str) -> TopKSAE:
             sae.decoder.weight.copy_(nn.functional.normalize(sae.decoder.weight, dim=0))
         if step % 100 == 0:
             progress.set_postfix(error=f"{error.square().mean().item():.3f}", dead=len(dead))
+        if time.monotonic() - saved > 30:
+            state = {"sae": sae.state_dict(), "optimiser": optimiser.state_dict(), "idle": idle, "step": step + 1}
+            part = checkpoint.with_suffix(".part")
+            torch.save(state, part)
+            part.replace(checkpoint)
+            saved = time.monotonic()
     sae.set_stats(stats)
     return sae.to(device).requires_grad_(False).eval()
 
 
-def _draw(pool: Tensor, count: int) -> Tensor:
-    return pool[torch.randint(len(pool), (count,), device=pool.device)]
+def _resume(checkpoint: Path, sae: TopKSAE, optimiser: torch.optim.Optimizer, idle: Tensor) -> tuple[int, Tensor]:
+    """(the step to go on from, how long each latent has been idle)."""
+    if not checkpoint.exists():
+        return 0, idle
+    state = torch.load(checkpoint, map_location=idle.device, weights_only=True)
+    sae.load_state_dict(state["sae"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["step"], state["idle"]
+
+
+def _draw(pool: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    return pool[torch.randint(len(pool), (count,), generator=rng).to(pool.device)]
 
 
 def _aux_loss(sae: TopKSAE, pre: Tensor, error: Tensor, dead: Tensor, aux_k: int) -> Tensor:
@@ -133,6 +149,8 @@ class SAEReport(NamedTuple):
     dead_latents: int
     """Latents that fire on no token of any test image."""
     latents: int
+    active_latents: float
+    """Mean number of active latents on a token; at most k."""
     accuracy: float
     """The ViT's accuracy, untouched."""
     accuracy_reconstructed: float
@@ -142,7 +160,7 @@ class SAEReport(NamedTuple):
 @torch.inference_mode()
 def report(vit: nn.Module, sae: TopKSAE, data: ImageSet, layer: int, device) -> tuple[SAEReport, Tensor]:
     """The report, and [images, F] whether a latent is active on at least one patch."""
-    hidden, active, right, right_reconstructed = [], [], [], []
+    hidden, active, counts, right, right_reconstructed = [], [], [], [], []
     ever = torch.zeros(sae.latents, dtype=torch.bool, device=device)
     for start in range(0, len(data.labels), 250):
         part = slice(start, start + 250)
@@ -150,6 +168,7 @@ def report(vit: nn.Module, sae: TopKSAE, data: ImageSet, layer: int, device) -> 
         states = vits.head(vit, normalise(data.pixels[part]).to(device), layer)
         latents = sae.encode(states)
         ever |= (latents > 0).flatten(0, 1).any(0)
+        counts.append((latents > 0).sum(-1).float().mean())
         active.append((latents[:, 1:] > 0).any(1))
         right.append(vits.tail(vit, states, layer).argmax(1) == labels)
         right_reconstructed.append(vits.tail(vit, sae.decode(latents), layer).argmax(1) == labels)
@@ -160,6 +179,7 @@ def report(vit: nn.Module, sae: TopKSAE, data: ImageSet, layer: int, device) -> 
         variance_unexplained_cls=variance_unexplained(sae, hidden[:, :1]),
         dead_latents=int((~ever).sum()),
         latents=sae.latents,
+        active_latents=torch.stack(counts).mean().item(),
         accuracy=torch.cat(right).float().mean().item(),
         accuracy_reconstructed=torch.cat(right_reconstructed).float().mean().item(),
     )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from pathlib import Path
 
 import gradio as gr
 
 from ..images import MAX_BYTES
+from ..packs.errors import PackError
 from ..packs.find import folders
 from . import api, restore_tab
+from .visitor import shared_pack, warm
+
+log = logging.getLogger(__name__)
 
 TITLE = "Suppression or Deletion"
 _HERE = Path(__file__).parent
@@ -18,23 +24,38 @@ _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans",
 
 def build() -> gr.Blocks:
     """The whole app, not launched. Raises PackError if the default pack cannot be opened."""
+    first = default_pack()
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as app:
         gr.HTML(
             f"<header class='sod-header'><h1>{TITLE}?</h1><p>An unlearned model was told to forget a class. Pull its "
             "hidden features back towards the original's, and see whether it remembers.</p></header>"
         )
         with gr.Tab("Restore"):
-            restore_tab.build(app, default_pack())
-        api.build(default_pack())
+            restore_tab.build(app, first)
+        api.build(first)
+    threading.Thread(target=_warm, args=[first], daemon=True).start()
     app.queue(default_concurrency_limit=8, max_size=256)
     return app
 
 
 def default_pack() -> str:
-    """SOD_DEFAULT_PACK, else canvas, else the first there is."""
-    known = folders()
-    wanted = os.environ.get("SOD_DEFAULT_PACK", "canvas")
-    return wanted if wanted in known or not known else next(iter(known))
+    """SOD_DEFAULT_PACK, else canvas, else the first pack whose manifest can be read. Raises PackError if none can."""
+    names = [os.environ.get("SOD_DEFAULT_PACK", "canvas"), *folders()]
+    for name in names:
+        try:
+            shared_pack(name)
+            return name
+        except PackError as error:
+            log.warning("pack %s cannot be used: %s", name, error)
+    raise PackError("there is no pack to open: build one with `python -m sod_core build canvas`, or set SOD_PACKS")
+
+
+def _warm(name: str) -> None:
+    """Loads models while the first page is on its way; a pack that fails says so to the visitor who opens it."""
+    try:
+        warm(name)
+    except Exception as error:
+        log.warning("pack %s could not be loaded: %s", name, error)
 
 
 def launch_options() -> dict:

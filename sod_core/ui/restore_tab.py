@@ -42,6 +42,7 @@ class Panel(NamedTuple):
     own_list: gr.Textbox
     expert_class: gr.Dropdown
     seed: gr.Number
+    latent: gr.Number
     details: gr.Markdown
     verdict: gr.Markdown
     bars: gr.Plot
@@ -120,6 +121,7 @@ def build(app: gr.Blocks, default_pack: str) -> None:
     )
     panel.heat.click(_kept(_pick_patch, len(everything)), [visitor, *controls], everything, **QUIET)
     panel.inspector.click(_kept(_pick_latent, len(everything)), [visitor, *controls], everything, **QUIET)
+    panel.latent.submit(_kept(_type_latent, len(everything)), [visitor, panel.latent, *controls], everything, **QUIET)
     panel.heat_of.click(_kept(_show_experts, len(everything)), [visitor, *controls], everything, **QUIET)
     playing = panel.play.click(
         _play, [visitor, *controls], [panel.alpha, panel.play, panel.stop, *moving], concurrency_limit=16, **QUIET
@@ -169,6 +171,9 @@ def _layout(default_pack: str) -> Panel:
                 target = manifest.classes[entries[0].target_class] if entries else None
                 expert_class = gr.Dropdown(list(manifest.classes), value=target, label="Experts of which class")
                 seed = gr.Number(0, precision=0, minimum=0, maximum=10**6, label="Seed of the random features")
+                latent = gr.Number(
+                    None, precision=0, minimum=0, label="Show the heat of one latent (its id, then Enter)"
+                )
                 details = gr.Markdown(elem_classes="sod-quiet")
         with gr.Column(scale=9, min_width=320):
             verdict = gr.Markdown(elem_id="verdict", elem_classes="sod-verdict")
@@ -288,6 +293,16 @@ def _pick_latent(event: gr.EventData, visitor: Visitor | None, *values: Any) -> 
     with visitor.lock:
         visitor.latent = int(event.pick)
         return _all(visitor, _controls(values))
+
+
+def _type_latent(visitor: Visitor | None, latent: int | None, *values: Any) -> list:
+    visitor, controls = _there(visitor), _controls(values)
+    with visitor.lock:
+        known = visitor.pack.sae(controls.layer).latents
+        if latent is not None and not 0 <= latent < known:
+            raise ValueError(f"latent {latent} does not exist: this SAE has latents 0 to {known - 1}")
+        visitor.latent = latent
+        return _all(visitor, controls)
 
 
 def _show_experts(visitor: Visitor | None, *values: Any) -> list:
