@@ -72,6 +72,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layer", default="9")
     parser.add_argument("--mode", default="inject", help="inject, amplify, direct_injection or add")
     parser.add_argument("--images", type=int, default=1000, help="fresh test images, all classes together")
+    parser.add_argument("--max-alpha", default="2", help="score alphas up to this; the table's last R goes on to 10")
     parser.add_argument("--json", metavar="FILE", help="also write every figure to this file; - is standard output")
     _add_device(parser)
     parser.set_defaults(run=_run_evaluate)

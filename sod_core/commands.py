@@ -90,7 +90,8 @@ def evaluate(options: argparse.Namespace) -> None:
     pack = _pack(options)
     layer = _layer(options.layer)
     ids = options.unlearned or [entry.id for entry in pack.manifest.unlearned]
-    rows = evaluation.run(pack, ids, layer, options.mode, options.images, _precision(options))
+    (max_alpha,) = _alphas([options.max_alpha])
+    rows = evaluation.run(pack, ids, layer, options.mode, options.images, _precision(options), max_alpha)
     if options.json != "-":
         print(evaluation.table(rows))
         print(evaluation.pointing_line(evaluation.pointing_game(pack, layer, options.images)))

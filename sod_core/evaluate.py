@@ -1,13 +1,14 @@
 """Images in, a table out: how much of a forgotten class its expert features bring back, beside every control.
 
 The score is R(alpha) = (acc_restored - acc_unlearned) / (acc_original - acc_unlearned) on the target class
-(Suppression or Deletion, section 4). Every edit is scored at the alpha that suits it best, so a control gets
-the same chance as the experts. Edits act on all samples, whatever their label (gate "none"): `retain` says
+(Suppression or Deletion, section 4). Every edit is scored at the alpha that suits it best, up to MAX_ALPHA, so a
+control gets the same chance as the experts. Edits act on all samples, whatever their label (gate "none"): `retain` says
 what the same edit, at the experts' alpha, leaves of the other classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +21,10 @@ from . import features
 from .packs.pack import Pack
 from .restore import Session
 
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0, 5.0, 7.0, 10.0)
+MAX_ALPHA = 2.0
+"""Scores look no further than this unless told: at 1 a feature has the original's value, and what needs far more
+than that is written into the model rather than uncovered in it. `overshoot` says what the rest of ALPHAS adds."""
 CONTROLS = ("random", "matched", "cls_copy", "patches", "all")
 RANDOM_SEEDS = range(5)
 """Random and matched features are scored as the mean over these seeds."""
@@ -53,13 +57,15 @@ class Row:
     restored: float
     """At `alpha`."""
     alpha: float
-    """The smallest of ALPHAS at which the experts restore most."""
+    """The smallest of the scored ALPHAS at which the experts restore most."""
     retain_unlearned: float
     """Accuracy on all other classes, untouched."""
     retain_restored: float
     """The same when every image is edited with the experts at `alpha`."""
     scores: dict[str, float | None]
-    """R of "experts" and of each of CONTROLS, each at its own best alpha."""
+    """R of "experts" and of each of CONTROLS, each at its own best alpha up to the scored maximum."""
+    overshoot: float | None
+    """R of the experts at the best of all ALPHAS."""
     verdict: str
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,9 +73,17 @@ class Row:
 
 
 def run(
-    pack: Pack, ids: list[str], layer: int, mode: str, count: int, precision: torch.dtype | None = None
+    pack: Pack,
+    ids: list[str],
+    layer: int,
+    mode: str,
+    count: int,
+    precision: torch.dtype | None = None,
+    max_alpha: float = MAX_ALPHA,
 ) -> list[Row]:
     """Scores the unlearned models `ids` on `count` test images. Raises PackError or ValueError."""
+    if max_alpha < ALPHAS[0]:
+        raise ValueError(f"the largest alpha is {max_alpha:g}; it has to be {ALPHAS[0]:g} or more")
     for id in ids:
         pack.manifest.entry(id)
     data = test_set(pack, count)
@@ -86,7 +100,7 @@ def run(
                 f"pack {pack.manifest.name} has no experts of {pack.manifest.classes[target]} at layer {layer}"
             )
     bar = tqdm(ids, desc="models", leave=False, disable=None)  # None: no bar where nobody watches
-    return [_row(pack, id, layer, mode, data, precision) for id in bar]
+    return [_row(pack, id, layer, mode, data, precision, max_alpha) for id in bar]
 
 
 def test_set(pack: Pack, count: int) -> TestSet:
@@ -112,7 +126,9 @@ def test_set(pack: Pack, count: int) -> TestSet:
     return TestSet(torch.stack(inputs), torch.tensor(labels), np.stack(masks))
 
 
-def _row(pack: Pack, id: str, layer: int, mode: str, data: TestSet, precision: torch.dtype | None) -> Row:
+def _row(
+    pack: Pack, id: str, layer: int, mode: str, data: TestSet, precision: torch.dtype | None, max_alpha: float
+) -> Row:
     entry = pack.manifest.entry(id)
     target = entry.target_class
     session = pack.session(id, precision)
@@ -121,7 +137,9 @@ def _row(pack: Pack, id: str, layer: int, mode: str, data: TestSet, precision: t
     original = _accuracy(session.logits("original"), target)
     unlearned = _accuracy(session.logits("unlearned"), target)
     experts = [expert.feature_id for expert in pack.experts(layer, target)]
-    curve = _curve(session, layer, mode, experts, "all", target)
+    whole_curve = _curve(session, layer, mode, experts, "all", target, ALPHAS)
+    alphas = [alpha for alpha in ALPHAS if alpha <= max_alpha]
+    curve = whole_curve[: len(alphas)]
     best = int(np.argmax(curve))
 
     def score(restored: float) -> float | None:
@@ -130,7 +148,7 @@ def _row(pack: Pack, id: str, layer: int, mode: str, data: TestSet, precision: t
 
     scores = {"experts": score(max(curve))}
     for control in CONTROLS:
-        curves = _control_curves(control, session, pack, layer, mode, experts, target)
+        curves = _control_curves(control, session, pack, layer, mode, experts, target, alphas)
         scores[control] = score(float(np.mean([max(one) for one in curves])))
     retain_unlearned, retain_restored = _retain(session, layer, mode, experts, ALPHAS[best], data, ~members)
     return Row(
@@ -143,6 +161,7 @@ def _row(pack: Pack, id: str, layer: int, mode: str, data: TestSet, precision: t
         retain_unlearned=retain_unlearned,
         retain_restored=retain_restored,
         scores=scores,
+        overshoot=score(max(whole_curve)),
         verdict=verdict(scores),
     )
 
@@ -158,24 +177,39 @@ def verdict(scores: dict[str, float | None]) -> str:
 
 
 def _control_curves(
-    control: str, session: Session, pack: Pack, layer: int, mode: str, experts: list[int], target: int
+    control: str,
+    session: Session,
+    pack: Pack,
+    layer: int,
+    mode: str,
+    experts: list[int],
+    target: int,
+    alphas: Sequence[float],
 ) -> list[list[float]]:
-    """Accuracy over ALPHAS of a control; one curve a seed for the random ones."""
+    """Accuracy over `alphas` of a control; one curve a seed for the random ones."""
     if control in ("random", "matched"):
         activity = pack.activity(layer)
         drawn = [features.choose(control, experts, activity, seed) for seed in RANDOM_SEEDS]
-        return [_curve(session, layer, mode, chosen, "all", target) for chosen in drawn]
+        return [_curve(session, layer, mode, chosen, "all", target, alphas) for chosen in drawn]
     if control == "cls_copy":
-        return [_curve(session, layer, "cls_copy", [], "all", target)]
+        return [_curve(session, layer, "cls_copy", [], "all", target, alphas)]
     if control == "patches":
-        return [_curve(session, layer, mode, experts, "patches", target)]
+        return [_curve(session, layer, mode, experts, "patches", target, alphas)]
     everything = features.choose("all", experts, pack.activity(layer))
-    return [_curve(session, layer, mode, everything, "all", target)]
+    return [_curve(session, layer, mode, everything, "all", target, alphas)]
 
 
-def _curve(session: Session, layer: int, mode: str, chosen: list[int], tokens: str, target: int) -> list[float]:
-    """Accuracy on the target class at each of ALPHAS, one alpha at a time: the batch is large already."""
-    return [_accuracy(session.restore([alpha], layer, mode, chosen, tokens)[0], target) for alpha in ALPHAS]
+def _curve(
+    session: Session,
+    layer: int,
+    mode: str,
+    chosen: list[int],
+    tokens: str,
+    target: int,
+    alphas: Sequence[float],
+) -> list[float]:
+    """Accuracy on the target class at each alpha, one alpha at a time: the batch is large already."""
+    return [_accuracy(session.restore([alpha], layer, mode, chosen, tokens)[0], target) for alpha in alphas]
 
 
 def _retain(
@@ -231,12 +265,12 @@ def pointing_line(found: Pointing | None) -> str:
 def table(rows: list[Row]) -> str:
     """Markdown, one row a model."""
     head = "| model | forget: original | unlearned | restored | at alpha | retain: unlearned | edited too | R experts |"
-    lines = [head + "".join(f" R {control} |" for control in CONTROLS) + " verdict |"]
-    lines.append("|---" * (head.count("|") + len(CONTROLS)) + "|")
+    lines = [head + "".join(f" R {control} |" for control in CONTROLS) + " R overshoot | verdict |"]
+    lines.append("|---" * (lines[0].count("|") - 1) + "|")
     for row in rows:
         shares = (row.original, row.unlearned, row.restored)
         cells = [row.id, *(f"{share:.1%}" for share in shares), f"{row.alpha:g}"]
         cells += [f"{row.retain_unlearned:.1%}", f"{row.retain_restored:.1%}"]
-        cells += ["–" if score is None else f"{score:.2f}" for score in row.scores.values()]
+        cells += ["–" if score is None else f"{score:.2f}" for score in (*row.scores.values(), row.overshoot)]
         lines.append("| " + " | ".join([*cells, row.verdict]) + " |")
     return "\n".join(lines)

@@ -215,7 +215,7 @@ def models(request) -> Models:
 class Server(NamedTuple):
     url: str
     packs: Path
-    """The folder of its packs: `fruit`, which it opens on; `broken`, whose pack.json is cut; `cut`, one of whose SAEs is."""
+    """The folder of its packs: `fruit`, which it opens on; `broken`, whose pack.json is cut; `cut`, with a cut SAE."""
     log: Path
     """What it wrote to standard output and standard error."""
 

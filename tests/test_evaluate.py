@@ -94,7 +94,17 @@ def test_a_row_by_hand():
         {"experts": 6 / 8, "random": 1 / 8, "matched": 1 / 8, "cls_copy": 4 / 8, "patches": -1 / 8, "all": 1.0}
     )
     assert tuple(row.scores) == ("experts", *CONTROLS)
+    assert row.overshoot == row.scores["experts"]
     assert row.verdict == "suppressed"
+
+
+def test_what_only_overshooting_restores_is_no_score():
+    right = script(experts=1, others=1)
+    right["experts"] = [1] * (len(ALPHAS) - 1) + [9]
+    (row,) = evaluate.run(scripted_pack(right), ["x-first"], 1, "inject", 20)
+    assert (row.alpha, row.scores["experts"], row.overshoot, row.verdict) == (0, 0, 1, "deleted")
+    (row,) = evaluate.run(scripted_pack(right), ["x-first"], 1, "inject", 20, max_alpha=10)
+    assert (row.alpha, row.scores["experts"]) == (10, 1)
 
 
 @pytest.mark.parametrize(("experts", "verdict"), [(1, "deleted"), (4, "partly"), (9, "suppressed")])
@@ -258,7 +268,7 @@ def test_the_pointing_game_by_hand(canvas_pack):
 
 def row(**changes) -> Row:
     figures = dict(id="salun-boat", target="boat", original=0.975, unlearned=0.02, restored=0.9, alpha=1.5)
-    figures |= dict(retain_unlearned=0.95, retain_restored=0.8, verdict="suppressed")
+    figures |= dict(retain_unlearned=0.95, retain_restored=0.8, overshoot=1.0, verdict="suppressed")
     figures["scores"] = {"experts": 0.921, "random": -0.01, "matched": 0.05, "cls_copy": 1.0, "patches": 0.0, "all": 1}
     return Row(**(figures | changes))
 
@@ -273,7 +283,7 @@ def test_the_table_is_markdown():
     assert found["unlearned"] == "2.0%" and found["restored"] == "90.0%" and found["verdict"] == "suppressed"
     assert found["retain: unlearned"] == "95.0%" and found["edited too"] == "80.0%"
     assert [found[f"R {name}"] for name in ("experts", *CONTROLS)] == ["0.92", "-0.01", "0.05", "1.00", "0.00", "1.00"]
-    assert lines[3].count("–") == 6
+    assert lines[3].count("–") == 6 and found["R overshoot"] == "1.00"
 
 
 def test_the_command_prints_the_table(pack_folder, capsys, tmp_path):

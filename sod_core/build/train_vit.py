@@ -41,7 +41,7 @@ class Recipe:
 
 class Trained(NamedTuple):
     vit: nn.Module
-    """In evaluation mode."""
+    """In evaluation mode, without gradients."""
     seconds: float
     """Time spent training, resumed parts added up."""
 
@@ -86,7 +86,7 @@ def train(
             seconds += time.monotonic() - saved
             saved = time.monotonic()
             _save(checkpoint, model, optimisers, step + 1, seconds)
-    return Trained(vit.eval(), seconds)
+    return Trained(vit.requires_grad_(False).eval(), seconds)
 
 
 def _step(

@@ -1,0 +1,430 @@
+"""The page in a browser: what a visitor does with the Restore tab, and that nothing goes wrong in the console."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import CLASSES, EXPERTS, LAYERS, SHAPE, Server
+from PIL import Image
+from playwright.sync_api import Browser, ConsoleMessage, Page, Response, expect, sync_playwright
+
+from sod_core.ui.words import MODE_TITLES
+
+ALPHA = "#alpha input[type=number]"
+PATCHES = SHAPE.grid**2
+expect.set_options(timeout=20_000)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.fail("the page's tests need a browser: apt-get install chromium")
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=options)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def visit(browser: Browser, server: Server, query: str = "", **options: Any) -> Iterator[Page]:
+    """The page in a browser context of its own, ready. Afterwards nothing may have gone wrong in it."""
+    context = browser.new_context(**{"viewport": {"width": 1400, "height": 1000}} | options)
+    context.set_default_timeout(20_000)
+    page = context.new_page()
+    wrong: list[str] = []
+
+    def on_console(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            wrong.append(f"console: {message.text} {message.location}")
+
+    def on_response(response: Response) -> None:
+        if response.status >= 400:
+            wrong.append(f"{response.status}: {response.url}")
+        elif not response.url.startswith((server.url, "data:", "blob:")):
+            wrong.append(f"from elsewhere: {response.url}")
+
+    page.on("console", on_console)
+    page.on("pageerror", lambda error: wrong.append(f"page: {error}"))
+    page.on("response", on_response)
+    page.goto(server.url + query)
+    page.wait_for_selector("#bars .js-plotly-plot .bars path")
+    page.wait_for_selector("#curves .js-plotly-plot .scatterlayer path")
+    expect(page.locator("#heat svg")).to_have_count(3)
+    yield page
+    assert not wrong
+    context.close()
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server) -> Iterator[Page]:
+    with visit(browser, server) as page:
+        yield page
+
+
+# ---------------------------------------------------------------- help
+
+
+def eventually(page: Page, condition: Callable[[], bool]) -> None:
+    """Waits until it holds: the parts of the page that one answer changes are drawn one after the other."""
+    for _ in range(200):
+        if condition():
+            return
+        page.wait_for_timeout(100)
+    assert condition()
+
+
+def traces(page: Page, figure: str) -> dict[str, list[float]]:
+    """{name of the trace: its y values} of the figure #bars or #curves."""
+    script = "id => document.querySelector(`#${id} .js-plotly-plot`).data.map(t => [t.name, Array.from(t.y)])"
+    return dict(page.evaluate(script, figure))
+
+
+def restored(page: Page) -> list[float]:
+    return traces(page, "bars")["restored"]
+
+
+def classes(page: Page) -> list[str]:
+    """The labels under the bars, the forgotten class marked."""
+    return page.evaluate("() => Array.from(document.querySelector('#bars .js-plotly-plot').data[0].x)")
+
+
+def heat(page: Page) -> str:
+    return page.locator("#heat .sod-heats").inner_html()
+
+
+def warning(page: Page, says: str) -> None:
+    """Waits for a warning with these words."""
+    expect(page.get_by_test_id("toast-text").filter(has_text=says).first).to_be_visible()
+
+
+def choose(page: Page, menu: str, option: str) -> None:
+    page.get_by_role("combobox", name=menu, exact=True).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def move_alpha(page: Page, alpha: float, curve: str = "experts", control: str = "range") -> None:
+    """Moves the slider (or fills in its number) to a multiple of 0.25, and waits for the figures."""
+    page.locator(f"#alpha input[type={control}]").fill(str(alpha))
+    marker = "() => document.querySelector('#curves .js-plotly-plot').layout.shapes[0].x0"
+    eventually(page, lambda: page.evaluate(marker) == alpha)
+    target = next(i for i, name in enumerate(classes(page)) if "▸" in name)
+    eventually(
+        page, lambda: restored(page)[target] == pytest.approx(traces(page, "curves")[curve][int(4 * alpha)], abs=1e-3)
+    )
+    expect(page.locator("#verdict")).to_contain_text(f"restored model: {restored(page)[target]:.0%}")
+
+
+def pick_patch(page: Page, patch: int) -> None:
+    page.locator("#heat svg").first.locator("rect").nth(patch).click()
+    expect(page.locator("#inspector .sod-title")).to_contain_text(
+        f"patch {patch // SHAPE.grid + 1}, {patch % SHAPE.grid + 1}"
+    )
+
+
+def shown_examples(page: Page) -> list[str]:
+    """The class of the example that is marked as shown; none with an image of one's own."""
+    return page.locator("#picker [aria-pressed=true]").evaluate_all("all => all.map(one => one.title)")
+
+
+def figures(page: Page) -> tuple:
+    """Everything that an image, a model or a control decides."""
+    found = [traces(page, "bars"), traces(page, "curves"), classes(page), shown_examples(page)]
+    return *found, page.locator("#verdict").inner_text(), heat(page)
+
+
+# ---------------------------------------------------------------- what is there at first
+
+
+def test_the_first_page(page):
+    expect(page).to_have_title("Suppression or Deletion")
+    bars = traces(page, "bars")
+    assert list(bars) == ["original", "unlearned", "restored"]
+    for values in bars.values():
+        assert len(values) == len(CLASSES) and sum(values) == pytest.approx(1, abs=1e-3)
+    assert bars["restored"] == bars["unlearned"] != bars["original"]  # alpha is 0
+    assert classes(page) == ["<b>▸ apple</b>", "pear", "plum"] and shown_examples(page) == ["apple"]
+    expect(page.locator("#verdict h3")).to_contain_text("apple")
+    names = {"experts", "random features", "random, equally active", "copied CLS, no features"}
+    assert names | {"experts on patches only"} == set(traces(page, "curves"))
+    for panel, which in zip(page.locator("#heat figure").all(), bars):
+        expect(panel.locator("rect")).to_have_count(PATCHES)
+        expect(panel.locator("figcaption")).to_have_text(which)
+    expect(page.locator("#heat .sod-title")).to_contain_text("apple experts")
+    expect(page.locator("#heat .sod-bar")).to_be_visible()
+    expect(page.locator("#picker button")).to_have_count(9)
+
+
+# ---------------------------------------------------------------- alpha
+
+
+@pytest.mark.parametrize("control", ["range", "number"])
+def test_the_slider_moves_the_bars(page, control):
+    before, curves = traces(page, "bars"), traces(page, "curves")
+    heats = [panel.inner_html() for panel in page.locator("#heat figure").all()]
+    move_alpha(page, 5, control=control)
+    bars = traces(page, "bars")
+    assert bars["restored"] != before["restored"] and sum(bars["restored"]) == pytest.approx(1, abs=1e-3)
+    assert (bars["original"], bars["unlearned"]) == (before["original"], before["unlearned"])
+    assert traces(page, "curves") == curves  # only the marker moves
+    eventually(page, lambda: page.locator("#heat figure").nth(2).inner_html() != heats[2])
+    assert [page.locator("#heat figure").nth(i).inner_html() for i in (0, 1)] == heats[:2]
+    move_alpha(page, 0, control=control)
+    assert traces(page, "bars") == before
+
+
+def test_play_sweeps_to_10(page):
+    page.get_by_role("button", name="Play").click()
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    expect(page.locator(ALPHA)).to_have_value("10")
+    expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+    expect(page.get_by_role("button", name="Play")).to_be_visible()
+    eventually(page, lambda: restored(page)[0] == pytest.approx(traces(page, "curves")["experts"][-1], abs=1e-3))
+
+
+def test_stop_stops(page):
+    page.get_by_role("button", name="Play").click()
+    eventually(page, lambda: float(page.locator(ALPHA).input_value()) > 0)
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("button", name="Play")).to_be_visible()
+    expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+    assert 0 < float(page.locator(ALPHA).input_value()) < 10
+    move_alpha(page, 9.5)  # the sweep does not go on over what comes next
+    move_alpha(page, 9)
+    expect(page.locator(ALPHA)).to_have_value("9")
+
+
+# ---------------------------------------------------------------- patches and latents
+
+
+def firing_latent(page: Page) -> int:
+    """The latent of the inspector that fires most in the original, and so on at least one example."""
+    rows = page.locator("#inspector tbody tr").all_inner_texts()
+    values = {int(row.split()[0]): float(row.split()[1]) for row in rows}
+    assert max(values.values()) > 0
+    return max(values, key=values.get)
+
+
+def test_a_patch_shows_its_latents_and_a_latent_its_heat(page):
+    experts_heat = heat(page)
+    pick_patch(page, 5)
+    rows = page.locator("#inspector tbody tr")
+    assert 1 <= rows.count() <= 8
+    for row in rows.all_inner_texts():
+        latent, original, unlearned, restored, *expert_for = row.split()
+        assert 0 <= int(latent) < 64 and min(float(original), float(unlearned), float(restored)) >= 0
+        found = [word.strip(",") for word in expert_for]
+        assert found == [CLASSES[c] for c in EXPERTS if int(latent) in EXPERTS[c]]
+    expect(page.locator("#heat rect.on")).to_have_count(3)
+    back = page.get_by_role("button", name="Back to the experts' heat")
+    expect(back).to_be_hidden()
+    latent = firing_latent(page)
+    page.locator(f"#inspector tr[data-pick='{latent}']").click()
+    expect(page.locator("#heat .sod-title")).to_contain_text(f"Heat of latent {latent}")
+    expect(page.locator("#strongest .sod-title")).to_contain_text(f"latent {latent}")
+    assert page.locator("#strongest figure").count() >= 1
+    expect(page.locator(f"#inspector tr[data-pick='{latent}']")).to_have_class("on")
+    move_alpha(page, 3)  # the latent and the patch stay chosen
+    expect(page.locator("#heat .sod-title")).to_contain_text(f"Heat of latent {latent}")
+    expect(page.locator("#heat rect.on")).to_have_count(3)
+    move_alpha(page, 0)
+    back.click()
+    expect(page.locator("#heat .sod-title")).to_contain_text("apple experts")
+    expect(back).to_be_hidden()
+    expect(page.locator("#strongest figure")).to_have_count(0)
+    eventually(page, lambda: heat(page).replace(' class="on"', "") == experts_heat)
+
+
+def test_an_example_where_a_latent_fires_can_be_picked(page):
+    pick_patch(page, 0)
+    page.locator(f"#inspector tr[data-pick='{firing_latent(page)}']").click()
+    strongest = page.locator("#strongest button").last
+    index = strongest.get_attribute("data-pick")
+    strongest.click()
+    expect(page.locator(f"#picker [data-pick='{index}']")).to_have_attribute("aria-pressed", "true")
+    assert len(shown_examples(page)) == 1
+
+
+# ---------------------------------------------------------------- images
+
+
+def test_another_example(page):
+    before = traces(page, "bars")
+    page.locator("#picker button[title=plum]").first.click()
+    expect(page.locator("#picker button[title=plum]").first).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#verdict")).to_contain_text("This plum")
+    eventually(page, lambda: traces(page, "bars")["original"] != before["original"])
+    assert shown_examples(page) == ["plum"] and classes(page)[0] == "<b>▸ apple</b>"
+
+
+def write_image(path: Path) -> Path:
+    pixels = np.random.default_rng(7).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def upload(page: Page, path: Path) -> None:
+    page.locator("#own input[type=file]").set_input_files(path)
+
+
+def test_an_image_of_ones_own(page, tmp_path):
+    before = traces(page, "bars")["original"]
+    page.get_by_role("button", name="Your own image").click()
+    upload(page, write_image(tmp_path / "own.png"))
+    eventually(page, lambda: traces(page, "bars")["original"] != before)
+    expect(page.locator("#picker [aria-pressed=true]")).to_have_count(0)
+    own = traces(page, "bars")["original"]
+    choose(page, "Unlearned model", "Retrained, forgot pear")
+    eventually(page, lambda: classes(page)[1] == "<b>▸ pear</b>")
+    assert traces(page, "bars")["original"] == own and shown_examples(page) == []  # the image stays
+    page.locator("#picker button[title=apple]").first.click()
+    eventually(page, lambda: traces(page, "bars")["original"] == before)
+    expect(page.locator("#picker [aria-pressed=true]")).to_have_count(1)
+    expect(page.locator("#own img")).to_have_count(0)
+
+
+@pytest.mark.parametrize("damage", ["words", "cut"])
+def test_a_file_that_is_no_image_changes_nothing(page, tmp_path, damage):
+    broken = write_image(tmp_path / "broken.png")
+    broken.write_bytes(b"words" if damage == "words" else broken.read_bytes()[:2000])
+    before = figures(page)
+    page.get_by_role("button", name="Your own image").click()
+    # The browser shows what was sent to it as a picture, and may say that it cannot: not in the console.
+    upload(page, broken)
+    warning(page, "not an image" if damage == "words" else "damaged or cut short")
+    assert figures(page) == before
+    move_alpha(page, 5)
+    assert traces(page, "bars")["original"] == before[0]["original"]
+
+
+# ---------------------------------------------------------------- controls
+
+
+def test_another_model_brings_its_class(page):
+    expect(page.get_by_role("combobox", name="Unlearned model")).to_have_value("Random labels, forgot apple")
+    choose(page, "Unlearned model", "Retrained, forgot pear")
+    eventually(page, lambda: classes(page) == ["apple", "<b>▸ pear</b>", "plum"])
+    eventually(page, lambda: shown_examples(page) == ["pear"])
+    expect(page.locator("#heat .sod-title")).to_contain_text("pear experts")
+    expect(page.locator("#verdict h3")).to_contain_text("pear")
+    expect(page.locator("#picker button").first).to_have_attribute("title", "pear")
+    page.get_by_role("button", name="Advanced").click()
+    expect(page.get_by_role("combobox", name="Experts of which class")).to_have_value("pear")
+
+
+def test_every_control_changes_the_restored_model(page):
+    move_alpha(page, 5)
+    page.get_by_role("button", name="Advanced").click()
+    untouched = {name: values for name, values in traces(page, "bars").items() if name != "restored"}
+
+    def changes(act: Callable[..., None], *arguments: str) -> None:
+        before = restored(page)
+        act(*arguments)
+        eventually(page, lambda: restored(page) != before)
+        assert {name: values for name, values in traces(page, "bars").items() if name != "restored"} == untouched
+
+    changes(lambda: page.get_by_role("radio", name=str(LAYERS[0])).click())
+    for mode in ("amplify", "direct_injection", "add", "cls_copy", "inject"):
+        changes(choose, page, "Mode", MODE_TITLES[mode])
+    for tokens in ("patches only", "CLS only", "CLS and patches"):
+        changes(choose, page, "Tokens edited", tokens)
+    for kind in ("random", "random, equally active", "all", "experts of the class"):
+        changes(choose, page, "Features edited", kind)
+    for name in ("plum", "apple"):
+        changes(choose, page, "Experts of which class", name)
+
+
+def test_a_list_of_ones_own(page):
+    page.get_by_role("button", name="Advanced").click()
+    mine = page.get_by_label("My list of latents")
+    expect(mine).to_be_hidden()
+    choose(page, "Features edited", "my list")
+    mine.fill("1, 5, 9")
+    mine.press("Enter")
+    expect(page.get_by_text("Edited latents (3): 1, 5, 9")).to_be_visible()
+    eventually(page, lambda: "your selection" in traces(page, "curves"))
+    move_alpha(page, 5, curve="your selection")
+    before = figures(page)
+    for text, says in (("1, x", "'x' is not a latent id"), ("64", "latent 64 does not exist")):
+        mine.fill(text)
+        mine.press("Enter")
+        warning(page, says)
+        assert figures(page) == before
+    mine.fill("40")
+    mine.press("Enter")
+    expect(page.get_by_text("Edited latents (1): 40")).to_be_visible()
+
+
+# ---------------------------------------------------------------- packs
+
+
+def test_a_pack_that_cannot_be_used_leaves_the_page_as_it_is(page):
+    before = figures(page)
+    choose(page, "Pack", "broken (cannot be used)")
+    warning(page, "pack.json cannot be read")
+    assert figures(page) == before
+    choose(page, "Pack", "Fruit, a tiny ViT")
+    page.locator("#picker button[title=plum]").first.click()
+    expect(page.locator("#verdict")).to_contain_text("This plum")
+
+
+# ---------------------------------------------------------------- two visitors, other looks
+
+
+def test_two_visitors_do_not_see_each_other(browser, server, page):
+    before = figures(page)
+    with visit(browser, server) as other:
+        assert figures(other) == before
+        choose(other, "Unlearned model", "Retrained, forgot pear")
+        eventually(other, lambda: classes(other)[1] == "<b>▸ pear</b>")
+        other.locator("#picker button[title=plum]").last.click()
+        expect(other.locator("#verdict")).to_contain_text("This plum")
+        move_alpha(other, 4)
+        assert figures(page) == before
+        move_alpha(page, 5)
+        assert traces(page, "bars")["original"] == before[0]["original"] and shown_examples(page) == ["apple"]
+        assert classes(other)[1] == "<b>▸ pear</b>" and shown_examples(other) == ["plum"]
+        expect(other.locator(ALPHA)).to_have_value("4")
+        move_alpha(other, 5)
+        assert classes(other)[1] == "<b>▸ pear</b>" and shown_examples(other) == ["plum"]
+    with visit(browser, server) as third:  # whoever comes next starts afresh
+        assert figures(third) == before
+
+
+def test_a_phone(browser, server):
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+    with visit(browser, server, **phone) as page:
+        widths = "() => [document.documentElement.scrollWidth, document.body.scrollWidth, window.innerWidth]"
+        assert page.evaluate(widths) == [390, 390, 390]
+        page.locator("#heat svg").first.locator("rect").nth(5).tap()
+        expect(page.locator("#inspector tbody tr").first).to_be_visible()
+        assert page.evaluate(widths) == [390, 390, 390]
+        move_alpha(page, 5)
+        for part in ("#bars", "#heat", "#curves", "#alpha", "#picker"):
+            box = page.locator(part).bounding_box()
+            assert 0 <= box["x"] and box["x"] + box["width"] <= 390
+
+
+def luminance(page: Page, selector: str, property: str) -> float:
+    """0 (black) to 255 (white) of an element's computed colour."""
+    colour = page.locator(selector).first.evaluate(f"e => getComputedStyle(e).{property}")
+    red, green, blue = (float(part) for part in colour.split("(")[1].split(")")[0].split(",")[:3])
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_themes(browser, server, theme):
+    with visit(browser, server, f"?__theme={theme}") as page:
+        for selector, property in (
+            ("#verdict h3", "color"),
+            ("#bars .xtick text", "fill"),
+            ("#curves .ytick text", "fill"),
+        ):
+            assert abs(luminance(page, selector, property) - luminance(page, "gradio-app", "backgroundColor")) > 100

@@ -1,0 +1,383 @@
+"""The methods that make unlearned models, on a ViT of two blocks and images small enough to check by hand."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, is_dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sod_core import vit as vits
+from sod_core.build import train_vit
+from sod_core.build.images import ImageSet
+from sod_core.unlearn import TITLES, cf_k, method, neggrad_plus, random_labels, retrain, salun
+from sod_core.unlearn import task as tasks
+from sod_core.unlearn.task import Accuracies, Stop, Task, accuracies, descend, trainable_copy
+
+SHAPE = vits.ViTShape(image_size=64, patch=8, dim=16, depth=2, heads=2, classes=10)
+TARGET = 3
+CPU = torch.device("cpu")
+BRIEF = Stop(steps=3, forget_at_most=-1)  # never met: all steps are taken
+RECIPE = train_vit.Recipe(steps=3, batch=8)
+SETTINGS = {
+    "retrain": retrain.Settings(recipe=RECIPE),
+    "random_labels": random_labels.Settings(batch=4, stop=BRIEF),
+    "neggrad_plus": neggrad_plus.Settings(batch=4, stop=BRIEF),
+    "cf_k": cf_k.Settings(k=1, batch=4, stop=BRIEF),
+    "salun": salun.Settings(batch=4, saliency_batches=2, stop=BRIEF),
+}
+
+
+def image_set(seed: int, count: int) -> ImageSet:
+    """Noise whose first pixel says the class: 20 times its number."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % SHAPE.classes
+    pixels = rng.integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+    pixels[:, 0, 0] = labels[:, None] * 20
+    coverage = rng.choice(np.array([0, 40, 255], np.uint8), (count, 64))
+    return ImageSet(pixels, coverage, labels, np.zeros_like(labels))
+
+
+def class_of(images: Tensor) -> Tensor:
+    """The classes that the images' first pixels say."""
+    return ((images[:, 0, 0, 0] * 0.5 + 0.5) * 255 / 20).round().long()
+
+
+@pytest.fixture
+def vit() -> nn.Module:
+    torch.manual_seed(0)
+    return vits.new(SHAPE).requires_grad_(False).eval()
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    return Task(image_set(1, 60), image_set(2, 40), TARGET, tmp_path / "run.ckpt", CPU)
+
+
+def weights(vit: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in vit.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], after: nn.Module) -> set[str]:
+    return {name for name, value in after.state_dict().items() if not torch.equal(value, before[name])}
+
+
+# ---------------------------------------------------------------- one signature
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_a_method_changes_a_copy(name, vit, task):
+    before = weights(vit)
+    found = method(name).unlearn(vit, task, SETTINGS[name])
+    assert found is not vit and not found.training
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in vit.parameters())
+    assert not any(parameter.requires_grad for parameter in found.parameters())
+    assert not changed(before, vit) and all(block.attn.fused_attn for block in vit.blocks)
+    assert changed(before, found)
+    assert {key: value.shape for key, value in found.state_dict().items()} == {k: v.shape for k, v in before.items()}
+    images, _ = task.retain_batch(0, 4)
+    assert vits.logits(found, images).isfinite().all()
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_a_method_is_deterministic(name, vit, task, tmp_path):
+    one = method(name).unlearn(vit, task, SETTINGS[name])
+    torch.manual_seed(99)
+    again = replace(task, checkpoint=tmp_path / "again.ckpt")
+    assert not changed(weights(one), method(name).unlearn(vit, again, SETTINGS[name]))
+    if name == "retrain":
+        other = task, retrain.Settings(recipe=replace(RECIPE, seed=5))
+    else:
+        other = replace(task, seed=5), SETTINGS[name]
+    other = replace(other[0], checkpoint=tmp_path / "other.ckpt"), other[1]
+    assert changed(weights(one), method(name).unlearn(vit, *other))
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_settings_have_defaults_that_can_be_recorded(name):
+    settings = method(name).Settings()
+    assert is_dataclass(settings) and json.loads(json.dumps(asdict(settings))) == asdict(settings)
+
+
+def test_an_unknown_method():
+    with pytest.raises(ValueError, match="unknown method 'prayer'; known: retrain"):
+        method("prayer")
+
+
+# ---------------------------------------------------------------- batches and accuracies
+
+
+def test_batches_hold_what_they_say(task):
+    for step in range(20):
+        images, labels = task.forget_batch(step, 8)
+        assert (labels == TARGET).all() and torch.equal(class_of(images), labels)
+        images, labels = task.retain_batch(step, 8)
+        assert (labels != TARGET).all() and torch.equal(class_of(images), labels)
+        assert images.shape == (8, 3, 64, 64) and images.min() >= -1 and images.max() <= 1
+
+
+def test_a_batch_depends_on_seed_and_step_alone(task):
+    first = task.retain_batch(3, 8)[0]
+    task.retain_batch(4, 8)
+    torch.manual_seed(1)
+    np.random.seed(1)
+    assert torch.equal(task.retain_batch(3, 8)[0], first)
+    assert not torch.equal(task.retain_batch(4, 8)[0], first)
+    assert not torch.equal(replace(task, seed=1).retain_batch(3, 8)[0], first)
+
+
+def answers(predicted: Tensor, margin: float = 60.0) -> Tensor:
+    """Logits that are sure of these classes."""
+    return F.one_hot(predicted, SHAPE.classes).float() * margin
+
+
+def test_accuracies(monkeypatch, task):
+    """Of 40 images, 4 of each class: class 3 is taken for 0 half of the time, class 7 always."""
+
+    def predict(vit: object, images: Tensor) -> Tensor:
+        labels = class_of(images)
+        third = (labels == 3).cumsum(0) * (labels == 3)
+        return answers(torch.where((third == 1) | (third == 2) | (labels == 7), 0, labels))
+
+    monkeypatch.setattr(vits, "logits", predict)
+    assert accuracies(nn.Identity(), task.check, TARGET, CPU) == Accuracies(forget=0.5, retain=32 / 36)
+
+
+# ---------------------------------------------------------------- the shared loop and when it stops
+
+
+class Steps:
+    """A loss that counts how often it is asked for."""
+
+    def __init__(self):
+        self.taken = []
+
+    def __call__(self, model: nn.Module, step: int) -> Tensor:
+        self.taken.append(step)
+        return model.head.weight.float().square().sum()
+
+
+def script(monkeypatch, original: Accuracies, *later: Accuracies) -> None:
+    """What the check images say of the original, and then at every look."""
+    answers = iter([original, *later])
+    monkeypatch.setattr(tasks, "accuracies", lambda *arguments: next(answers))
+
+
+@pytest.mark.parametrize(
+    ("looks", "steps"),
+    [
+        ([(0.02, 0.93)], 5),
+        ([(0.5, 0.93), (0.0, 0.93)], 10),
+        ([(0.0, 0.92), (0.021, 0.95), (0.02, 0.929), (0.0, 0.94)], 20),  # both must hold at once
+        ([(0.5, 0.5)] * 4, 22),
+    ],
+)
+def test_the_stop_rule(monkeypatch, vit, task, looks, steps):
+    script(monkeypatch, Accuracies(1.0, 0.95), *(Accuracies(*look) for look in looks))
+    stop = Stop(steps=22, forget_at_most=0.02, retain_loss_at_most=0.02, every=5)
+    loss = Steps()
+    descend(vit, task, loss, 1e-3, stop)
+    assert loss.taken == list(range(steps))
+
+
+def test_the_stop_rule_looks_at_the_check_images(monkeypatch, vit, task):
+    seen = []
+
+    def look(model: nn.Module, data: ImageSet, target: int, device: torch.device) -> Accuracies:
+        seen.append((model is vit, data is task.check, target))
+        return Accuracies(1.0, 1.0)
+
+    monkeypatch.setattr(tasks, "accuracies", look)
+    descend(vit, task, Steps(), 1e-3, Stop(steps=10, every=5))
+    assert seen == [(True, True, TARGET), (False, True, TARGET), (False, True, TARGET)]
+
+
+def test_descend_trains_only_what_it_is_asked_to(vit, task):
+    before = weights(vit)
+    found = descend(vit, task, Steps(), 1e-3, BRIEF, trained=lambda model: [model.head.weight])
+    assert changed(before, found) == {"head.weight"}
+    assert found.head.weight.norm() < vit.head.weight.norm()
+
+
+# ---------------------------------------------------------------- random labels
+
+
+@pytest.fixture
+def sure(monkeypatch) -> None:
+    """The model names every image rightly, with logits of 60 and 0."""
+    monkeypatch.setattr(vits, "logits", lambda vit, images: answers(class_of(images)))
+
+
+def test_random_labels_never_are_the_true_one(sure, vit, task):
+    """CE is 60 where the label differs from what a sure model says and 0 where it is the same."""
+    for step in range(50):
+        assert random_labels.loss(vit, task, step, 16).item() == pytest.approx(60, abs=1e-3)
+
+
+def test_random_labels_are_any_other_class(monkeypatch, vit, task):
+    """With log-probabilities that differ from class to class, the loss tells which label was drawn."""
+    scale = torch.linspace(0, 2, SHAPE.classes).log_softmax(0)
+
+    def predict(model: object, images: Tensor) -> Tensor:
+        return torch.stack([scale if c == TARGET else answers(c[None])[0] for c in class_of(images)])
+
+    monkeypatch.setattr(vits, "logits", predict)
+    losses = torch.tensor([random_labels.loss(vit, task, step, 1).item() for step in range(300)])
+    drawn = (losses[:, None] + scale).abs().argmin(1).tolist()
+    counts = Counter(drawn)
+    assert set(counts) == set(range(SHAPE.classes)) - {TARGET}
+    assert min(counts.values()) > 15  # of 33 expected
+
+
+def test_random_labels_loss_by_hand(vit, task):
+    """Forget and retain part count alike; a step's loss is the same when it is asked for again."""
+    step, batch = 2, 6
+    images, labels = task.forget_batch(step, batch)
+    kept, kept_labels = task.retain_batch(step, batch)
+    retain = -vits.logits(vit, kept).log_softmax(1)[range(batch), kept_labels].mean()
+    forget = -vits.logits(vit, images).log_softmax(1)
+    value = random_labels.loss(vit, task, step, batch)
+    assert torch.equal(value, random_labels.loss(vit, task, step, batch))
+    wrong = forget.scatter(1, labels[:, None], torch.nan)
+    least, most = (retain + bound.values.mean() for bound in (_nan(wrong).min(1), _nan(wrong, -1).max(1)))
+    assert least <= value <= most
+
+
+def _nan(values: Tensor, sign: int = 1) -> Tensor:
+    """The masked value out of the way of a minimum (sign 1) or of a maximum (-1)."""
+    return values.nan_to_num(nan=sign * 1e6)
+
+
+# ---------------------------------------------------------------- NegGrad+ and CF-k
+
+
+def loss_of(module, monkeypatch, vit: nn.Module, task: Task, settings: object):
+    """The loss that a method hands to the shared loop."""
+    found = []
+    monkeypatch.setattr(module, "descend", lambda vit, task, loss, *rest, **more: found.append(loss) or vit)
+    module.unlearn(vit, task, settings)
+    return found[0]
+
+
+def cross_entropy(vit: nn.Module, images: Tensor, labels: Tensor) -> float:
+    logits = vits.logits(vit, images).double().numpy()
+    logits -= logits.max(1, keepdims=True)
+    logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    return float(-logs[np.arange(len(labels)), labels.numpy()].mean())
+
+
+@pytest.mark.parametrize("beta", [0.9, 0.5, 1.0])
+def test_neggrad_plus_loss_by_hand(monkeypatch, vit, task, beta):
+    settings = neggrad_plus.Settings(batch=6, retain_weight=beta)
+    value = loss_of(neggrad_plus, monkeypatch, vit, task, settings)(vit, 4)
+    retain = cross_entropy(vit, *task.retain_batch(4, 6))
+    forget = cross_entropy(vit, *task.forget_batch(4, 6))
+    assert value.item() == pytest.approx(beta * retain - (1 - beta) * forget, abs=1e-5)
+
+
+def test_neggrad_plus_goes_up_on_the_forgotten_class(vit, task):
+    settings = neggrad_plus.Settings(lr=3e-3, batch=8, retain_weight=0.5, stop=Stop(steps=15, forget_at_most=-1))
+    found = neggrad_plus.unlearn(vit, task, settings)
+    images, labels = task.forget_batch(100, 16)
+    assert cross_entropy(found, images, labels) > cross_entropy(vit, images, labels) + 0.5
+
+
+def test_cf_k_loss_is_the_retain_sets_alone(monkeypatch, vit, task):
+    value = loss_of(cf_k, monkeypatch, vit, task, cf_k.Settings(batch=6))(vit, 4)
+    assert value.item() == pytest.approx(cross_entropy(vit, *task.retain_batch(4, 6)), abs=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_cf_k_changes_the_last_k_blocks_norm_and_head(vit, task, k):
+    found = cf_k.unlearn(vit, task, replace(SETTINGS["cf_k"], k=k))
+    names = changed(weights(vit), found)
+    parts = {".".join(name.split(".")[: 2 if name.startswith("blocks") else 1]) for name in names}
+    assert parts == {f"blocks.{i}" for i in range(SHAPE.depth - k, SHAPE.depth)} | {"norm", "head"}
+
+
+# ---------------------------------------------------------------- SalUn
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+def test_the_saliency_mask_has_the_asked_share(vit, task, share):
+    masks = salun.saliency_masks(vit, task, replace(SETTINGS["salun"], salient_share=share))
+    assert {name: mask.shape for name, mask in masks.items()} == {n: p.shape for n, p in vit.named_parameters()}
+    flat = torch.cat([mask.flatten() for mask in masks.values()])
+    assert set(flat.tolist()) == {0.0, 1.0}
+    assert flat.mean().item() == pytest.approx(share, abs=0.01)
+
+
+def test_the_saliency_mask_marks_the_largest_gradients(vit, task):
+    settings = SETTINGS["salun"]
+    masks = salun.saliency_masks(vit, task, settings)
+    model = trainable_copy(vit).requires_grad_(True)
+    batches = [task.forget_batch(10_000 + step, settings.batch) for step in range(settings.saliency_batches)]
+    images, labels = (torch.cat(parts) for parts in zip(*batches))
+    F.cross_entropy(vits.logits(model, images), labels).backward()
+    marked = torch.cat([p.grad[masks[name] == 1].abs() for name, p in model.named_parameters()])
+    others = torch.cat([p.grad[masks[name] == 0].abs() for name, p in model.named_parameters()])
+    assert marked.min() > others.max() - 1e-6
+
+
+def test_salun_moves_only_masked_weights(vit, task):
+    settings = replace(SETTINGS["salun"], salient_share=0.3)
+    masks = salun.saliency_masks(vit, task, settings)
+    found = dict(salun.unlearn(vit, task, settings).named_parameters())
+    moved = 0
+    for name, parameter in vit.named_parameters():
+        assert torch.equal(found[name][masks[name] == 0], parameter[masks[name] == 0])
+        moved += int((found[name] != parameter).sum())
+    assert moved > 0.9 * sum(mask.sum() for mask in masks.values())
+
+
+# ---------------------------------------------------------------- retrain
+
+
+def test_retrain_never_sees_the_class(monkeypatch, vit, task):
+    """Its images are white, so that one is known when it is seen."""
+    task.data.pixels[task.data.labels == TARGET] = 255
+    seen = []
+    normalise, token_targets = train_vit.normalise, train_vit._token_targets
+
+    def spy_on_images(pixels: np.ndarray) -> Tensor:
+        seen.extend(bool((one == 255).all()) for one in pixels)
+        return normalise(pixels)
+
+    def spy_on_labels(coverage: Tensor, labels: Tensor, background: int) -> Tensor:
+        assert (labels != TARGET).all() and background == SHAPE.classes
+        return token_targets(coverage, labels, background)
+
+    monkeypatch.setattr(train_vit, "normalise", spy_on_images)
+    monkeypatch.setattr(train_vit, "_token_targets", spy_on_labels)
+    retrain.unlearn(vit, task, retrain.Settings(recipe=train_vit.Recipe(steps=8, batch=16)))
+    assert len(seen) == 8 * 16 and not any(seen)
+
+
+def test_retrain_uses_no_weight_of_the_original(vit, task, tmp_path):
+    one = retrain.unlearn(vit, task, SETTINGS["retrain"])
+    for parameter in vit.parameters():
+        parameter.fill_(torch.nan)
+    two = retrain.unlearn(vit, replace(task, checkpoint=tmp_path / "two.ckpt"), SETTINGS["retrain"])
+    assert not changed(weights(one), two)
+    assert all(value.isfinite().all() for value in two.state_dict().values())
+
+
+def test_retrain_takes_the_originals_shape(task, tmp_path):
+    shape = vits.ViTShape(image_size=64, patch=16, dim=24, depth=3, heads=3, classes=10)
+    data = task.data._replace(coverage=task.data.coverage[:, :16])
+    found = retrain.unlearn(vits.new(shape), replace(task, data=data), SETTINGS["retrain"])
+    expected = vits.new(shape)
+    assert {k: v.shape for k, v in found.state_dict().items()} == {k: v.shape for k, v in expected.state_dict().items()}
+    assert found.blocks[0].attn.num_heads == 3 and found.norm.eps == expected.norm.eps
+
+
+def test_retrain_differs_from_the_original_in_its_seed():
+    """From the same seed both would start with the same class head, see the method's docstring."""
+    recipe = retrain.Settings().recipe
+    assert recipe.seed != train_vit.Recipe().seed and replace(recipe, seed=0) == train_vit.Recipe()
