@@ -1,7 +1,7 @@
 """Makes the README's screenshot from a running app (needs Playwright and Debian's chromium).
 
-    python app.py &
-    python benchmarks/screenshot.py http://127.0.0.1:7860 assets/screenshots/restore.png
+python app.py &
+python benchmarks/screenshot.py http://127.0.0.1:7860 assets/screenshots/restore.png
 """
 
 from __future__ import annotations

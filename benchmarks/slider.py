@@ -107,7 +107,7 @@ def bare_move(client: Client):
 
 def app_move(client: Client):
     """The page's own events: open a pack, then move alpha; the state stays on the server."""
-    settings = ["inject", 0.0, "all", "experts", "", "", 0]
+    settings = ["inject", 0.0, "all", "experts", "", 0]
     client.predict("canvas", 9, *settings, api_name="/open_pack")
     return lambda alpha: client.predict(9, settings[0], alpha, *settings[2:], api_name="/move_alpha")
 

@@ -61,7 +61,7 @@ def restore_image(
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
     target = pack.manifest.class_index(target_class)
-    experts = [expert.feature_id for expert in pack.experts(layer, target)]
+    experts = pack.expert_ids(layer, target)
     ids = _features(chosen, experts, pack, layer, seed)
     session = pack.session(unlearned, precision)
     session.set_image(pack.preprocess(image)[None])

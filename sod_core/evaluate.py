@@ -136,7 +136,7 @@ def _row(
     session.set_image(data.inputs[members])
     original = _accuracy(session.logits("original"), target)
     unlearned = _accuracy(session.logits("unlearned"), target)
-    experts = [expert.feature_id for expert in pack.experts(layer, target)]
+    experts = pack.expert_ids(layer, target)
     whole_curve = _curve(session, layer, mode, experts, "all", target, ALPHAS)
     alphas = [alpha for alpha in ALPHAS if alpha <= max_alpha]
     curve = whole_curve[: len(alphas)]
@@ -249,7 +249,7 @@ def pointing_game(pack: Pack, layer: int, count: int) -> Pointing | None:
         session.set_image(data.inputs[part])
         latents = session.latents("original", layer)[:, 1:]
         for row, label, mask in zip(latents, data.labels[part].tolist(), data.masks[part]):
-            experts = [expert.feature_id for expert in pack.experts(layer, label)]
+            experts = pack.expert_ids(layer, label)
             heat = row[:, experts].sum(1)
             hits += bool(heat.max() > 0 and mask.ravel()[int(heat.argmax())] >= 0.1)
     return Pointing(hits, len(data.labels))

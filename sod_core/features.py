@@ -85,6 +85,8 @@ def matched_features(experts: list[int], activity: Tensor, seed: int) -> list[in
 
 def choose(kind: str, experts: list[int], activity: Tensor, seed: int = 0) -> list[int]:
     """The latents of one of KINDS. activity [F] as in `matched_features`. Raises ValueError for another kind."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed {seed} is out of range; take a whole number from 0 to 2^63 - 1")
     if kind == "experts":
         return list(experts)
     if kind == "random":

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
 MIN_SIDE = 8
+MAX_RATIO = 20
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # not all that Pillow knows: its EPS starts Ghostscript
 
 
@@ -77,6 +78,8 @@ def square(image: Image.Image, side: int) -> Image.Image:
 def _check_size(width: int, height: int) -> None:
     if min(width, height) < MIN_SIDE:
         raise ImageError(f"the image is {width} x {height} pixels; at least {MIN_SIDE} x {MIN_SIDE} are needed")
+    if max(width, height) > MAX_RATIO * min(width, height):  # resizing the shorter side would blow up the longer one
+        raise ImageError(f"the image is {width} x {height} pixels; at most {MAX_RATIO} times as long as wide is taken")
     if width * height > MAX_PIXELS:
         raise ImageError(
             f"the image is {width} x {height} pixels; at most {MAX_PIXELS // 10**6} million pixels are taken"

@@ -108,14 +108,15 @@ class TopKSAE(nn.Module):
         return torch.cat([pair[:1], pair[1:].expand(like.shape[-2] - 1, -1)])
 
 
-def variance_unexplained(sae: TopKSAE, hidden: Tensor) -> float:
-    """Fraction of variance unexplained of a hidden state [B, 1 + N, D], over CLS and patches together.
+def variance_unexplained(sae: TopKSAE, hidden: Tensor, patches_only: bool = False) -> float:
+    """Fraction of variance unexplained of a hidden state [B, 1 + N, D], over CLS and patches together, or patches only.
 
     Sum of squared errors over sum of squared distances from the mean, both in the space the SAE was
     trained in (normalised where it is), each token kind about its own mean.
     """
     x = sae.normalise(hidden)
     recons = sae.decoder(sae.activate(sae.pre_activations(x))) + sae.pre_bias
-    kinds = [part for part in (x[:, :1], x[:, 1:]) if part.shape[1]]
-    variance = sum((part - part.mean(dim=(0, 1))).square().sum() for part in kinds)
-    return ((x - recons).square().sum() / variance).item()
+    error = (x - recons).square()
+    kinds = [part for part in (slice(0, 0 if patches_only else 1), slice(1, None)) if x[:, part].shape[1]]
+    variance = sum((x[:, part] - x[:, part].mean(dim=(0, 1))).square().sum() for part in kinds)
+    return (sum(error[:, part].sum() for part in kinds) / variance).item()

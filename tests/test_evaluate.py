@@ -14,7 +14,6 @@ from torch import Tensor
 from sod_core import evaluate, features
 from sod_core import vit as vits
 from sod_core.evaluate import ALPHAS, CONTROLS, Row
-from sod_core.features import Expert
 from sod_core.packs.errors import PackError
 from sod_core.packs.pack import Pack
 from sod_core.worlds import canvas
@@ -58,7 +57,7 @@ def scripted_pack(right: dict[str, list[int]], experts=EXPERT_IDS):
     return SimpleNamespace(
         manifest=SimpleNamespace(entry=lambda id: entry, classes=("first", "second"), world=None, name="scripted"),
         session=lambda id, precision: ScriptedSession(right),
-        experts=lambda layer, target: [Expert(j) for j in experts],
+        expert_ids=lambda layer, target: list(experts),
         activity=lambda layer: torch.linspace(0, 1, WIDTH),
         example_inputs=lambda: torch.tensor([0.0] * 10 + [1.0] * 10)[:, None, None, None].expand(20, 3, 2, 2),
         examples=lambda: [SimpleNamespace(label=0)] * 10 + [SimpleNamespace(label=1)] * 10,

@@ -57,7 +57,7 @@ def visit(browser: Browser, server: Server, query: str = "", **options: Any) -> 
     page.goto(server.url + query)
     page.wait_for_selector("#bars .js-plotly-plot .bars path")
     page.wait_for_selector("#curves .js-plotly-plot .scatterlayer path")
-    expect(page.locator("#heat svg")).to_have_count(3)
+    expect(page.locator("#heat .sod-picture svg")).to_have_count(3)
     yield page
     assert not wrong
     context.close()
@@ -123,7 +123,7 @@ def move_alpha(page: Page, alpha: float, curve: str = "experts", control: str = 
 
 
 def pick_patch(page: Page, patch: int) -> None:
-    page.locator("#heat svg").first.locator("rect").nth(patch).click()
+    page.locator("#heat .sod-picture svg").first.locator("rect").nth(patch).click()
     expect(page.locator("#inspector .sod-title")).to_contain_text(
         f"patch {patch // SHAPE.grid + 1}, {patch % SHAPE.grid + 1}"
     )
@@ -180,6 +180,14 @@ def test_the_slider_moves_the_bars(page, control):
     assert traces(page, "bars") == before
 
 
+def test_the_reset_button_is_a_move_too(page):
+    before = traces(page, "bars")
+    move_alpha(page, 5)
+    page.get_by_role("button", name="Reset to default value").click()
+    expect(page.locator(ALPHA)).to_have_value("0")
+    eventually(page, lambda: traces(page, "bars") == before)
+
+
 def test_play_sweeps_to_10(page):
     page.get_by_role("button", name="Play").click()
     expect(page.get_by_role("button", name="Stop")).to_be_visible()
@@ -199,6 +207,20 @@ def test_stop_stops(page):
     move_alpha(page, 9.5)  # the sweep does not go on over what comes next
     move_alpha(page, 9)
     expect(page.locator(ALPHA)).to_have_value("9")
+
+
+def test_play_follows_a_change_of_model(page):
+    """Whatever is chosen while alpha sweeps, the end shows what the controls say."""
+    page.get_by_role("button", name="Play").click()
+    eventually(page, lambda: float(page.locator(ALPHA).input_value()) > 0)
+    choose(page, "Unlearned model", "Retrained, forgot pear")
+    expect(page.get_by_role("button", name="Play")).to_be_visible()
+    expect(page.locator(ALPHA)).to_have_value("10")
+    expect(page.locator("#heat .sod-title")).to_contain_text("pear experts")
+    swept = figures(page)
+    move_alpha(page, 9)
+    move_alpha(page, 10)
+    assert figures(page) == swept
 
 
 # ---------------------------------------------------------------- patches and latents
@@ -243,13 +265,18 @@ def test_a_patch_shows_its_latents_and_a_latent_its_heat(page):
 
 
 def test_an_example_where_a_latent_fires_can_be_picked(page):
-    pick_patch(page, 0)
+    """Also the one that the page began with, after another was picked."""
+    apple = page.locator("#picker [aria-pressed=true]").get_attribute("data-pick")
+    pick_patch(page, 5)
     page.locator(f"#inspector tr[data-pick='{firing_latent(page)}']").click()
-    strongest = page.locator("#strongest button").last
-    index = strongest.get_attribute("data-pick")
-    strongest.click()
-    expect(page.locator(f"#picker [data-pick='{index}']")).to_have_attribute("aria-pressed", "true")
-    assert len(shown_examples(page)) == 1
+    strongest = page.locator("#strongest button")
+    expect(strongest.first).to_be_visible()
+    page.locator("#picker button[title=plum]").first.click()
+    expect(page.locator("#verdict")).to_contain_text("This plum")
+    for index in {apple, strongest.last.get_attribute("data-pick")}:
+        page.locator(f"#strongest [data-pick='{index}']").click()
+        expect(page.locator(f"#picker [data-pick='{index}']")).to_have_attribute("aria-pressed", "true")
+        expect(page.locator("#picker [aria-pressed=true]")).to_have_count(1)
 
 
 # ---------------------------------------------------------------- images
@@ -346,6 +373,9 @@ def test_a_list_of_ones_own(page):
     mine = page.get_by_label("My list of latents")
     expect(mine).to_be_hidden()
     choose(page, "Features edited", "my list")
+    expect(mine).to_be_visible()
+    move_alpha(page, 1)  # until it is written the experts stay, without a word of complaint
+    expect(page.get_by_test_id("toast-body")).to_have_count(0)
     mine.fill("1, 5, 9")
     mine.press("Enter")
     expect(page.get_by_text("Edited latents (3): 1, 5, 9")).to_be_visible()
@@ -403,7 +433,7 @@ def test_a_phone(browser, server):
     with visit(browser, server, **phone) as page:
         widths = "() => [document.documentElement.scrollWidth, document.body.scrollWidth, window.innerWidth]"
         assert page.evaluate(widths) == [390, 390, 390]
-        page.locator("#heat svg").first.locator("rect").nth(5).tap()
+        page.locator("#heat .sod-picture svg").first.locator("rect").nth(5).tap()
         expect(page.locator("#inspector tbody tr").first).to_be_visible()
         assert page.evaluate(widths) == [390, 390, 390]
         move_alpha(page, 5)

@@ -240,9 +240,11 @@ def test_a_file_that_cannot_be_used_is_one_sentence(client, apple, tmp_path, dat
     assert restore(client, apple)["target_class"] == 0
 
 
-def test_no_image_is_one_sentence(client):
-    with pytest.raises(AppError, match="no image was sent"):
-        client.predict(None, **WORKING, api_name="/restore")
+@pytest.mark.parametrize("missing", ["image", *WORKING])
+def test_what_is_not_sent_is_named(client, apple, missing):
+    settings = {"image": handle_file(apple), **WORKING, missing: None}
+    with pytest.raises(AppError, match=f"no {missing} was sent"):
+        client.predict(*settings.values(), api_name="/restore")
 
 
 def test_a_folder_of_the_server_is_no_pack(client, server, apple, tmp_path):

@@ -60,7 +60,7 @@ def _readme(original: dict[str, Any], saes: list[dict], unlearned: list[dict], s
     parts = [
         "# The canvas pack\n",
         "Made by `python -m sod_core build canvas`; this page is written by that command from its own records "
-        "(`figures/`). Times are of one process, on the machine where the stage ran.\n",
+        "(`figures/`). Times are of one process on one core of two, other stages running beside it.\n",
         _original_section(original, shape),
         _sae_section(saes),
         _unlearned_section(unlearned),

@@ -32,6 +32,8 @@ class SAEFit(NamedTuple):
 
     normalised: float
     raw: float
+    saw_cls: bool
+    """Whether the SAE's statistics know CLS: if not, it was trained on patches only, and is judged on them only."""
 
 
 class Pack:
@@ -70,11 +72,11 @@ class Pack:
 
     def sae(self, layer: int) -> TopKSAE:
         """The layer's SAE, its input normalised if that explains the examples better. Raises PackError."""
-        return self._once(("sae", layer), lambda: self._load_sae(layer)[0])
+        return self._once(("sae", layer), lambda: self._load_sae(layer))[0]
 
     def sae_fit(self, layer: int) -> SAEFit:
         """How well the layer's SAE explains the examples, both ways. Raises PackError."""
-        return self._once(("fit", layer), lambda: self._load_sae(layer)[1])
+        return self._once(("sae", layer), lambda: self._load_sae(layer))[1]
 
     def _load_sae(self, layer: int) -> tuple[TopKSAE, SAEFit]:
         self._check_layer(layer)
@@ -82,19 +84,24 @@ class Pack:
         path, stats_path = self.manifest.layer_path("sae", layer), self.manifest.layer_path("stats", layer)
         sae = convert.load_sae(safe.read_torch(path), self.manifest.k, dim, path.name).to(self.device)
         stats = convert.load_stats(safe.read_npy(stats_path), dim, stats_path.name)
+        saw_cls = stats.cls_mean is not None
         hidden = self.example_hidden(layer)
         with torch.inference_mode():
-            raw = variance_unexplained(sae, hidden)
+            raw = variance_unexplained(sae, hidden, patches_only=not saw_cls)
             sae.set_stats(stats)
             sae.to(self.device)
-            normalised = variance_unexplained(sae, hidden)
+            normalised = variance_unexplained(sae, hidden, patches_only=not saw_cls)
         if raw < normalised:
             sae.set_stats(None)
-        return sae, SAEFit(normalised, raw)
+        return sae, SAEFit(normalised, raw, saw_cls)
 
     def experts(self, layer: int, target_class: int) -> list[Expert]:
         """Expert features of a class, best first. Raises PackError."""
         return self._experts(layer).get(target_class, [])
+
+    def expert_ids(self, layer: int, target_class: int) -> list[int]:
+        """The latents of `experts`."""
+        return [expert.feature_id for expert in self.experts(layer, target_class)]
 
     def expert_of(self, layer: int, feature: int) -> list[int]:
         """The classes that a latent is an expert for."""
@@ -180,10 +187,16 @@ class Pack:
         return self._once(("example latents", layer), run)
 
     def activity(self, layer: int) -> Tensor:
-        """[F]: share of the example images on which a latent is active on at least one token."""
-        return self._once(
-            ("activity", layer), lambda: (self.example_latents(layer) > 0).any(dim=1).float().mean(0).cpu()
-        )
+        """[F]: share of the example images on which a latent is active on at least one patch."""
+
+        def count() -> Tensor:
+            return (self.example_latents(layer)[:, 1:] > 0).any(dim=1).float().mean(0).cpu()
+
+        return self._once(("activity", layer), count)
+
+    def example_thumbs(self, side: int) -> list[Image.Image]:
+        """The examples as small squares, in the order of `examples`."""
+        return self._once(("thumbs", side), lambda: [images.square(images.read(e.path), side) for e in self.examples()])
 
     # ------------------------------------------------------------ help
 

@@ -11,7 +11,7 @@ import gradio as gr
 from .. import commands, images
 from ..packs.errors import PackError
 from ..packs.find import folders
-from .intake import image_upload
+from .intake import ImageUpload
 from .visitor import shared_pack
 
 MOST_ALPHAS = 101
@@ -20,7 +20,7 @@ MOST_ALPHAS = 101
 def build(default_pack: str) -> None:
     """Adds the endpoints to the current Blocks. Their components are never shown: they carry names and types."""
     with gr.Column(visible=False):
-        image = image_upload(label="image")
+        image = ImageUpload(label="image")
         pack = gr.Textbox(default_pack, label="pack")
         unlearned = gr.Textbox(label="unlearned model, an id of the pack")
         target_class = gr.Textbox(label="target class, number or name")

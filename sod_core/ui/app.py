@@ -40,7 +40,9 @@ def build() -> gr.Blocks:
 
 def default_pack() -> str:
     """SOD_DEFAULT_PACK, else canvas, else the first pack whose manifest can be read. Raises PackError if none can."""
-    names = [os.environ.get("SOD_DEFAULT_PACK", "canvas"), *folders()]
+    known = folders()
+    wanted = os.environ.get("SOD_DEFAULT_PACK", "canvas")
+    names = [*([wanted] if wanted in known else []), *known]
     for name in names:
         try:
             shared_pack(name)
@@ -68,4 +70,5 @@ def launch_options() -> dict:
         "css_paths": _HERE / "style.css",
         "max_file_size": MAX_BYTES,
         "footer_links": ["api"],
+        "state_session_capacity": 500,  # a page's last figures are kept for each, about half a megabyte
     }

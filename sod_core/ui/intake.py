@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gradio as gr
 
 
-def image_upload(**options: Any) -> gr.Image:
+class ImageUpload(gr.Image):
     """A gr.Image that hands over the path of the file, unopened.
 
-    Gradio itself would decode the pixels before any of our bounds is checked.
+    Gradio itself would decode the pixels before any of our bounds is checked. A class and not a patched
+    component: Gradio makes a component anew from its class when it updates one.
     """
-    component = gr.Image(type="filepath", **options)
-    component.preprocess = lambda payload: None if payload is None else payload.path
-    return component
+
+    is_template = True  # the page draws it as a gr.Image
+
+    def preprocess(self, payload):
+        """The path of the uploaded file, or None."""
+        return None if payload is None else payload.path

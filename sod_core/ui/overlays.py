@@ -12,17 +12,16 @@ _SCALE = "Inferno"
 _STEPS = 64
 
 CLICKS = """
-element.addEventListener('click', (event) => {
+const pick = (event) => {
   const hit = event.target.closest('[data-pick]');
-  if (!hit) return;
-  if (hit.dataset.kind === 'example') {
-    element.querySelectorAll('[aria-pressed]').forEach((old) => old.removeAttribute('aria-pressed'));
-    hit.setAttribute('aria-pressed', 'true');
-  }
-  trigger('click', {kind: hit.dataset.kind, pick: Number(hit.dataset.pick)});
+  if (hit) trigger('click', {kind: hit.dataset.kind, pick: Number(hit.dataset.pick)});
+};
+element.addEventListener('click', pick);
+element.addEventListener('keydown', (event) => {
+  if (event.key === 'Enter' && event.target.matches('tr')) pick(event);
 });
 """
-"""js_on_load of every component here: a click on anything with data-pick reaches the server as {kind, pick}."""
+"""js_on_load of every component here: a click (or Enter in a table) on anything with data-pick reaches the server."""
 
 
 @cache
@@ -31,9 +30,10 @@ def colours() -> list[str]:
     return sample_colorscale(_SCALE, [i / (_STEPS - 1) for i in range(_STEPS)])
 
 
-def picture_style(uri: str) -> str:
-    """Puts the picture where the heatmaps take their background from: sent once an image, not once an alpha."""
-    return f"<style>:root {{ --sod-picture: url({uri}); }}</style>"
+def picture_style(uri: str, example: int | None) -> str:
+    """The picture behind the heatmaps, and the frame of the chosen example: sent once an image, not once an alpha."""
+    frame = "" if example is None else f'#picker [data-pick="{example}"] {{ border-color: var(--sod-accent); }}'
+    return f"<style>:root {{ --sod-picture: url({uri}); }} {frame}</style>"
 
 
 def heat_panels(heat: dict[str, Sequence[float]], grid: int, title: str, selected: int | None) -> str:
@@ -43,7 +43,7 @@ def heat_panels(heat: dict[str, Sequence[float]], grid: int, title: str, selecte
     unlearned model, so that it does not move with alpha; hotter patches of the restored one take its last colour.
     """
     fixed = [value for which, values in heat.items() if which != "restored" for value in values]
-    top = max(max(fixed, default=0.0), 1e-6)
+    top = max(fixed, default=0.0) or max(heat["restored"], default=0.0) or 1.0
     panels = "".join(
         f'<figure class="sod-heat"><div class="sod-picture">{_grid(values, grid, top, selected)}</div>'
         f"<figcaption>{which}</figcaption></figure>"
@@ -73,12 +73,12 @@ def _grid(values: Sequence[float], grid: int, top: float, selected: int | None) 
     return f'<svg viewBox="0 0 {grid} {grid}" role="img" aria-label="heatmap">{"".join(cells)}</svg>'
 
 
-def example_picker(thumbs: Sequence[str], labels: Sequence[int], names: Sequence[str], first: int, chosen) -> str:
-    """All examples, those of class `first` before the others; `chosen` is the index of the one shown, or None."""
+def example_picker(thumbs: Sequence[str], labels: Sequence[int], names: Sequence[str], first: int) -> str:
+    """All examples, those of class `first` before the others."""
     order = sorted(range(len(labels)), key=lambda i: (labels[i] != first, labels[i], i))
     buttons = "".join(
         f'<button type="button" data-kind="example" data-pick="{i}" title="{escape(names[labels[i]])}" '
-        f'aria-label="example: {escape(names[labels[i]])}"{" aria-pressed=true" if i == chosen else ""}>'
+        f'aria-label="example: {escape(names[labels[i]])}">'
         f'<img src="{thumbs[i]}" alt=""></button>'
         for i in order
     )

@@ -6,6 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -14,17 +15,19 @@ from ..packs.errors import PackError
 from ..packs.find import folders
 from ..restore import MODES, TOKENS
 from . import figures, overlays, words
-from .intake import image_upload
-from .visitor import Controls, Visitor, example_thumbs, shared_pack
+from .intake import ImageUpload
+from .visitor import SLIDER_STEP, Controls, Visitor, example_uris, shared_pack
 
 log = logging.getLogger(__name__)
 FRAME_SECONDS = 0.12
 PLAY_STEP = 0.25
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+BENCHMARKED = {"show_progress": "hidden", "api_visibility": "undocumented"}  # benchmarks/slider.py calls these
+FORGOTTEN = ("the forgotten class", "")
 
 
 class Panel(NamedTuple):
-    """The tab's components, in the order in which handlers take and give them."""
+    """The tab's components."""
 
     pack: gr.Dropdown
     model: gr.Dropdown
@@ -53,86 +56,80 @@ class Panel(NamedTuple):
     inspector: gr.HTML
     strongest: gr.HTML
 
+    @property
+    def controls(self) -> list:
+        """What `_controls` reads."""
+        return [self.layer, self.mode, self.alpha, self.tokens, self.features, self.expert_class, self.seed]
+
+    @property
+    def moving(self) -> list:
+        """What `_moving` fills: everything that alpha moves."""
+        return [self.verdict, self.bars, self.heat, self.curves, self.inspector]
+
+    @property
+    def everything(self) -> list:
+        """What `_all` fills."""
+        still = [self.model_note, self.picker, self.mode_note, self.details, self.picture, self.heat_of, self.strongest]
+        return self.moving + still
+
 
 def build(app: gr.Blocks, default_pack: str) -> None:
     """Lays out the tab in `app` and wires it. `default_pack` is opened when a page loads."""
-    visitor = gr.State(None, time_to_live=3600)
+    visitor = gr.State(None)
     panel = _layout(default_pack)
-    controls = [
-        panel.layer,
-        panel.mode,
-        panel.alpha,
-        panel.tokens,
-        panel.features,
-        panel.own_list,
-        panel.expert_class,
-        panel.seed,
-    ]
-    moving = [panel.verdict, panel.bars, panel.heat, panel.curves, panel.inspector]
-    still = [
-        panel.model_note,
-        panel.picker,
-        panel.mode_note,
-        panel.details,
-        panel.picture,
-        panel.heat_of,
-        panel.strongest,
-    ]
-    everything = moving + still
-    menus = [panel.model, panel.layer, panel.expert_class]
-    latest = {"trigger_mode": "always_last", **QUIET}
+    _wire_menus(app, panel, visitor)
+    _wire_clicks(panel, visitor)
+    _wire_alpha(panel, visitor)
 
+
+def _wire_menus(app: gr.Blocks, panel: Panel, visitor: gr.State) -> None:
+    opened = [visitor, panel.model, panel.layer, panel.expert_class, *panel.everything]
     gr.on(
         [app.load, panel.pack.input],
-        _kept(_open_pack, 1 + len(menus) + len(everything)),
-        [panel.pack, *controls],
-        [visitor, *menus, *everything],
-        show_progress="hidden",
+        _kept(_open_pack, len(opened)),
+        [visitor, panel.pack, *panel.controls],
+        opened,
         api_name="open_pack",
-        api_visibility="undocumented",
+        **BENCHMARKED,
     )
-    panel.model.input(
-        _kept(_choose_model, 2 + len(everything)),
-        [visitor, panel.model, *controls],
-        [panel.expert_class, panel.own, *everything],
-        **latest,
+    latest = {"trigger_mode": "always_last", **QUIET}
+    chosen = [panel.model, panel.own, *panel.everything]
+    panel.model.input(_kept(_choose_model, len(chosen)), [visitor, panel.model, *panel.controls], chosen, **latest)
+    panel.mode.input(_alpha_of_mode, [panel.mode, panel.alpha], panel.alpha, **QUIET).then(
+        _kept(_show, len(panel.everything)), [visitor, *panel.controls], panel.everything, **QUIET
     )
-    panel.picker.click(
-        _kept(_pick_example, 1 + len(everything)), [visitor, *controls], [panel.own, *everything], **QUIET
-    )
-    panel.strongest.click(
-        _kept(_pick_strongest, 1 + len(everything)), [visitor, *controls], [panel.own, *everything], **QUIET
-    )
-    panel.own.input(_kept(_own_image, len(everything)), [visitor, panel.own, *controls], everything, **QUIET)
-    for menu in (panel.layer, panel.mode, panel.tokens, panel.features, panel.expert_class, panel.seed):
-        menu.input(_kept(_show_all, len(everything)), [visitor, *controls], everything, **latest)
-    panel.own_list.submit(_kept(_show_all, len(everything)), [visitor, *controls], everything, **latest)
+    for menu in (panel.layer, panel.tokens, panel.features, panel.expert_class, panel.seed):
+        menu.input(_kept(_show, len(panel.everything)), [visitor, *panel.controls], panel.everything, **latest)
     panel.features.input(
         lambda kind: gr.Textbox(visible=kind == "own"), panel.features, panel.own_list, **QUIET, queue=False
     )
+    for box, handler in ((panel.own_list, _own_list), (panel.latent, _type_latent)):
+        box.submit(_kept(handler, len(panel.everything)), [visitor, box, *panel.controls], panel.everything, **latest)
+
+
+def _wire_clicks(panel: Panel, visitor: gr.State) -> None:
+    every_click = {"trigger_mode": "multiple", **QUIET}
+    inputs, shown = [visitor, *panel.controls], panel.everything
+    for examples in (panel.picker, panel.strongest):
+        examples.click(_kept(_pick_example, 1 + len(shown)), inputs, [panel.own, *shown], **every_click)
+    panel.own.input(_kept(_own_image, len(shown)), [visitor, panel.own, *panel.controls], shown, **QUIET)
+    panel.heat.click(_kept(_pick_patch, len(shown)), inputs, shown, **every_click)
+    panel.inspector.click(_kept(_pick_latent, len(shown)), inputs, shown, **every_click)
+    panel.heat_of.click(_kept(_show_experts, 1 + len(shown)), inputs, [panel.latent, *shown], **QUIET)
+
+
+def _wire_alpha(panel: Panel, visitor: gr.State) -> None:
     panel.alpha.input(
-        _kept(_show_moving, len(moving)),
-        [visitor, *controls],
-        moving,
+        _kept(_move_alpha, len(panel.moving)),
+        [visitor, *panel.controls],
+        panel.moving,
         trigger_mode="always_last",
-        show_progress="hidden",
         api_name="move_alpha",
-        api_visibility="undocumented",  # benchmarks/slider.py calls it
+        **BENCHMARKED,
     )
-    panel.heat.click(_kept(_pick_patch, len(everything)), [visitor, *controls], everything, **QUIET)
-    panel.inspector.click(_kept(_pick_latent, len(everything)), [visitor, *controls], everything, **QUIET)
-    panel.latent.submit(_kept(_type_latent, len(everything)), [visitor, panel.latent, *controls], everything, **QUIET)
-    panel.heat_of.click(_kept(_show_experts, len(everything)), [visitor, *controls], everything, **QUIET)
-    playing = panel.play.click(
-        _play, [visitor, *controls], [panel.alpha, panel.play, panel.stop, *moving], concurrency_limit=16, **QUIET
-    )
-    panel.stop.click(
-        lambda: (gr.Button(visible=True), gr.Button(visible=False)),
-        None,
-        [panel.play, panel.stop],
-        cancels=[playing],
-        **QUIET,
-    )
+    swept = [panel.alpha, panel.play, panel.stop, *panel.moving]
+    panel.play.click(_play, [visitor, *panel.controls], swept, concurrency_limit=16, **QUIET)
+    panel.stop.click(_stop, visitor, None, queue=False, **QUIET)
 
 
 def _layout(default_pack: str) -> Panel:
@@ -146,13 +143,13 @@ def _layout(default_pack: str) -> Panel:
                 choices, value=entries[0].id if entries else None, label="Unlearned model", elem_id="model"
             )
             model_note = gr.Markdown(elem_classes="sod-quiet sod-note-model")
-            alpha = gr.Slider(0, 10, value=0, step=0.05, label="alpha", elem_id="alpha")
+            alpha = gr.Slider(0, 10, value=0, step=SLIDER_STEP, label=words.ALPHA, elem_id="alpha")
             with gr.Row(elem_id="play-row"):
                 play = gr.Button("Play alpha 0 to 10", variant="primary")
                 stop = gr.Button("Stop", visible=False)
             picker = gr.HTML(js_on_load=overlays.CLICKS, elem_id="picker")
             with gr.Accordion("Your own image", open=False):
-                own = image_upload(
+                own = ImageUpload(
                     sources=["upload", "clipboard", "webcam"],
                     height=190,
                     show_label=False,
@@ -168,8 +165,8 @@ def _layout(default_pack: str) -> Panel:
                 kinds = [(title, kind) for kind, title in words.FEATURE_TITLES.items()]
                 features = gr.Dropdown(kinds, value="experts", label="Features edited")
                 own_list = gr.Textbox(label="My list of latents", placeholder="1, 5, 9 then Enter", visible=False)
-                target = manifest.classes[entries[0].target_class] if entries else None
-                expert_class = gr.Dropdown(list(manifest.classes), value=target, label="Experts of which class")
+                classes = [FORGOTTEN, *((name, name) for name in manifest.classes)]
+                expert_class = gr.Dropdown(classes, value="", label="Experts of which class")
                 seed = gr.Number(0, precision=0, minimum=0, maximum=10**6, label="Seed of the random features")
                 latent = gr.Number(
                     None, precision=0, minimum=0, label="Show the heat of one latent (its id, then Enter)"
@@ -222,8 +219,8 @@ def _kept(handler: Callable, outputs: int) -> Callable:
 
 
 def _controls(values: tuple) -> Controls:
-    layer, mode, alpha, tokens, kind, own_list, expert_class, seed = values
-    return Controls(int(layer), mode, float(alpha), tokens, kind, own_list or "", expert_class or "", int(seed or 0))
+    layer, mode, alpha, tokens, kind, expert_class, seed = values
+    return Controls(int(layer), mode, float(alpha), tokens, kind, expert_class or "", int(seed or 0))
 
 
 def _there(visitor: Visitor | None) -> Visitor:
@@ -232,132 +229,139 @@ def _there(visitor: Visitor | None) -> Visitor:
     return visitor
 
 
-def _open_pack(name: str, *values: Any) -> list:
+def _after(
+    visitor: Visitor | None,
+    values: tuple,
+    change: Callable[[Visitor, Controls], None] | None = None,
+    new_image: bool = False,
+    new_order: bool = False,
+) -> list:
+    """Makes one change to the visitor's work and shows the result."""
+    visitor, controls = _there(visitor), _controls(values)
+    with visitor.lock:
+        if change is not None:
+            change(visitor, controls)
+        return _all(visitor, controls, new_image, new_order)
+
+
+def _open_pack(before: Visitor | None, name: str, *values: Any) -> list:
     visitor = Visitor(name)
+    if before is not None:
+        before.sweep += 1
     manifest = visitor.pack.manifest
     layer = values[0] if values[0] in manifest.layers else manifest.layers[len(manifest.layers) // 2]
-    controls = _controls((layer, *values[1:6], visitor.target_name, values[7]))
     choices = [(words.model_name(entry, manifest), entry.id) for entry in manifest.unlearned]
     return [
         visitor,
         gr.Dropdown(choices, value=visitor.entry.id),
         gr.Radio(list(manifest.layers), value=layer),
-        gr.Dropdown(list(manifest.classes), value=visitor.target_name),
-        *_all(visitor, controls, picker=True),
+        gr.Dropdown([FORGOTTEN, *((name, name) for name in manifest.classes)], value=""),
+        *_after(visitor, (layer, *values[1:5], "", values[6]), new_image=True, new_order=True),
     ]
 
 
 def _choose_model(visitor: Visitor | None, id: str, *values: Any) -> list:
     visitor = _there(visitor)
-    with visitor.lock:
-        before = visitor.target_name
-        visitor.choose_model(id)
-        controls = _controls(values)
-        if visitor.target_name != before:
-            controls = _controls((*values[:6], visitor.target_name, values[7]))
-        own = gr.skip() if visitor.example is None else None
-        return [controls.expert_class, own, *_all(visitor, controls, picker=True)]
+    try:
+        shown = _after(visitor, values, lambda v, _: v.choose_model(id), new_image=True, new_order=True)
+    except ValueError as error:
+        gr.Warning(str(error))
+        return [gr.Dropdown(value=visitor.entry.id), *[gr.skip()] * (1 + ALL_OUTPUTS)]
+    return [id, gr.skip() if visitor.example is None else None, *shown]
 
 
 def _pick_example(event: gr.EventData, visitor: Visitor | None, *values: Any) -> list:
-    visitor = _there(visitor)
-    with visitor.lock:
-        visitor.choose_example(int(event.pick))
-        return [None, *_all(visitor, _controls(values))]
-
-
-def _pick_strongest(event: gr.EventData, visitor: Visitor | None, *values: Any) -> list:
-    visitor = _there(visitor)
-    with visitor.lock:
-        visitor.choose_example(int(event.pick))
-        return [None, *_all(visitor, _controls(values), picker=True)]
+    return [None, *_after(visitor, values, lambda v, _: v.choose_example(int(event.pick)), new_image=True)]
 
 
 def _own_image(visitor: Visitor | None, path: str | None, *values: Any) -> list:
-    visitor = _there(visitor)
-    with visitor.lock:
-        if path is not None:  # None: the upload was cleared, the image stays
-            visitor.own_image(path)
-        return _all(visitor, _controls(values), picker=True)
+    if path is None:  # the upload was cleared: the image stays
+        return _after(visitor, values)
+    return _after(visitor, values, lambda v, _: v.own_image(path), new_image=True)
 
 
 def _pick_patch(event: gr.EventData, visitor: Visitor | None, *values: Any) -> list:
-    visitor = _there(visitor)
-    with visitor.lock:
-        visitor.patch = int(event.pick)
-        return _all(visitor, _controls(values))
+    return _after(visitor, values, lambda v, _: setattr(v, "patch", int(event.pick)))
 
 
 def _pick_latent(event: gr.EventData, visitor: Visitor | None, *values: Any) -> list:
-    visitor = _there(visitor)
-    with visitor.lock:
-        visitor.latent = int(event.pick)
-        return _all(visitor, _controls(values))
+    return _after(visitor, values, lambda v, controls: v.show_latent(controls.layer, int(event.pick)))
 
 
 def _type_latent(visitor: Visitor | None, latent: int | None, *values: Any) -> list:
-    visitor, controls = _there(visitor), _controls(values)
-    with visitor.lock:
-        known = visitor.pack.sae(controls.layer).latents
-        if latent is not None and not 0 <= latent < known:
-            raise ValueError(f"latent {latent} does not exist: this SAE has latents 0 to {known - 1}")
-        visitor.latent = latent
-        return _all(visitor, controls)
+    return _after(visitor, values, lambda v, controls: v.show_latent(controls.layer, latent))
 
 
 def _show_experts(visitor: Visitor | None, *values: Any) -> list:
+    return [None, *_after(visitor, values, lambda v, controls: v.show_latent(controls.layer, None))]
+
+
+def _own_list(visitor: Visitor | None, text: str | None, *values: Any) -> list:
+    return _after(visitor, values, lambda v, controls: v.edit_own_list(controls.layer, text or ""))
+
+
+def _show(visitor: Visitor | None, *values: Any) -> list:
+    return _after(visitor, values)
+
+
+def _alpha_of_mode(mode: str, alpha: float) -> Any:
+    """Amplify does nothing at alpha 1, where every other mode starts at 0: switching keeps "nothing edited"."""
+    start = 1.0 if mode == "amplify" else 0.0
+    return start if alpha in (0.0, 1.0) else gr.skip()
+
+
+def _move_alpha(visitor: Visitor | None, *values: Any) -> list:
     visitor = _there(visitor)
-    with visitor.lock:
-        visitor.latent = None
-        return _all(visitor, _controls(values))
-
-
-def _show_all(visitor: Visitor | None, *values: Any) -> list:
-    visitor = _there(visitor)
-    with visitor.lock:
-        return _all(visitor, _controls(values))
-
-
-def _show_moving(visitor: Visitor | None, *values: Any) -> list:
-    visitor = _there(visitor)
+    visitor.sweep += 1  # a hand on the slider ends a sweep
     with visitor.lock:
         return _moving(visitor, _controls(values))
 
 
 def _play(visitor: Visitor | None, *values: Any) -> Iterator[list]:
-    """Sweeps alpha from 0 to 10; a cancel leaves everything where it is."""
+    """Sweeps alpha from 0 to 10 with whatever the other controls say meanwhile, until done, stopped or overtaken."""
+    if visitor is None:
+        gr.Warning("this page has lost its place on the server; reload it")
+        return
+    with visitor.lock:
+        visitor.sweep += 1
+        mine, visitor.controls = visitor.sweep, _controls(values)
     due = time.monotonic()
-    steps = round(10 / PLAY_STEP)
-    for step in range(steps + 1):
-        alpha = step * PLAY_STEP
-        try:
-            with _there(visitor).lock:
-                found = _moving(visitor, _controls((*values[:2], alpha, *values[3:])))
-        except ValueError as error:
-            gr.Warning(str(error))
-            return
-        last = step == steps
-        yield [alpha, gr.Button(visible=last), gr.Button(visible=not last), *found]
-        due += FRAME_SECONDS
-        time.sleep(max(0.0, due - time.monotonic()))
+    try:
+        for step in range(round(10 / PLAY_STEP) + 1):
+            with visitor.lock:
+                if visitor.sweep != mine:
+                    break
+                found = _moving(visitor, replace(visitor.controls, alpha=step * PLAY_STEP))
+            yield [step * PLAY_STEP, gr.Button(visible=False), gr.Button(visible=True), *found]
+            due += FRAME_SECONDS
+            time.sleep(max(0.0, due - time.monotonic()))
+    except ValueError as error:
+        gr.Warning(str(error))
+    yield [gr.skip(), gr.Button(visible=True), gr.Button(visible=False), *[gr.skip()] * MOVING_OUTPUTS]
+
+
+def _stop(visitor: Visitor | None) -> None:
+    if visitor is not None:
+        visitor.sweep += 1
 
 
 # ------------------------------------------------------------ what is shown
 
 
-def _all(visitor: Visitor, controls: Controls, picker: bool = False) -> list:
-    """Everything but the menus; the picker only where its order or choice changes, since drawing it scrolls it back."""
+MOVING_OUTPUTS, ALL_OUTPUTS = 5, 12
+
+
+def _all(visitor: Visitor, controls: Controls, new_image: bool = False, new_order: bool = False) -> list:
+    """Everything but the menus; the picture and the picker only where they change, since drawing them costs."""
     manifest = visitor.pack.manifest
-    if visitor.latent is not None and visitor.latent >= visitor.pack.sae(controls.layer).latents:
-        visitor.latent = None
     return [
         *_moving(visitor, controls),
         words.model_note(visitor.entry, manifest),
-        _picker(visitor) if picker else gr.skip(),
+        _picker(visitor) if new_order else gr.skip(),
         words.mode_note(controls.mode),
         _details(visitor, controls),
-        overlays.picture_style(visitor.picture_uri),
-        gr.Button(visible=visitor.latent is not None),
+        overlays.picture_style(visitor.picture_uri, visitor.example) if new_image else gr.skip(),
+        gr.Button(visible=visitor.latent(controls.layer) is not None),
         _strongest(visitor, controls),
     ]
 
@@ -365,21 +369,22 @@ def _all(visitor: Visitor, controls: Controls, picker: bool = False) -> list:
 def _picker(visitor: Visitor) -> str:
     manifest = visitor.pack.manifest
     labels = [example.label for example in visitor.pack.examples()]
-    thumbs = example_thumbs(manifest.folder.name)
-    return overlays.example_picker(thumbs, labels, manifest.classes, visitor.target, visitor.example)
+    return overlays.example_picker(example_uris(visitor.pack), labels, manifest.classes, visitor.target)
 
 
 def _moving(visitor: Visitor, controls: Controls) -> list:
     """Everything that alpha moves."""
+    visitor.controls = controls
     names = visitor.pack.manifest.classes
     found, curves = visitor.probabilities(controls), visitor.curves(controls)
     latents = visitor.latents(controls)
     heat = {which: values.tolist() for which, values in visitor.heat(controls, latents).items()}
     label = None if visitor.label is None else names[visitor.label]
     shown_class = controls.expert_class or visitor.target_name
-    title = f"Heat of the {shown_class} experts" if visitor.latent is None else f"Heat of latent {visitor.latent}"
+    latent = visitor.latent(controls.layer)
+    title = f"Where the {shown_class} features (experts) fire" if latent is None else f"Where latent {latent} fires"
     return [
-        words.verdict(curves, visitor.target_name, label, found, visitor.target),
+        words.verdict(curves, controls, visitor.target_name, label, found, visitor.target),
         figures.prediction_bars(names, found, visitor.target),
         overlays.heat_panels(heat, visitor.pack.manifest.vit.grid, title + ". Click a patch.", visitor.patch),
         figures.alpha_curves(curves, controls.alpha, visitor.target_name),
@@ -404,27 +409,31 @@ def _inspector(visitor: Visitor, controls: Controls, latents: dict) -> str:
         if peak > 0
     ]
     row, column = divmod(visitor.patch, visitor.pack.manifest.vit.grid)
-    return overlays.latent_table(f"Latents of patch {row + 1}, {column + 1}. Click one.", rows, visitor.latent)
+    return overlays.latent_table(
+        f"Latents of patch {row + 1}, {column + 1}. Click one.", rows, visitor.latent(controls.layer)
+    )
 
 
 def _strongest(visitor: Visitor, controls: Controls) -> str:
-    if visitor.latent is None:
+    latent = visitor.latent(controls.layer)
+    if latent is None:
         return ""
     pack = visitor.pack
-    thumbs, examples = example_thumbs(pack.manifest.folder.name), pack.examples()
+    uris, examples = example_uris(pack), pack.examples()
     found = [
-        (thumbs[i], pack.manifest.classes[examples[i].label], value, i)
-        for i, value in visitor.strongest_examples(controls.layer, visitor.latent)
+        (uris[i], pack.manifest.classes[examples[i].label], value, i)
+        for i, value in visitor.strongest_examples(controls.layer, latent)
     ]
-    return overlays.strongest_examples(f"Where latent {visitor.latent} fires most", found)
+    return overlays.strongest_examples(f"Examples where latent {latent} fires most", found)
 
 
 def _details(visitor: Visitor, controls: Controls) -> str:
     fit = visitor.pack.sae_fit(controls.layer)
     used = "normalised" if fit.normalised <= fit.raw else "raw"
     chosen = visitor.chosen(controls)
+    patches_only = "" if fit.saw_cls else " It was trained on patches only: what it does to CLS is extrapolation."
     shown = ", ".join(map(str, chosen[:24])) + (" ..." if len(chosen) > 24 else "")
     return (
         f"SAE of layer {controls.layer}: variance unexplained on the examples {fit.normalised:.3f} with normalised "
-        f"input, {fit.raw:.3f} raw; **{used}** is used.\n\nEdited latents ({len(chosen)}): {shown}"
+        f"input, {fit.raw:.3f} raw; **{used}** is used.{patches_only}\n\nEdited latents ({len(chosen)}): {shown}"
     )

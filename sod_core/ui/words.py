@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from ..packs.manifest import Manifest, UnlearnedEntry
 from ..restore import FIDELITY
 from ..unlearn import TITLES
-from .visitor import Curve, Probabilities
+from .visitor import Controls, Curve, Probabilities
 
+ALPHA = "alpha: how far to pull (0 nothing, 1 to the original's value)"
 MODE_TITLES = {
     "inject": "Inject (exact)",
     "amplify": "Amplify (exact, needs no original)",
@@ -53,42 +54,57 @@ def mode_note(mode: str) -> str:
     return f"*{FIDELITY[mode].capitalize()}.* {_MODE_NOTES[mode]}"
 
 
-def verdict(curves: Sequence[Curve], target: str, label: str | None, found: Probabilities, index: int) -> str:
-    """What the curves say of this image, in one or two sentences."""
+def verdict(
+    curves: Sequence[Curve], controls: Controls, target: str, label: str | None, found: Probabilities, index: int
+) -> str:
+    """What the curves say of this image, in one or two sentences.
+
+    `label` is the class of an example, None for the visitor's own image; `index` is the forgotten class's.
+    """
     by_key = {curve.key: curve for curve in curves}
-    experts, controls = by_key["experts"], [by_key[key] for key in ("random", "matched")]
-    now = f"restored model: {found.restored[index].item():.0%} {target}"
-    if label is not None and label != target:
-        seen = "starts to be taken for" if experts.returns_at is not None else "is never taken for"
-        when = f" a {target} at alpha {experts.returns_at:g}" if experts.returns_at is not None else f" a {target}"
-        return f"### This {label} {seen}{when}.\nAn image of another class: the price of the edit. Now, {now}."
-    return f"### {_headline(experts, controls, target)}\n{_cls_clause(by_key, target)} Now, {now}."
+    now = f"Now: {found.restored[index].item():.0%} {target}."
+    if controls.mode == "cls_copy":
+        return f"### Copying CLS, no features: {_returns(by_key['cls_copy'], target)}.\n{now}"
+    if label != target:
+        whose = "Your image" if label is None else f"This {label}"
+        at = by_key["experts"].returns_at
+        taken = f"is never taken for {target}" if at is None else f"is taken for {target} from alpha {at:g}"
+        note = "" if label is None else "An image of another class: the price of the edit. "
+        return f"### {whose} {taken}.\n{note}{now}"
+    with_experts = "" if controls.features == "experts" and not controls.expert_class else "With its experts, "
+    return f"### {with_experts}{_headline(by_key, target)}\n{_beside(by_key, target)} {now}"
 
 
-def _headline(experts: Curve, controls: Sequence[Curve], target: str) -> str:
+def _returns(curve: Curve, target: str) -> str:
+    if curve.returns_at is None:
+        return f"{target} never returns"
+    return f"{target} returns at alpha {curve.returns_at:g}" if curve.returns_at else f"{target} is there at alpha 0"
+
+
+def _headline(by_key: dict[str, Curve], target: str) -> str:
     """ "boat returns at alpha 1.3; with random features it never does." """
-    first = min((c for c in controls if c.returns_at is not None), key=lambda c: c.returns_at, default=None)
+    experts, random = by_key["experts"], [by_key[key] for key in ("random", "matched")]
+    first = min((c for c in random if c.returns_at is not None), key=lambda c: c.returns_at, default=None)
     kind = "random features" if first is None or first.key == "random" else "equally active random features"
     if experts.returns_at is None:
-        if first is None:
-            return f"{target} never returns, nor with random features."
-        return f"{target} never returns; {kind} bring it back at alpha {first.returns_at:g}."
-    head = f"returns at alpha {experts.returns_at:g}" if experts.returns_at else "is there at alpha 0 already"
-    return f"{target} {head}; with {kind} " + ("it never does." if first is None else f"at alpha {first.returns_at:g}.")
+        tail = "random features do not bring it back either" if first is None else f"{kind} do at {first.returns_at:g}"
+    else:
+        tail = f"with {kind} it never does" if first is None else f"with {kind} at {first.returns_at:g}"
+    return f"{_returns(experts, target)}; {tail}."
 
 
-def _cls_clause(by_key: dict[str, Curve], target: str) -> str:
-    copied = by_key["cls_copy"].returns_at
-    retrained = by_key.get("retrained")
+def _beside(by_key: dict[str, Curve], target: str) -> str:
+    """What the controls without random features say."""
+    copied, retrained = by_key["cls_copy"].returns_at, by_key.get("retrained")
     parts = [
-        "Copying the original's CLS alone never brings it back"
-        if copied is None
-        else f"Copying the original's CLS alone brings it back at alpha {copied:g}"
+        "Copying the original's summary token (CLS) alone "
+        + ("never brings it back" if copied is None else f"brings it back at alpha {copied:g}")
     ]
     if retrained is not None:
+        at = retrained.returns_at
         parts.append(
-            "the model retrained without it stays blind"
-            if retrained.returns_at is None
-            else f"even the model retrained without it says {target} at alpha {retrained.returns_at:g}"
+            f"a model retrained without it never says {target}"
+            if at is None
+            else f"even a model retrained without it says {target} from alpha {at:g}"
         )
     return "; ".join(parts) + "."
