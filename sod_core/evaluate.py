@@ -95,7 +95,7 @@ def run(
             raise ValueError(
                 f"of {len(data.labels)} test images {members} show {name}; {id} needs some, and some others"
             )
-        if not pack.experts(layer, target):
+        if not pack.expert_ids(layer, target):
             raise ValueError(
                 f"pack {pack.manifest.name} has no experts of {pack.manifest.classes[target]} at layer {layer}"
             )

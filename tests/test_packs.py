@@ -107,12 +107,12 @@ def test_examples_come_in_the_order_of_the_classes(pack, spoilt_pack):
     assert len(Pack(spoilt_pack).examples()) == 9
 
 
-def test_activity_is_the_share_of_examples_on_which_a_latent_fires(pack):
+def test_activity_is_the_share_of_examples_with_a_patch_on_which_a_latent_fires(pack):
     with torch.inference_mode():
         fires = pack.sae(1).encode(pack.example_hidden(1)) > 0
     assert pack.example_latents(1).shape == (9, 17, WIDTH)
     for j in range(WIDTH):
-        assert pack.activity(1)[j].item() == pytest.approx(sum(bool(fires[i, :, j].any()) for i in range(9)) / 9)
+        assert pack.activity(1)[j].item() == pytest.approx(sum(bool(fires[i, 1:, j].any()) for i in range(9)) / 9)
 
 
 def test_preprocess_resizes_crops_and_normalises(pack):
@@ -587,9 +587,18 @@ def test_the_normalisation_that_explains_more_is_chosen(spoilt_pack, std, normal
     sae, fit = pack.sae(1), pack.sae_fit(1)
     assert sae.normalised == normalised and (fit.normalised < fit.raw) == normalised
     hidden = pack.example_hidden(1)
-    assert variance_unexplained(sae, hidden) == pytest.approx(min(fit), rel=1e-5)
+    assert not fit.saw_cls  # statistics without CLS: judged on patches alone
+    both = sorted((fit.normalised, fit.raw))
+    assert variance_unexplained(sae, hidden, patches_only=True) == pytest.approx(both[0], rel=1e-5)
     sae.set_stats(None if normalised else TokenStats(torch.zeros(32), torch.full((32,), std)))
-    assert variance_unexplained(sae, hidden) == pytest.approx(max(fit), rel=1e-5)
+    assert variance_unexplained(sae, hidden, patches_only=True) == pytest.approx(both[1], rel=1e-5)
+
+
+def test_an_sae_that_saw_cls_is_judged_on_it_too(pack):
+    fit = pack.sae_fit(1)
+    assert fit.saw_cls
+    found = variance_unexplained(pack.sae(1), pack.example_hidden(1))
+    assert found == pytest.approx(min(fit.normalised, fit.raw), rel=1e-5)
 
 
 # ---------------------------------------------------------------- experts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,7 +86,8 @@ def train(tokens: Tokens, recipe: SAERecipe, checkpoint: Path) -> TopKSAE:
     patches = (tokens.patches - stats.patch_mean) / stats.patch_std
     optimiser = torch.optim.Adam(sae.parameters(), lr=recipe.lr)
     idle = torch.zeros(sae.latents, device=device)
-    start, idle = _resume(checkpoint, sae, optimiser, idle)
+    made_from = {"recipe": asdict(recipe), "tokens": stats.cls_mean.double().sum().item()}
+    start, idle = _resume(checkpoint, sae, optimiser, idle, made_from)
     saved = time.monotonic()
     from_cls = int(recipe.batch * recipe.cls_share)
     progress = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc=checkpoint.stem, mininterval=5)
@@ -111,6 +112,7 @@ def train(tokens: Tokens, recipe: SAERecipe, checkpoint: Path) -> TopKSAE:
             progress.set_postfix(error=f"{error.square().mean().item():.3f}", dead=len(dead))
         if time.monotonic() - saved > 30:
             state = {"sae": sae.state_dict(), "optimiser": optimiser.state_dict(), "idle": idle, "step": step + 1}
+            state["made_from"] = made_from
             part = checkpoint.with_suffix(".part")
             torch.save(state, part)
             part.replace(checkpoint)
@@ -119,11 +121,15 @@ def train(tokens: Tokens, recipe: SAERecipe, checkpoint: Path) -> TopKSAE:
     return sae.to(device).requires_grad_(False).eval()
 
 
-def _resume(checkpoint: Path, sae: TopKSAE, optimiser: torch.optim.Optimizer, idle: Tensor) -> tuple[int, Tensor]:
-    """(the step to go on from, how long each latent has been idle)."""
+def _resume(
+    checkpoint: Path, sae: TopKSAE, optimiser: torch.optim.Optimizer, idle: Tensor, made_from: dict
+) -> tuple[int, Tensor]:
+    """(the step to go on from, how long each latent has been idle); one made from other tokens is not used."""
     if not checkpoint.exists():
         return 0, idle
     state = torch.load(checkpoint, map_location=idle.device, weights_only=True)
+    if state["made_from"] != made_from:
+        return 0, idle
     sae.load_state_dict(state["sae"])
     optimiser.load_state_dict(state["optimiser"])
     return state["step"], state["idle"]

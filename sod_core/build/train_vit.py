@@ -10,7 +10,7 @@ blocks' matrices, and sine-cosine initial position embeddings.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,7 +68,7 @@ def train(
     model = nn.ModuleDict({"vit": vit, "background": background}).to(device)
     vits.plain_attention_on_cpu(vit)
     optimisers = _optimisers(model, recipe)
-    start, seconds = _resume(checkpoint, model, optimisers, device)
+    start, seconds = _resume(checkpoint, model, optimisers, recipe, device)
     saved = time.monotonic()
     progress = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc=checkpoint.stem, mininterval=10)
     for step in progress:
@@ -85,7 +85,7 @@ def train(
         if time.monotonic() - saved > 60 or step + 1 == recipe.steps:
             seconds += time.monotonic() - saved
             saved = time.monotonic()
-            _save(checkpoint, model, optimisers, step + 1, seconds)
+            _save(checkpoint, model, optimisers, recipe, step + 1, seconds)
     return Trained(vit.requires_grad_(False).eval(), seconds)
 
 
@@ -156,20 +156,26 @@ def _sincos(grid: int, dim: int) -> Tensor:
     return build_sincos2d_pos_embed([grid, grid], dim=dim) * 0.3
 
 
-def _resume(checkpoint: Path, model: nn.Module, optimisers: list, device) -> tuple[int, float]:
+def _resume(
+    checkpoint: Path, model: nn.Module, optimisers: list, recipe: Recipe, device: torch.device
+) -> tuple[int, float]:
+    """(the step to go on from, seconds spent before); a checkpoint of another recipe is not used."""
     if not checkpoint.exists():
         return 0, 0.0
     state = torch.load(checkpoint, map_location=device, weights_only=True)
+    if state["recipe"] != asdict(recipe):
+        return 0, 0.0
     model.load_state_dict(state["model"])
     for optimiser, saved in zip(optimisers, state["optimisers"]):
         optimiser.load_state_dict(saved)
     return state["step"], state["seconds"]
 
 
-def _save(checkpoint: Path, model: nn.Module, optimisers: list, step: int, seconds: float) -> None:
+def _save(checkpoint: Path, model: nn.Module, optimisers: list, recipe: Recipe, step: int, seconds: float) -> None:
     state = {
         "model": model.state_dict(),
         "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+        "recipe": asdict(recipe),
         "step": step,
         "seconds": seconds,
     }

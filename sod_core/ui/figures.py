@@ -86,5 +86,5 @@ def _calm(figure: go.Figure) -> go.Figure:
         dragmode=False,
     )
     figure.update_xaxes(fixedrange=True, showgrid=False, automargin=True)
-    figure.update_yaxes(fixedrange=True, gridcolor="rgba(128,140,155,0.25)", zeroline=False)
+    figure.update_yaxes(fixedrange=True, gridcolor="rgba(128,140,155,0.25)", zeroline=False, automargin=True)
     return figure
