@@ -16,7 +16,9 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Response, expect,
 
 from sod_core.ui.words import MODE_TITLES
 
+EXPERTS_TITLE = "Where the {} features (experts) fire"
 ALPHA = "#alpha input[type=number]"
+ACCENT = "rgb(232, 89, 12)"
 PATCHES = SHAPE.grid**2
 expect.set_options(timeout=20_000)
 
@@ -119,7 +121,7 @@ def move_alpha(page: Page, alpha: float, curve: str = "experts", control: str = 
     eventually(
         page, lambda: restored(page)[target] == pytest.approx(traces(page, "curves")[curve][int(4 * alpha)], abs=1e-3)
     )
-    expect(page.locator("#verdict")).to_contain_text(f"restored model: {restored(page)[target]:.0%}")
+    expect(page.locator("#verdict")).to_contain_text(f"Now: {restored(page)[target]:.0%}")
 
 
 def pick_patch(page: Page, patch: int) -> None:
@@ -130,8 +132,13 @@ def pick_patch(page: Page, patch: int) -> None:
 
 
 def shown_examples(page: Page) -> list[str]:
-    """The class of the example that is marked as shown; none with an image of one's own."""
-    return page.locator("#picker [aria-pressed=true]").evaluate_all("all => all.map(one => one.title)")
+    """The numbers of the examples that are framed as shown; none with an image of one's own."""
+    script = "(all, accent) => all.filter(e => getComputedStyle(e).borderColor === accent).map(e => e.dataset.pick)"
+    return page.locator("#picker button").evaluate_all(script, ACCENT)
+
+
+def shown_class(page: Page) -> list[str]:
+    return [page.locator(f"#picker [data-pick='{i}']").get_attribute("title") for i in shown_examples(page)]
 
 
 def figures(page: Page) -> tuple:
@@ -150,14 +157,14 @@ def test_the_first_page(page):
     for values in bars.values():
         assert len(values) == len(CLASSES) and sum(values) == pytest.approx(1, abs=1e-3)
     assert bars["restored"] == bars["unlearned"] != bars["original"]  # alpha is 0
-    assert classes(page) == ["<b>▸ apple</b>", "pear", "plum"] and shown_examples(page) == ["apple"]
+    assert classes(page) == ["<b>▸ apple</b>", "pear", "plum"] and shown_class(page) == ["apple"]
     expect(page.locator("#verdict h3")).to_contain_text("apple")
     names = {"experts", "random features", "random, equally active", "copied CLS, no features"}
     assert names | {"experts on patches only"} == set(traces(page, "curves"))
     for panel, which in zip(page.locator("#heat figure").all(), bars):
         expect(panel.locator("rect")).to_have_count(PATCHES)
         expect(panel.locator("figcaption")).to_have_text(which)
-    expect(page.locator("#heat .sod-title")).to_contain_text("apple experts")
+    expect(page.locator("#heat .sod-title")).to_contain_text(EXPERTS_TITLE.format("apple"))
     expect(page.locator("#heat .sod-bar")).to_be_visible()
     expect(page.locator("#picker button")).to_have_count(9)
 
@@ -216,7 +223,7 @@ def test_play_follows_a_change_of_model(page):
     choose(page, "Unlearned model", "Retrained, forgot pear")
     expect(page.get_by_role("button", name="Play")).to_be_visible()
     expect(page.locator(ALPHA)).to_have_value("10")
-    expect(page.locator("#heat .sod-title")).to_contain_text("pear experts")
+    expect(page.locator("#heat .sod-title")).to_contain_text(EXPERTS_TITLE.format("pear"))
     swept = figures(page)
     move_alpha(page, 9)
     move_alpha(page, 10)
@@ -249,16 +256,16 @@ def test_a_patch_shows_its_latents_and_a_latent_its_heat(page):
     expect(back).to_be_hidden()
     latent = firing_latent(page)
     page.locator(f"#inspector tr[data-pick='{latent}']").click()
-    expect(page.locator("#heat .sod-title")).to_contain_text(f"Heat of latent {latent}")
+    expect(page.locator("#heat .sod-title")).to_contain_text(f"Where latent {latent} fires")
     expect(page.locator("#strongest .sod-title")).to_contain_text(f"latent {latent}")
     assert page.locator("#strongest figure").count() >= 1
     expect(page.locator(f"#inspector tr[data-pick='{latent}']")).to_have_class("on")
     move_alpha(page, 3)  # the latent and the patch stay chosen
-    expect(page.locator("#heat .sod-title")).to_contain_text(f"Heat of latent {latent}")
+    expect(page.locator("#heat .sod-title")).to_contain_text(f"Where latent {latent} fires")
     expect(page.locator("#heat rect.on")).to_have_count(3)
     move_alpha(page, 0)
     back.click()
-    expect(page.locator("#heat .sod-title")).to_contain_text("apple experts")
+    expect(page.locator("#heat .sod-title")).to_contain_text(EXPERTS_TITLE.format("apple"))
     expect(back).to_be_hidden()
     expect(page.locator("#strongest figure")).to_have_count(0)
     eventually(page, lambda: heat(page).replace(' class="on"', "") == experts_heat)
@@ -266,17 +273,40 @@ def test_a_patch_shows_its_latents_and_a_latent_its_heat(page):
 
 def test_an_example_where_a_latent_fires_can_be_picked(page):
     """Also the one that the page began with, after another was picked."""
-    apple = page.locator("#picker [aria-pressed=true]").get_attribute("data-pick")
+    [first] = shown_examples(page)
     pick_patch(page, 5)
     page.locator(f"#inspector tr[data-pick='{firing_latent(page)}']").click()
     strongest = page.locator("#strongest button")
     expect(strongest.first).to_be_visible()
     page.locator("#picker button[title=plum]").first.click()
     expect(page.locator("#verdict")).to_contain_text("This plum")
-    for index in {apple, strongest.last.get_attribute("data-pick")}:
+    for index in (first, strongest.last.get_attribute("data-pick")):
         page.locator(f"#strongest [data-pick='{index}']").click()
-        expect(page.locator(f"#picker [data-pick='{index}']")).to_have_attribute("aria-pressed", "true")
-        expect(page.locator("#picker [aria-pressed=true]")).to_have_count(1)
+        eventually(page, lambda: shown_examples(page) == [index])  # noqa: B023
+
+
+def test_a_latent_can_be_typed(page):
+    page.get_by_role("button", name="Advanced").click()
+    box = page.get_by_label("Show the heat of one latent")
+    box.fill("17")
+    box.press("Enter")
+    expect(page.locator("#heat .sod-title")).to_contain_text("Where latent 17 fires")
+    before = heat(page)
+    box.fill("64")
+    box.press("Enter")
+    warning(page, "latent 64 does not exist")
+    assert heat(page) == before
+    page.get_by_role("button", name="Back to the experts' heat").click()
+    expect(page.locator("#heat .sod-title")).to_contain_text(EXPERTS_TITLE.format("apple"))
+    expect(box).to_have_value("")
+
+
+def test_the_table_of_latents_takes_the_keyboard(page):
+    pick_patch(page, 5)
+    row = page.locator("#inspector tbody tr").nth(1)
+    latent = row.get_attribute("data-pick")
+    row.press("Enter")
+    expect(page.locator("#heat .sod-title")).to_contain_text(f"Where latent {latent} fires")
 
 
 # ---------------------------------------------------------------- images
@@ -285,10 +315,10 @@ def test_an_example_where_a_latent_fires_can_be_picked(page):
 def test_another_example(page):
     before = traces(page, "bars")
     page.locator("#picker button[title=plum]").first.click()
-    expect(page.locator("#picker button[title=plum]").first).to_have_attribute("aria-pressed", "true")
     expect(page.locator("#verdict")).to_contain_text("This plum")
     eventually(page, lambda: traces(page, "bars")["original"] != before["original"])
-    assert shown_examples(page) == ["plum"] and classes(page)[0] == "<b>▸ apple</b>"
+    eventually(page, lambda: shown_class(page) == ["plum"])
+    assert classes(page)[0] == "<b>▸ apple</b>"
 
 
 def write_image(path: Path) -> Path:
@@ -306,14 +336,15 @@ def test_an_image_of_ones_own(page, tmp_path):
     page.get_by_role("button", name="Your own image").click()
     upload(page, write_image(tmp_path / "own.png"))
     eventually(page, lambda: traces(page, "bars")["original"] != before)
-    expect(page.locator("#picker [aria-pressed=true]")).to_have_count(0)
+    eventually(page, lambda: shown_examples(page) == [])
+    expect(page.locator("#verdict")).to_contain_text("Your image")
     own = traces(page, "bars")["original"]
     choose(page, "Unlearned model", "Retrained, forgot pear")
     eventually(page, lambda: classes(page)[1] == "<b>▸ pear</b>")
     assert traces(page, "bars")["original"] == own and shown_examples(page) == []  # the image stays
     page.locator("#picker button[title=apple]").first.click()
     eventually(page, lambda: traces(page, "bars")["original"] == before)
-    expect(page.locator("#picker [aria-pressed=true]")).to_have_count(1)
+    eventually(page, lambda: shown_class(page) == ["apple"])
     expect(page.locator("#own img")).to_have_count(0)
 
 
@@ -338,12 +369,10 @@ def test_another_model_brings_its_class(page):
     expect(page.get_by_role("combobox", name="Unlearned model")).to_have_value("Random labels, forgot apple")
     choose(page, "Unlearned model", "Retrained, forgot pear")
     eventually(page, lambda: classes(page) == ["apple", "<b>▸ pear</b>", "plum"])
-    eventually(page, lambda: shown_examples(page) == ["pear"])
-    expect(page.locator("#heat .sod-title")).to_contain_text("pear experts")
+    eventually(page, lambda: shown_class(page) == ["pear"])
+    expect(page.locator("#heat .sod-title")).to_contain_text(EXPERTS_TITLE.format("pear"))
     expect(page.locator("#verdict h3")).to_contain_text("pear")
     expect(page.locator("#picker button").first).to_have_attribute("title", "pear")
-    page.get_by_role("button", name="Advanced").click()
-    expect(page.get_by_role("combobox", name="Experts of which class")).to_have_value("pear")
 
 
 def test_every_control_changes_the_restored_model(page):
@@ -364,7 +393,7 @@ def test_every_control_changes_the_restored_model(page):
         changes(choose, page, "Tokens edited", tokens)
     for kind in ("random", "random, equally active", "all", "experts of the class"):
         changes(choose, page, "Features edited", kind)
-    for name in ("plum", "apple"):
+    for name in ("plum", "the forgotten class"):
         changes(choose, page, "Experts of which class", name)
 
 
@@ -374,7 +403,8 @@ def test_a_list_of_ones_own(page):
     expect(mine).to_be_hidden()
     choose(page, "Features edited", "my list")
     expect(mine).to_be_visible()
-    move_alpha(page, 1)  # until it is written the experts stay, without a word of complaint
+    move_alpha(page, 1, curve="your selection")  # an empty list edits nothing, and is no mistake
+    assert restored(page) == traces(page, "bars")["unlearned"]
     expect(page.get_by_test_id("toast-body")).to_have_count(0)
     mine.fill("1, 5, 9")
     mine.press("Enter")
@@ -419,11 +449,11 @@ def test_two_visitors_do_not_see_each_other(browser, server, page):
         move_alpha(other, 4)
         assert figures(page) == before
         move_alpha(page, 5)
-        assert traces(page, "bars")["original"] == before[0]["original"] and shown_examples(page) == ["apple"]
-        assert classes(other)[1] == "<b>▸ pear</b>" and shown_examples(other) == ["plum"]
+        assert traces(page, "bars")["original"] == before[0]["original"] and shown_class(page) == ["apple"]
+        assert classes(other)[1] == "<b>▸ pear</b>" and shown_class(other) == ["plum"]
         expect(other.locator(ALPHA)).to_have_value("4")
         move_alpha(other, 5)
-        assert classes(other)[1] == "<b>▸ pear</b>" and shown_examples(other) == ["plum"]
+        assert classes(other)[1] == "<b>▸ pear</b>" and shown_class(other) == ["plum"]
     with visit(browser, server) as third:  # whoever comes next starts afresh
         assert figures(third) == before
 

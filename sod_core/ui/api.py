@@ -55,10 +55,11 @@ def restore(
 ) -> dict[str, Any]:
     """Logits of the original, the unlearned and the restored model at each alpha, as `python -m sod_core restore`."""
     try:
+        _check_sent(locals())
         return commands.restore_image(
             shared_pack(_known(pack)),
             unlearned,
-            images.read(_given(image)),
+            images.read(image),
             target_class=target_class,
             layer=int(layer),
             alphas=_numbers(alphas),
@@ -99,9 +100,10 @@ def packs() -> list[dict[str, Any]]:
 def patch_latents(image: str, pack: str, layer: int, patch: int) -> list[dict[str, Any]]:
     """The latents that fire in the original model on one patch, strongest first, and what they are experts for."""
     try:
+        _check_sent(locals())
         opened = shared_pack(_known(pack))
         session = opened.session(opened.original())
-        session.set_image(opened.preprocess(images.read(_given(image)))[None])
+        session.set_image(opened.preprocess(images.read(image))[None])
         values = session.latents("original", int(layer))[0, 1:]
         if not 0 <= int(patch) < len(values):
             raise ValueError(f"patch {patch} does not exist; known: 0 to {len(values) - 1}")
@@ -127,10 +129,10 @@ def _known(pack: str) -> str:
     return pack
 
 
-def _given(image: str | None) -> str:
-    if image is None:
-        raise ValueError("no image was sent")
-    return image
+def _check_sent(arguments: dict[str, Any]) -> None:
+    missing = [name for name, value in arguments.items() if value is None]
+    if missing:
+        raise ValueError(f"no {missing[0]} was sent")
 
 
 def _numbers(text: str) -> list[float]:

@@ -119,7 +119,8 @@ def _wire_clicks(panel: Panel, visitor: gr.State) -> None:
 
 
 def _wire_alpha(panel: Panel, visitor: gr.State) -> None:
-    panel.alpha.input(
+    gr.on(
+        [panel.alpha.input, panel.alpha.release],  # release: what the slider's reset button sends
         _kept(_move_alpha, len(panel.moving)),
         [visitor, *panel.controls],
         panel.moving,
