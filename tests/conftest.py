@@ -261,7 +261,7 @@ def _wait_until_it_answers(server: Server, process: subprocess.Popen) -> None:
             return
         except OSError:
             time.sleep(0.1)
-    pytest.fail(f"app.py did not start:\n{server.log.read_text()}")
+    pytest.fail(f"app.py did not start (exit status {process.poll()}):\n{server.log.read_text()}")
 
 
 def cut_short(path: Path) -> None:

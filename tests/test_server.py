@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from conftest import CLASSES, EXPERTS, LAYERS, UNLEARNED, Server
 from gradio_client import Client, handle_file
@@ -16,6 +17,8 @@ from PIL import Image
 from test_images import encoded, png_header
 
 from sod_core import commands, images
+from sod_core.packs.find import ASSETS
+from sod_core.worlds import canvas
 
 WORKING = {
     "pack": "fruit",
@@ -280,6 +283,20 @@ def test_a_broken_pack_says_so_and_the_good_one_works(client, pack, apple):
         pack, "random_labels-apple", image, target_class=0, layer=1, alphas=[0, 1, 2.5], mode="inject"
     )
     assert_same(restore(client, apple), expected)
+
+
+def test_the_embedded_pack_restores(client):
+    """SalUn's boat comes back with its experts, and not with as many random features."""
+    [image] = (ASSETS / "canvas" / "examples" / "boat").glob("*plain*")
+    settings = {"pack": "canvas", "unlearned": "salun-boat", "target_class": "boat", "layer": 9, "alphas": "0, 5"}
+    boat = canvas.OBJECTS.index("boat")
+
+    def named_boat(**changes: Any) -> list[bool]:
+        found = restore(client, image, **settings, **changes)
+        return [int(np.argmax(one["logits"])) == boat for one in (found["original"], *found["restored"])]
+
+    assert named_boat() == [True, False, True]
+    assert named_boat(chosen="random") == named_boat(chosen="matched") == [True, False, False]
 
 
 # ---------------------------------------------------------------- several clients
