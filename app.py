@@ -18,5 +18,8 @@ if __name__ == "__main__":
     demo.launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
         server_port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
+        prevent_thread_lock=True,  # the first page comes before the models
         **ui.launch_options(),
     )
+    ui.warm_up()
+    demo.block_thread()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from pathlib import Path
 
 import gradio as gr
@@ -33,7 +32,6 @@ def build() -> gr.Blocks:
         with gr.Tab("Restore"):
             restore_tab.build(app, first)
         api.build(first)
-    threading.Thread(target=_warm, args=[first], daemon=True).start()
     app.queue(default_concurrency_limit=8, max_size=256)
     return app
 
@@ -52,12 +50,12 @@ def default_pack() -> str:
     raise PackError("there is no pack to open: build one with `python -m sod_core build canvas`, or set SOD_PACKS")
 
 
-def _warm(name: str) -> None:
-    """Loads models while the first page is on its way; a pack that fails says so to the visitor who opens it."""
+def warm_up() -> None:
+    """Loads the default pack's models once pages are served; a pack that fails says so to the visitor who opens it."""
     try:
-        warm(name)
+        warm(default_pack())
     except Exception as error:
-        log.warning("pack %s could not be loaded: %s", name, error)
+        log.warning("the default pack could not be loaded: %s", error)
 
 
 def launch_options() -> dict:
