@@ -180,6 +180,18 @@ def test_a_killed_vit_training_goes_on(monkeypatch, tmp_path, drawn, clock, call
     assert done.seconds == found.seconds
 
 
+def test_a_checkpoint_of_another_recipe_is_not_used(tmp_path, drawn):
+    """Nor one from before recipes were kept in it."""
+    train = partial(train_vit.train, SHAPE, drawn, device=CPU)
+    checkpoint, other = tmp_path / "run.ckpt", dataclasses.replace(RECIPE, seed=4)
+    train(RECIPE, checkpoint)
+    expected = weights(train(other, tmp_path / "fresh.ckpt").vit)
+    assert same(weights(train(other, checkpoint).vit), expected)
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save({key: value for key, value in state.items() if key != "recipe"} | {"step": 0}, checkpoint)
+    assert same(weights(train(other, checkpoint).vit), expected)
+
+
 def test_no_checkpoint_before_a_minute(monkeypatch, tmp_path, drawn, clock):
     clock.tick = 1.0
     killed_at(monkeypatch, train_vit, "_step", 4)
@@ -232,12 +244,23 @@ def test_collected_tokens_are_the_vits(vit, drawn, tokens):
 @pytest.mark.parametrize("call", [3, 5])
 def test_a_killed_sae_training_goes_on(monkeypatch, tmp_path, tokens, clock, call):
     clock.tick = 31.0
-    expected = train_sae.train(tokens, SAE_RECIPE, tmp_path / "unbroken.ckpt")
+    recipe = dataclasses.replace(SAE_RECIPE, batch=8)  # so few tokens that latents go idle, and AuxK has work
+    expected = train_sae.train(tokens, recipe, tmp_path / "unbroken.ckpt")
     calls = killed_at(monkeypatch, train_sae, "_draw", 2 * call)  # two draws a step
     with pytest.raises(Killed):
-        train_sae.train(tokens, SAE_RECIPE, tmp_path / "killed.ckpt")
-    found = train_sae.train(tokens, SAE_RECIPE, tmp_path / "killed.ckpt")
-    assert same(weights(found), weights(expected)) and len(calls) == 2 * SAE_RECIPE.steps + 1
+        train_sae.train(tokens, recipe, tmp_path / "killed.ckpt")
+    found = train_sae.train(tokens, recipe, tmp_path / "killed.ckpt")
+    assert same(weights(found), weights(expected)) and len(calls) == 2 * recipe.steps + 1
+
+
+def test_a_checkpoint_of_another_recipe_or_of_other_tokens_is_not_used(tmp_path, tokens, clock):
+    other = dataclasses.replace(SAE_RECIPE, weak_weight=0.1)
+    expected = weights(train_sae.train(tokens, other, tmp_path / "fresh.ckpt"))
+    train_sae.train(tokens, SAE_RECIPE, tmp_path / "run.ckpt")
+    assert same(weights(train_sae.train(tokens, other, tmp_path / "run.ckpt")), expected)
+    moved = tokens._replace(stats=tokens.stats._replace(cls_mean=tokens.stats.cls_mean + 1))
+    train_sae.train(moved, other, tmp_path / "run.ckpt")
+    assert same(weights(train_sae.train(tokens, other, tmp_path / "run.ckpt")), expected)
 
 
 def test_an_sae_learns_and_keeps_its_columns_at_unit_length(tmp_path, tokens):

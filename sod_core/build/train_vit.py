@@ -163,7 +163,7 @@ def _resume(
     if not checkpoint.exists():
         return 0, 0.0
     state = torch.load(checkpoint, map_location=device, weights_only=True)
-    if state["recipe"] != asdict(recipe):
+    if state.get("recipe") != asdict(recipe):
         return 0, 0.0
     model.load_state_dict(state["model"])
     for optimiser, saved in zip(optimisers, state["optimisers"]):
