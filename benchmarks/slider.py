@@ -109,6 +109,7 @@ def app_move(client: Client):
     """The page's own events: open a pack, then move alpha; the state stays on the server."""
     settings = ["inject", 0.0, "all", "experts", "", 0]
     client.predict("canvas", 9, *settings, api_name="/open_pack")
+    client.predict(api_name="/settle")
     return lambda alpha: client.predict(9, settings[0], alpha, *settings[2:], api_name="/move_alpha")
 
 

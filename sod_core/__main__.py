@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_restore(verbs.add_parser("restore", help="one image, one unlearned model, a list of alphas"))
     _add_evaluate(verbs.add_parser("evaluate", help="every unlearned model of a pack, experts against controls"))
+    _add_packs(verbs.add_parser("packs", help="list, fetch, check and describe packs"))
     _add_build(verbs.add_parser("build", help="train an embedded pack"))
     return parser
 
@@ -46,7 +47,9 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 def _add_restore(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pack", required=True, help="a pack's name or folder")
-    parser.add_argument("--unlearned", required=True, help="an unlearned model's id, or a checkpoint file")
+    parser.add_argument(
+        "--unlearned", required=True, help="an unlearned model's id, a checkpoint, or hub:user/repo/file"
+    )
     parser.add_argument("--image", required=True, help="an image file")
     parser.add_argument("--target-class", required=True, help="the class to restore, number or name")
     parser.add_argument("--layer", default="9")
@@ -82,6 +85,28 @@ def _run_evaluate(options: argparse.Namespace) -> None:
     from . import commands
 
     commands.evaluate(options)
+
+
+def _add_packs(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="every pack, and whether it is on this computer")
+    get = actions.add_parser("get", help="fetch a pack's files from the hub")
+    check = actions.add_parser("check", help="load every file and say which cannot be used")
+    card = actions.add_parser("card", help="what the pack is and how well its SAEs fit, as Markdown")
+    for action in (get, check, card):
+        action.add_argument("name", help="a pack's name or folder")
+    for action in (check, card):
+        action.add_argument("--device", help="cuda, mps or cpu; default: SOD_DEVICE, else the best there is")
+    get.add_argument(
+        "--unlearned", nargs="*", default=[], metavar="ID", help="unlearned models to fetch, or all; default: the first"
+    )
+    parser.set_defaults(run=_run_packs)
+
+
+def _run_packs(options: argparse.Namespace) -> None:
+    from . import commands
+
+    getattr(commands, f"packs_{options.action}")(options)
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:

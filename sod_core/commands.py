@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
+from tqdm import tqdm
 
 from . import features, images
 from . import vit as vits
+from .packs import card, hub, own
 from .packs.find import open_pack
 from .packs.pack import Pack
 from .restore import FIDELITY, MODES
@@ -42,7 +45,7 @@ def restore(options: argparse.Namespace) -> None:
 
 def restore_image(
     pack: Pack,
-    unlearned: str | nn.Module,
+    unlearned: str | Callable[[], nn.Module],
     image: Image.Image,
     *,
     target_class: str | int,
@@ -111,14 +114,54 @@ def build(options: argparse.Namespace) -> None:
     canvas.Builder(options.out, options.work, vits.choose_device(options.device)).run(options.only)
 
 
+def packs_list(options: argparse.Namespace) -> None:
+    """`packs list`: a line a pack."""
+    print("\n".join(card.listing()))
+
+
+def packs_get(options: argparse.Namespace) -> None:
+    """`packs get`: fetches a pack's files from the hub, with a progress bar each."""
+    pack = open_pack(options.name)
+    entries = pack.manifest.unlearned
+    ids = [entry.id for entry in entries] if "all" in options.unlearned else options.unlearned
+    ids = ids if options.unlearned else [entry.id for entry in entries[:1]]
+    files = [*pack.lacking(), *(file for id in ids for file in pack.lacking(id)), *pack.lacking_examples()]
+    for file in dict.fromkeys(files):
+        with tqdm(desc=file.name, unit="B", unit_scale=True, file=sys.stderr) as bar:
+
+            def show(here: int, total: int, bar: tqdm = bar) -> None:
+                bar.total = total
+                bar.update(here - bar.n)
+
+            hub.fetch(file, show)
+    print(f"{pack.manifest.name}: {len(files)} files fetched" if files else f"{pack.manifest.name}: all is here")
+
+
+def packs_check(options: argparse.Namespace) -> None:
+    """`packs check`: loads every file of a pack; a line each. Raises ValueError if one cannot be used."""
+    problems = 0
+    for what, problem in card.check(open_pack(options.name, vits.choose_device(options.device))):
+        problems += problem is not None
+        print(f"{what}: {problem or 'ok'}", flush=True)
+    if problems:
+        raise ValueError(f"{problems} {'parts' if problems > 1 else 'part'} of pack {options.name} cannot be used")
+
+
+def packs_card(options: argparse.Namespace) -> None:
+    """`packs card`: prints Markdown about a pack."""
+    print(card.card(open_pack(options.name, vits.choose_device(options.device))), end="")
+
+
 def _pack(options: argparse.Namespace) -> Pack:
     return open_pack(options.pack, vits.choose_device(options.device))
 
 
-def _unlearned(pack: Pack, name: str) -> str | nn.Module:
-    """An id of the pack, or the model in a file."""
-    if name not in [entry.id for entry in pack.manifest.unlearned] and os.path.isfile(name):
-        return pack.load_vit(Path(name))
+def _unlearned(pack: Pack, name: str) -> str | Callable[[], nn.Module]:
+    """An id of the pack, or the model in a file or on the hub."""
+    if name not in [entry.id for entry in pack.manifest.unlearned]:
+        path = own.find(name)
+        if path is not None:
+            return partial(pack.model_at, path)
     return name
 
 
@@ -146,6 +189,10 @@ def _features(text: str, experts: list[int], pack: Pack, layer: int, seed: int) 
         return features.parse(text, pack.sae(layer).latents)
     if not experts and text != "all":
         raise ValueError(f"pack {pack.manifest.name} has no experts of this class at layer {layer}; give latent ids")
+    if text == "matched" and not pack.examples():
+        raise ValueError(
+            f"equally active features are found on example images; pack {pack.manifest.name} has none here"
+        )
     return features.choose(text, experts, pack.activity(layer), seed)
 
 

@@ -114,7 +114,7 @@ def test_set(pack: Pack, count: int) -> TestSet:
     if count < 1:
         raise ValueError(f"{count} test images are none; take one or more")
     inputs, masks, labels = [], [], []
-    shape = pack.manifest.vit
+    shape = pack.shape
     for i in range(count):
         label, style = i % len(canvas.OBJECTS), i // len(canvas.OBJECTS) % len(canvas.STYLES)
         rng = np.random.default_rng((TEST_SEED, i))
@@ -242,7 +242,7 @@ def pointing_game(pack: Pack, layer: int, count: int) -> Pointing | None:
     data = test_set(pack, count)
     if data.masks is None:
         return None
-    session = pack.session(pack.original())
+    session = pack.session(pack.original)
     hits = 0
     for start in range(0, len(data.labels), 250):
         part = slice(start, start + 250)

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from . import gpu
 from . import vit as vits
 from .sae import TopKSAE
 
@@ -31,8 +32,10 @@ FIDELITY = {
 }
 TOKENS = ("all", "patches", "cls")
 
-LINES_KEPT = 24
-"""Edits that a session keeps for its image, oldest dropped first."""
+LINES_KEPT = 4
+"""Edits that a session keeps for its image, oldest dropped first: some megabytes each in a ViT-B."""
+TAIL_BATCH = 8
+"""Hidden states that go through the tail at once; more overflow a CPU's cache and are slower."""
 
 
 class Line(NamedTuple):
@@ -125,43 +128,48 @@ def line(mode: str, u: Tensor, o: Tensor, sae: TopKSAE, features: Tensor, tokens
 class Session:
     """One visitor's images in two models. `set_image` is heavy, once; `restore` is light, often.
 
-    Weights are only read, so any number of sessions may share the models and the SAEs.
+    Weights are only read, so any number of sessions may share the models and the SAEs. Models are asked for
+    whenever they are needed, so their owner may drop those that nobody uses at the moment.
     """
 
     def __init__(
         self,
-        original: nn.Module,
-        unlearned: nn.Module,
+        original: Callable[[], nn.Module],
+        unlearned: Callable[[], nn.Module],
         sae_at: Callable[[int], TopKSAE],
         layers: Sequence[int],
         precision: torch.dtype | None = None,
     ):
         """`sae_at` gives a layer's SAE; `precision` (float16, bfloat16) turns on autocast, on cuda only."""
-        self._original, self._unlearned, self._sae_at, self.layers = original, unlearned, sae_at, list(layers)
+        self._models = {"original": original, "unlearned": unlearned}
+        self._sae_at, self.layers = sae_at, list(layers)
         self._precision = precision
-        self._device = next(original.parameters()).device
         self._images: Tensor | None = None
         self._hidden: dict[str, dict[int, Tensor]] = {}
         self._logits: dict[str, Tensor] = {}
         self._lines: dict[tuple, Line] = {}
 
-    @torch.inference_mode()
     def set_image(self, images: Tensor) -> None:
-        """images [B, 3, H, W], normalised as the pack says. Runs both models as far as the sessions' layers need."""
-        self._images = images.to(self._device)
-        self._run("original", self._original)
-        self._run("unlearned", self._unlearned)
+        """images [B, 3, H, W], normalised as the pack says. Runs both models as far as the session's layers need.
 
-    @torch.inference_mode()
-    def set_unlearned(self, unlearned: nn.Module) -> None:
+        If a model fails, the session keeps its images.
+        """
+        hidden = {which: _heads(of, images, self.layers, self._precision) for which, of in self._models.items()}
+        self._images, self._hidden = images, hidden
+        self._forget_edits("original", "unlearned")
+
+    def set_unlearned(self, unlearned: Callable[[], nn.Module]) -> None:
         """Takes another unlearned model; the original's pass over the images is kept."""
-        self._unlearned = unlearned
         if self._images is not None:
-            self._run("unlearned", unlearned)
+            self._hidden["unlearned"] = _heads(unlearned, self._images, self.layers, self._precision)
+        self._models["unlearned"] = unlearned
+        self._forget_edits("unlearned")
 
     def logits(self, which: str) -> Tensor:
         """[B, classes] of the "original" or the "unlearned" model, untouched."""
-        self._check_image()
+        last = max(self.layers)
+        if which not in self._logits:
+            self._logits[which] = _tail(self._models[which], self.hidden(which, last), last, self._precision)
         return self._logits[which]
 
     def hidden(self, which: str, layer: int) -> Tensor:
@@ -192,7 +200,7 @@ class Session:
                 raise ValueError(f"a latent id is out of range: this SAE has latents 0 to {sae.latents - 1}")
             while len(self._lines) >= LINES_KEPT:
                 self._lines.pop(next(iter(self._lines)))
-            ids = torch.tensor(list(features), dtype=torch.long, device=self._device)
+            ids = torch.tensor(list(features), dtype=torch.long, device=u.device)
             self._lines[key] = line(mode, u, o, sae, ids, tokens)
         return self._lines[key].at(alphas)
 
@@ -205,28 +213,18 @@ class Session:
         Raises as `restored_hidden` does.
         """
         edited = self.restored_hidden(alphas, layer, mode, features, tokens)
-        with self._autocast():
-            flat = vits.tail(self._unlearned, edited.flatten(0, 1), layer)
-        return flat.float().unflatten(0, edited.shape[:2])
+        found = _tail(self._models["unlearned"], edited.flatten(0, 1), layer, self._precision)
+        return found.unflatten(0, edited.shape[:2])
 
     @torch.inference_mode()
     def restored_latents(self, alpha: float, layer: int, mode: str, features: Sequence[int], tokens: str) -> Tensor:
         """[B, 1 + N, F]: what the SAE reads in the edited hidden state."""
         return self._sae_at(layer).encode(self.restored_hidden([alpha], layer, mode, features, tokens)[0])
 
-    def _run(self, which: str, vit: nn.Module) -> None:
-        with self._autocast():
-            found = vits.heads(vit, self._images, self.layers)
-            last = max(self.layers)
-            logits = vits.tail(vit, found[last], last)
-        self._hidden[which] = {layer: hidden.float() for layer, hidden in found.items()}
-        self._logits[which] = logits.float()
+    def _forget_edits(self, *models: str) -> None:
         self._lines.clear()
-
-    def _autocast(self):
-        if self._precision is None or self._device.type != "cuda":
-            return nullcontext()
-        return torch.autocast("cuda", dtype=self._precision)
+        for which in models:
+            self._logits.pop(which, None)
 
     def _check_image(self) -> None:
         if self._images is None:
@@ -235,6 +233,32 @@ class Session:
     def _check_layer(self, layer: int) -> None:
         if layer not in self.layers:
             raise ValueError(f"layer {layer} has no SAE here; known: {', '.join(map(str, self.layers))}")
+
+
+@gpu.heavy
+@torch.inference_mode()
+def _heads(
+    model_of: Callable[[], nn.Module], images: Tensor, layers: list[int], precision: torch.dtype | None
+) -> dict[int, Tensor]:
+    """{layer: [B, 1 + N, D]}: hidden states, on the model's device."""
+    model = model_of()
+    device = next(model.parameters()).device
+    with gpu.turn(device), _autocast(device, precision):
+        found = vits.heads(model, images.to(device), layers)
+    return {layer: hidden.float() for layer, hidden in found.items()}
+
+
+@gpu.heavy
+@torch.inference_mode()
+def _tail(model_of: Callable[[], nn.Module], hidden: Tensor, layer: int, precision: torch.dtype | None) -> Tensor:
+    """Hidden states [n, 1 + N, D] after block `layer` -> logits [n, classes]."""
+    model = model_of()
+    with gpu.turn(hidden.device), _autocast(hidden.device, precision):
+        return torch.cat([vits.tail(model, part, layer).float() for part in hidden.split(TAIL_BATCH)])
+
+
+def _autocast(device: torch.device, precision: torch.dtype | None) -> AbstractContextManager:
+    return torch.autocast("cuda", dtype=precision) if precision and device.type == "cuda" else nullcontext()
 
 
 def returns_at(alphas: Sequence[float], logits: Tensor, target: int) -> float | None:

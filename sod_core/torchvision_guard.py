@@ -9,12 +9,14 @@ here ever calls them. Where the operators do load (CUDA wheels, matching CPU whe
 from __future__ import annotations
 
 import importlib.util
+import threading
 from pathlib import Path
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
+_lock = threading.Lock()
 _library = None  # a torch Library unregisters its schemas when collected: keep it
 
 
@@ -23,12 +25,20 @@ def install() -> bool:
     global _library
     import torch
 
-    if _library is not None or importlib.util.find_spec("torchvision") is None or _operators_load(torch):
-        return False
-    _library = torch.library.Library("torchvision", "DEF")
-    for schema in _SCHEMAS:
-        _library.define(schema)
-    return True
+    with _lock:
+        if _library is not None or importlib.util.find_spec("torchvision") is None or _operators_load(torch):
+            return False
+        _library = torch.library.Library("torchvision", "DEF")
+        for schema in _SCHEMAS:
+            _library.define(schema)
+        return True
+
+
+def import_timm() -> None:
+    """Imports timm whole, one thread at a time: two that enter its circular imports at once see half of it."""
+    install()
+    with _lock:
+        import timm  # noqa: F401
 
 
 def _operators_load(torch) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import torchvision_guard
@@ -38,8 +39,11 @@ LAYER_NORM_EPS = 1e-12  # the Hugging Face ViT's; timm's own default is 1e-6
 
 
 def new(shape: ViTShape) -> nn.Module:
-    """A randomly initialised timm VisionTransformer of this shape (global pooling: the CLS token)."""
-    torchvision_guard.install()
+    """A randomly initialised timm VisionTransformer of this shape (global pooling: the CLS token).
+
+    Under `torch.device("meta")` it has no weights yet and costs nothing.
+    """
+    torchvision_guard.import_timm()
     from timm.models.vision_transformer import VisionTransformer
 
     return VisionTransformer(
@@ -82,15 +86,33 @@ def heads(vit: nn.Module, images: Tensor, layers: list[int]) -> dict[int, Tensor
 def tail(vit: nn.Module, hidden: Tensor, layer: int) -> Tensor:
     """Hidden state after block `layer`, [B, 1 + N, D] -> logits [B, classes]."""
     _check_layer(vit, layer)
-    for block in vit.blocks[layer + 1 :]:
+    for block in vit.blocks[layer + 1 : -1]:
         hidden = block(hidden)
-    return vit.head(vit.norm(hidden)[:, 0])
+    cls = _cls_of_block(vit.blocks[-1], hidden) if layer + 1 < len(vit.blocks) else hidden[:, 0]
+    return vit.head(vit.norm(cls))
+
+
+def _cls_of_block(block: nn.Module, hidden: Tensor) -> Tensor:
+    """What a block makes of CLS, [B, 1 + N, D] -> [B, D]: one query over every token's key and value, one MLP row.
+
+    The classifier reads nothing else of the last block, which so costs a sixth of a whole one.
+    """
+    attention, normed = block.attn, block.norm1(hidden)
+    weight, bias, dim = attention.qkv.weight, attention.qkv.bias, hidden.shape[-1]
+    query = F.linear(normed[:, :1], weight[:dim], bias[:dim]).unflatten(-1, (attention.num_heads, -1))
+    key_value = F.linear(normed, weight[dim:], bias[dim:]).unflatten(-1, (2, attention.num_heads, -1))
+    key, value = key_value.permute(2, 0, 3, 1, 4)
+    mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key, value).transpose(1, 2).flatten(2)
+    cls = hidden[:, :1] + attention.proj(mixed)
+    return (cls + block.mlp(block.norm2(cls)))[:, 0]
 
 
 def logits(vit: nn.Module, images: Tensor) -> Tensor:
     """images [B, 3, H, W], normalised -> logits [B, classes]: the whole model in one go."""
-    last = len(vit.blocks) - 1
-    return tail(vit, head(vit, images, last), last)
+    before_last = len(vit.blocks) - 2
+    if before_last < 0:
+        return tail(vit, head(vit, images, 0), 0)
+    return tail(vit, head(vit, images, before_last), before_last)
 
 
 def plain_attention_on_cpu(vit: nn.Module) -> None:

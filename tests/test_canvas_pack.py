@@ -67,14 +67,14 @@ def test_no_file_is_left_over(pack):
     named = {pack.manifest.path(pack.manifest.files["original"])}
     named |= {pack.manifest.path(entry.file) for entry in pack.manifest.unlearned}
     layers = pack.manifest.layers
-    named |= {pack.manifest.layer_path(kind, layer) for kind in ("sae", "stats", "experts") for layer in layers}
+    named |= {pack.layer_file(kind, layer) for kind in ("sae", "stats", "experts") for layer in layers}
     assert {path for path in FOLDER.rglob("*") if path.suffix in (".pth", ".pt", ".npy", ".ckpt", ".part")} == named
 
 
 def test_weights_are_stored_in_half_precision_which_hardly_moves_logits(pack):
     paths = [pack.manifest.path(entry.file) for entry in pack.manifest.unlearned]
     paths += [pack.manifest.path(pack.manifest.files["original"])]
-    paths += [pack.manifest.layer_path("sae", layer) for layer in pack.manifest.layers]
+    paths += [pack.layer_file("sae", layer) for layer in pack.manifest.layers]
     for path in paths:
         tensors = [value for value in safe.read_torch(path).values() if isinstance(value, Tensor)]
         assert {tensor.dtype for tensor in tensors} == {torch.float16}
@@ -87,7 +87,7 @@ def test_weights_are_stored_in_half_precision_which_hardly_moves_logits(pack):
 def test_saes_and_experts(pack):
     for layer in pack.manifest.layers:
         sae, fit = pack.sae(layer), pack.sae_fit(layer)
-        assert (sae.dim, sae.latents) == (pack.manifest.vit.dim, 4 * pack.manifest.vit.dim)
+        assert (sae.dim, sae.latents) == (pack.shape.dim, 4 * pack.shape.dim)
         assert sae.normalised and fit.normalised < 0.2 and fit.normalised < fit.raw
         for target in range(len(canvas.OBJECTS)):
             experts = pack.experts(layer, target)

@@ -198,10 +198,9 @@ def test_a_wrong_verb_is_one_line(run, line, says):
         (lambda folder: write_manifest(folder, k=0), "k must be above 0"),
         (lambda folder: (folder / f"sae_layer1_k{K}.pt").unlink(), "sae_layer1_k4.pt is missing"),
         (lambda folder: (folder / "vit_fruit_original.pth").write_bytes(b"PK"), "vit_fruit_original.pth"),
-        (lambda folder: write_manifest(folder, examples="none"), "no example images"),
         (lambda folder: torch.save({1: [5]}, folder / f"expert_features_layer1_k{K}.pt"), "no experts of this class"),
     ],
-    ids=["cut manifest", "wrong manifest", "missing SAE", "damaged model", "no examples", "no experts"],
+    ids=["cut manifest", "wrong manifest", "missing SAE", "damaged model", "no experts"],
 )
 def test_a_damaged_pack_is_one_line(run, options, spoilt_pack, damage, says):
     damage(spoilt_pack)

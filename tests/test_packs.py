@@ -10,6 +10,7 @@ import pickle
 import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,8 @@ def test_examples_come_in_the_order_of_the_classes(pack, spoilt_pack):
 def test_activity_is_the_share_of_examples_with_a_patch_on_which_a_latent_fires(pack):
     with torch.inference_mode():
         fires = pack.sae(1).encode(pack.example_hidden(1)) > 0
-    assert pack.example_latents(1).shape == (9, 17, WIDTH)
+        latents = pack.sae(1).encode(pack.example_hidden(1))
+    torch.testing.assert_close(pack.example_peaks(1), latents[:, 1:].max(dim=1).values, atol=1e-6, rtol=1e-6)
     for j in range(WIDTH):
         assert pack.activity(1)[j].item() == pytest.approx(sum(bool(fires[i, 1:, j].any()) for i in range(9)) / 9)
 
@@ -131,7 +133,7 @@ def test_preprocess_resizes_crops_and_normalises(pack):
 def test_a_session_takes_an_id_or_a_loaded_model(pack, pack_folder):
     images = random_images(4, 1)
     by_id = pack.session("retrain-pear")
-    by_model = pack.session(pack.load_vit(pack_folder / "unlearned" / "retrain-pear.pth"))
+    by_model = pack.session(partial(pack.model_at, pack_folder / "unlearned" / "retrain-pear.pth"))
     for session in (by_id, by_model):
         session.set_image(images)
     assert torch.equal(by_id.logits("unlearned"), by_model.logits("unlearned"))
@@ -365,7 +367,7 @@ IMAGE, VIT, ENTRY = manifest()["image"], manifest()["vit"], manifest()["unlearne
         ({"classes": []}, "classes"),
         ({"classes": "apple"}, "classes"),
         ({"classes": ["apple", "apple", "pear"]}, "classes"),
-        ({"vit": None}, "'vit'"),
+        ({"vit": {}}, "'patch'"),
         ({"vit": VIT | {"dim": "wide"}}, "wide"),
         ({"vit": VIT | {"heads": 5}}, "heads"),
         ({"vit": VIT | {"patch": 0}}, "patch"),
@@ -432,8 +434,9 @@ def test_further_keys_are_allowed(spoilt_pack):
 
 def test_a_pack_without_examples_says_so(spoilt_pack):
     write_manifest(spoilt_pack, examples=None)
-    assert Pack(spoilt_pack).examples() == []
-    refused(lambda: Pack(spoilt_pack).sae(1), "fruit", "no example images")
+    bare = Pack(spoilt_pack)
+    assert bare.examples() == [] and bare.sae_fit(1)[:2] == (None, None) and bare.sae(1).normalised
+    refused(lambda: bare.example_hidden(1), "fruit", "no example images")
 
 
 def test_a_damaged_example_is_named(spoilt_pack):

@@ -20,7 +20,7 @@ ALPHAS = [0.0, 0.5, 1.0, 3.0]
 
 @pytest.fixture
 def session(models: Models) -> Session:
-    session = Session(models.original, models.unlearned, models.sae_at, LAYERS)
+    session = Session(lambda: models.original, lambda: models.unlearned, models.sae_at, LAYERS)
     session.set_image(models.images)
     return session
 
@@ -204,12 +204,12 @@ def test_set_unlearned_keeps_the_originals_pass(models, session):
     ran = []
     handle = models.original.blocks[0].register_forward_hook(lambda *_: ran.append(1))
     try:
-        session.set_unlearned(other)
+        session.set_unlearned(lambda: other)
     finally:
         handle.remove()
     assert not ran and session.hidden("original", LAYERS[0]) is before
     torch.testing.assert_close(session.logits("unlearned"), other(models.images), atol=1e-5, rtol=1e-5)
-    fresh = Session(models.original, other, models.sae_at, LAYERS)
+    fresh = Session(lambda: models.original, lambda: other, models.sae_at, LAYERS)
     fresh.set_image(models.images)
     again = session.restore([1.0], LAYERS[0], "inject", FEATURES)
     assert torch.equal(again, fresh.restore([1.0], LAYERS[0], "inject", FEATURES))
@@ -219,7 +219,7 @@ def test_a_new_image_forgets_the_edits_of_the_last(models, session):
     session.restore([1.0], LAYERS[0], "inject", FEATURES)
     session.set_image(models.images.flip(0))
     found = session.restore([1.0], LAYERS[0], "inject", FEATURES)
-    fresh = Session(models.original, models.unlearned, models.sae_at, LAYERS)
+    fresh = Session(lambda: models.original, lambda: models.unlearned, models.sae_at, LAYERS)
     fresh.set_image(models.images.flip(0))
     assert torch.equal(found, fresh.restore([1.0], LAYERS[0], "inject", FEATURES))
 
@@ -228,7 +228,7 @@ def test_moving_alpha_runs_only_the_unlearned_tail(models, session):
     session.restore([1.0], LAYERS[1], "inject", FEATURES)
     ran = []
     blocks = [("original", b) for b in models.original.blocks] + list(enumerate(models.unlearned.blocks))
-    handles = [block.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, block in blocks]
+    handles = [block.mlp.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, block in blocks]
     try:
         session.restore(ALPHAS, LAYERS[1], "inject", FEATURES)
     finally:
@@ -247,7 +247,7 @@ def test_kept_edits_are_bounded_and_right(session):
 
 def test_two_visitors_at_once_do_not_see_each_other(models):
     def visit(visitor: int) -> Tensor:
-        session = Session(models.original, models.unlearned, models.sae_at, LAYERS)
+        session = Session(lambda: models.original, lambda: models.unlearned, models.sae_at, LAYERS)
         session.set_image(random_images(visitor, 2))
         return torch.cat([session.restore(ALPHAS, layer, "inject", FEATURES[visitor:]) for layer in LAYERS])
 
@@ -291,7 +291,7 @@ def test_unknown_choices_are_refused(session, layer, mode, features, tokens, say
 
 
 def test_a_session_without_image_says_so(models):
-    session = Session(models.original, models.unlearned, models.sae_at, LAYERS)
+    session = Session(lambda: models.original, lambda: models.unlearned, models.sae_at, LAYERS)
     with pytest.raises(ValueError, match="set_image"):
         session.restore([1.0], LAYERS[0], "inject", FEATURES)
 

@@ -7,14 +7,17 @@ or without `module.`.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import vit as vits
 from ..features import Expert
 from ..sae import TokenStats, TopKSAE
+from ..vit import ViTShape
 from .errors import PackError
 
 _WRAPPERS = ("model_state_dict", "state_dict", "model")
@@ -44,6 +47,14 @@ _HF_QKV = {
 }
 
 
+def new_vit(shape: ViTShape, found: Any, file: str) -> nn.Module:
+    """A ViT with a checkpoint's weights in it, in evaluation mode. Raises PackError as `load_vit` does."""
+    with torch.device("meta"):  # weights are not drawn first, to be thrown away then
+        vit = vits.new(shape)
+    load_vit(vit, found, file)
+    return vit.requires_grad_(False).eval()
+
+
 def load_vit(vit: nn.Module, found: Any, file: str) -> None:
     """Puts a checkpoint (whatever its names) into a timm ViT. Raises PackError naming file, key and shapes."""
     state = to_timm(unwrap(found, file), file)
@@ -51,10 +62,46 @@ def load_vit(vit: nn.Module, found: Any, file: str) -> None:
     missing = [key for key in expected if key not in state]
     if missing:
         raise PackError(f"{file} lacks {len(missing)} of {len(expected)} expected tensors, for example {missing[0]!r}")
+    blocks = [key for key in state if re.match(rf"blocks\.{len(vit.blocks)}\.", key)]
+    if blocks:
+        raise PackError(f"{file} has more blocks than the {len(vit.blocks)} expected, for example {blocks[0]!r}")
     for key, tensor in expected.items():
         if state[key].shape != tensor.shape:
-            raise PackError(f"{file}: {key} has shape {_shape(state[key])}, expected {_shape(tensor)}")
-    vit.load_state_dict({key: state[key].float() for key in expected})
+            raise PackError(f"{file}: {key} has shape {_shape(state[key])}, expected {_shape(tensor)}{_meaning(key)}")
+    vit.load_state_dict({key: state[key].float() for key in expected}, assign=True)
+
+
+def _meaning(key: str) -> str:
+    """What a shape that does not fit says of the model, for those who do not know tensors by heart."""
+    meanings = {
+        "cls_token": "the width of a token",
+        "pos_embed": "1 + patches, so the size of the image or of a patch",
+        "patch_embed.proj.weight": "the width of a token, and the size of a patch",
+        "head.weight": "one row a class",
+    }
+    return f" ({meanings[key]})" if key in meanings else ""
+
+
+HEAD_DIM = 64
+"""Width of an attention head in every ViT of the paper (S, B, L, H); no shape in a checkpoint tells it."""
+
+
+def vit_shape(found: Any, file: str) -> ViTShape:
+    """What a checkpoint's tensors say of its ViT, heads taken to be HEAD_DIM wide. Raises PackError."""
+    state = to_timm(unwrap(found, file), file)
+    try:
+        patches, dim = state["pos_embed"].shape[-2] - 1, state["pos_embed"].shape[-1]
+        patch, classes = state["patch_embed.proj.weight"].shape[-1], state["head.weight"].shape[0]
+    except (KeyError, IndexError) as error:
+        raise PackError(f"{file} is no ViT's checkpoint: {error}") from error
+    numbers = [int(match[1]) for match in (re.match(r"blocks\.(\d+)\.", key) for key in state) if match]
+    grid = math.isqrt(max(0, patches))
+    if not numbers or grid < 1 or grid * grid != patches or dim % HEAD_DIM:
+        raise PackError(
+            f"{file} does not tell its shape ({patches} patches, width {dim}, {len(set(numbers))} blocks): "
+            "give patch, dim, depth and heads under vit in pack.json"
+        )
+    return ViTShape(grid * patch, patch, dim, max(numbers) + 1, dim // HEAD_DIM, classes)
 
 
 def unwrap(found: Any, file: str) -> dict[str, Tensor]:

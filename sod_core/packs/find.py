@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
+from functools import cache
 from pathlib import Path
+
+import torch
 
 from .errors import PackError
 from .pack import Pack
@@ -21,13 +25,32 @@ def folders() -> dict[str, Path]:
     return found
 
 
-def open_pack(name: str, device=None) -> Pack:
+def open_pack(name: str, device: torch.device | None = None) -> Pack:
     """A pack by its name, or by its folder. Raises PackError."""
+    return Pack(_folder(name), device)
+
+
+def shared_pack(name: str) -> Pack:
+    """As `open_pack`, opened once for everybody in this process."""
+    folder = _folder(name).resolve()
+    with _opening:
+        return _opened(folder)
+
+
+_opening = threading.Lock()
+
+
+@cache
+def _opened(folder: Path) -> Pack:
+    return Pack(folder)
+
+
+def _folder(name: str) -> Path:
     known = folders()
     if name in known:
-        return Pack(known[name], device)
+        return known[name]
     if os.path.isfile(os.path.join(name, "pack.json")):  # unlike Path.is_file: no error for impossible names
-        return Pack(Path(name), device)
+        return Path(name)
     raise PackError(
         f"unknown pack {name!r}; known: {', '.join(known) or 'none'}, or the path of a folder with pack.json"
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..vit import ViTShape
 from .errors import PackError
+from .hub import HubFile
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 WORLDS = ("canvas",)
@@ -27,6 +28,33 @@ class ImageSpec:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where on the Hugging Face hub files of a pack lie."""
+
+    repo_id: str
+    revision: str = "main"
+    folder: str = ""
+    megabytes: int | None = None
+    """About how much has to be downloaded."""
+
+    def file(self, name: str) -> HubFile:
+        """A file of it by its name in the pack."""
+        return HubFile(self.repo_id, f"{self.folder}/{name}" if self.folder else name, self.revision)
+
+
+@dataclass(frozen=True)
+class ExamplesSource:
+    """A data set on the hub, one Parquet file of it: a handful of its images serve as examples."""
+
+    file: HubFile
+    image: str
+    """Name of the column with the images."""
+    label: str
+    """Name of the column with the class numbers, which are the pack's."""
+    megabytes: int | None = None
+
+
+@dataclass(frozen=True)
 class UnlearnedEntry:
     """An unlearned model that the pack offers."""
 
@@ -39,6 +67,10 @@ class UnlearnedEntry:
     """Accuracy on fresh images of the forgotten class, 0 to 1; None where nobody measured it."""
     retain_accuracy: float | None = None
     """Accuracy on fresh images of the other classes."""
+    source: Source | None = None
+    """Where the hub has the file; None where it is the pack's own."""
+    measured_on: str = "fresh images"
+    """What the accuracies were measured on."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +80,8 @@ class Manifest:
     title: str
     classes: tuple[str, ...]
     image: ImageSpec
-    vit: ViTShape
+    vit: ViTShape | None
+    """None where the original's checkpoint has to tell."""
     layers: tuple[int, ...]
     k: int
     files: dict[str, str]
@@ -58,6 +91,9 @@ class Manifest:
     """Folder of example images, one folder a class."""
     world: str | None = None
     """The embedded world that draws test images for this pack."""
+    source: Source | None = None
+    """Where the hub has the files that are not in the folder."""
+    examples_source: ExamplesSource | None = None
 
     def path(self, file: str) -> Path:
         """A file of the pack. Raises PackError for a name that leads out of the pack's folder."""
@@ -66,9 +102,15 @@ class Manifest:
             raise PackError(f"pack.json of {self.name} names {file!r}, which lies outside of the pack's folder")
         return self.folder / pure
 
-    def layer_path(self, kind: str, layer: int) -> Path:
-        """The file of `kind` (sae, stats, experts) for a layer."""
-        return self.path(self.files[kind].replace("{layer}", str(layer)).replace("{k}", str(self.k)))
+    def layer_file(self, kind: str, layer: int) -> str:
+        """The name of the file of `kind` (sae, stats, experts) for a layer."""
+        return self.files[kind].replace("{layer}", str(layer)).replace("{k}", str(self.k))
+
+    def hub_file(self, file: str, source: Source | None = None) -> HubFile | None:
+        """Where the hub has a file of the pack; None where it has none of it. `source` stands before the pack's own."""
+        self.path(file)  # refuses names that lead elsewhere
+        source = source or self.source
+        return None if source is None else source.file(file)
 
     def class_index(self, name: str | int) -> int:
         """A class by its number or its name. Raises PackError."""
@@ -114,7 +156,7 @@ def read(folder: Path) -> Manifest:
 def _parse(folder: Path, data: dict[str, Any]) -> Manifest:
     if data["format"] != 1:
         raise PackError(f"{folder.name}: pack.json has format {data['format']!r}, this version reads format 1")
-    image, vit = data["image"], data["vit"]
+    image = data["image"]
     if not isinstance(data["classes"], list):
         raise TypeError("classes is no list")
     classes = tuple(str(name) for name in data["classes"])
@@ -131,14 +173,40 @@ def _parse(folder: Path, data: dict[str, Any]) -> Manifest:
             std=tuple(float(v) for v in image["std"]),
             interpolation=str(image.get("interpolation", "bilinear")),
         ),
-        vit=ViTShape(size, int(vit["patch"]), int(vit["dim"]), int(vit["depth"]), int(vit["heads"]), len(classes)),
+        vit=_vit(data["vit"], size, len(classes)) if data.get("vit") is not None else None,
         layers=tuple(int(layer) for layer in data["layers"]),
         k=int(data["k"]),
         files={kind: str(data["files"][kind]) for kind in ("original", "sae", "stats", "experts")},
         unlearned=tuple(_entry(item) for item in data.get("unlearned", [])),
         examples=data.get("examples"),
         world=data.get("world"),
+        source=_source(data.get("source")),
+        examples_source=_examples_source(data.get("examples_source")),
     )
+
+
+def _vit(item: dict[str, Any], size: int, classes: int) -> ViTShape:
+    return ViTShape(size, int(item["patch"]), int(item["dim"]), int(item["depth"]), int(item["heads"]), classes)
+
+
+def _source(item: dict[str, Any] | None) -> Source | None:
+    if item is None:
+        return None
+    size = item.get("megabytes")
+    return Source(
+        repo_id=str(item["repo_id"]),
+        revision=str(item.get("revision", "main")),
+        folder=str(item.get("folder", "")),
+        megabytes=None if size is None else int(size),
+    )
+
+
+def _examples_source(item: dict[str, Any] | None) -> ExamplesSource | None:
+    if item is None:
+        return None
+    file = HubFile(str(item["repo_id"]), str(item["file"]), str(item.get("revision", "main")), "dataset")
+    size = item.get("megabytes")
+    return ExamplesSource(file, str(item["image"]), str(item["label"]), None if size is None else int(size))
 
 
 def _entry(item: dict[str, Any]) -> UnlearnedEntry:
@@ -149,6 +217,7 @@ def _entry(item: dict[str, Any]) -> UnlearnedEntry:
         file=str(item["file"]),
         forget_accuracy=item.get("forget_accuracy"),
         retain_accuracy=item.get("retain_accuracy"),
+        source=_source(item.get("source")),
     )
 
 
@@ -157,15 +226,17 @@ def _faults(m: Manifest) -> Iterator[tuple[bool, str]]:
     vit, image = m.vit, m.image
     ids = [entry.id for entry in m.unlearned]
     yield not 0 < len(set(m.classes)) == len(m.classes), "classes must be different names, at least one"
-    yield min(vit.patch, vit.dim, vit.depth, vit.heads) < 1, "patch, dim, depth and heads of vit must be above 0"
-    yield image.size < vit.patch or image.size % vit.patch > 0, "image size must be a multiple of the vit's patch"
-    yield vit.dim % vit.heads > 0, "the vit's dim must be a multiple of its heads"
+    yield image.size < 1, "image size must be above 0"
+    if vit is not None:
+        yield min(vit.patch, vit.dim, vit.depth, vit.heads) < 1, "patch, dim, depth and heads of vit must be above 0"
+        yield image.size < vit.patch or image.size % vit.patch > 0, "image size must be a multiple of the vit's patch"
+        yield vit.dim % vit.heads > 0, "the vit's dim must be a multiple of its heads"
     yield image.resize < image.size, "image resize must not be below image size"
     yield len(image.mean) != 3 or len(image.std) != 3, "image mean and std must be three numbers each"
     yield min(image.std) <= 0, "image std must be above 0"
     yield image.interpolation not in INTERPOLATIONS, f"image interpolation {image.interpolation!r} is unknown"
     yield not m.layers, "layers must name at least one layer"
-    for layer in m.layers:
+    for layer in m.layers if vit is not None else ():
         yield not 0 <= layer < vit.depth, f"layer {layer} does not exist, the vit has 0 to {vit.depth - 1}"
     yield m.k < 1, "k must be above 0"
     yield len(set(ids)) < len(ids), f"two unlearned models have the same id, among {', '.join(ids)}"

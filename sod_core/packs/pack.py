@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Hashable
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -15,10 +18,16 @@ from .. import images, torchvision_guard, vit
 from ..features import Expert
 from ..restore import Session
 from ..sae import TopKSAE, variance_unexplained
-from . import convert, manifest, safe
+from ..vit import ViTShape
+from . import convert, examples, hub, manifest, safe
 from .errors import PackError
+from .hub import HubFile
+from .kept import Kept
+from .manifest import Source
 
-T = TypeVar("T")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+CHUNK = 8
+"""Example images that go through a model at once."""
 
 
 class Example(NamedTuple):
@@ -28,12 +37,25 @@ class Example(NamedTuple):
 
 
 class SAEFit(NamedTuple):
-    """Fraction of variance unexplained on the pack's examples, with and without normalised input."""
+    """Fraction of variance unexplained on the pack's examples, with and without normalised input; None without any."""
 
-    normalised: float
-    raw: float
+    normalised: float | None
+    raw: float | None
     saw_cls: bool
     """Whether the SAE's statistics know CLS: if not, it was trained on patches only, and is judged on them only."""
+
+
+@cache
+def _unlearned_models() -> Kept:
+    """Unlearned models of all packs; least recently used ones go when SOD_MEMORY_GB of weights are passed."""
+    text = os.environ.get("SOD_MEMORY_GB", "4")
+    try:
+        budget = float(text)
+    except ValueError:
+        budget = math.nan
+    if not budget > 0:
+        raise PackError(f"SOD_MEMORY_GB={text!r} is no number of gigabytes above 0")
+    return Kept(budget * 1e9)
 
 
 class Pack:
@@ -43,48 +65,110 @@ class Pack:
         """Reads pack.json only. Raises PackError."""
         self.manifest = manifest.read(Path(folder))
         self.device = device or vit.choose_device()
-        self._cache: dict[Hashable, Any] = {}
-        self._lock = threading.RLock()
+        self._kept = Kept()
+
+    def __reduce__(self):
+        """Another process finds the pack by its folder: see sod_core.gpu."""
+        from .find import shared_pack
+
+        return shared_pack, (str(self.manifest.folder),)
+
+    # ------------------------------------------------------------ files
+
+    def file(self, name: str, source: Source | None = None) -> Path:
+        """A file of the pack: in its folder, or else out of the hub's cache. Raises PackError if it is in neither."""
+        path = self.manifest.path(name)
+        if path.is_file():
+            return path
+        wanted = self.manifest.hub_file(name, source)
+        if wanted is None:
+            raise PackError(f"{path.name} is missing in {path.parent}")
+        found = hub.cached(wanted)
+        if found is None:
+            get = f"python -m sod_core packs get {self.manifest.name}"
+            raise PackError(f"{path.name} is not on this computer yet; `{get}` fetches it from {wanted.repo_id}")
+        return found
+
+    def lacking(self, id: str | None = None) -> list[HubFile]:
+        """What has to be fetched from the hub to open the pack, or with `id` that unlearned model."""
+        m = self.manifest
+        if id is not None:
+            entry = m.entry(id)
+            return self._not_here([(entry.file, entry.source)])
+        per_layer = [m.layer_file(kind, layer) for layer in m.layers for kind in ("sae", "stats", "experts")]
+        return self._not_here([(name, None) for name in (m.files["original"], *per_layer)])
+
+    def lacking_examples(self) -> list[HubFile]:
+        """What has to be fetched for example images. The pack works without: a visitor's own image serves then."""
+        source = self.manifest.examples_source
+        if source is None or self._examples_folder().is_dir() or hub.cached(source.file):
+            return []
+        return [source.file]
+
+    def _not_here(self, files: list[tuple[str, Source | None]]) -> list[HubFile]:
+        wanted = []
+        for name, source in files:
+            hub_file = self.manifest.hub_file(name, source)
+            if hub_file and not self.manifest.path(name).is_file() and hub.cached(hub_file) is None:
+                wanted.append(hub_file)
+        return wanted
 
     # ------------------------------------------------------------ models
 
+    @property
+    def shape(self) -> ViTShape:
+        """The manifest's, or what the original's checkpoint tells. Raises PackError."""
+        return self.manifest.vit or self._kept.get("shape", self._told_shape)
+
+    def _told_shape(self) -> ViTShape:
+        path, m = self.file(self.manifest.files["original"]), self.manifest
+        found = convert.vit_shape(safe.read_torch(path), path.name)
+        if max(m.layers) >= found.depth:
+            raise PackError(f"pack.json of {m.name} names layer {max(m.layers)}, {path.name} has {found.depth} blocks")
+        return replace(found, image_size=m.image.size, classes=len(m.classes))  # loading says where these do not fit
+
     def original(self) -> nn.Module:
         """The original ViT, in evaluation mode. Raises PackError."""
-        return self._once("original", lambda: self.load_vit(self.manifest.path(self.manifest.files["original"])))
+        return self._kept.get("original", lambda: self._load(self.file(self.manifest.files["original"])))
 
     def unlearned(self, id: str) -> nn.Module:
-        """An unlearned ViT of the pack. Raises PackError."""
+        """An unlearned ViT of the pack, loaded if it is not in memory. Raises PackError."""
         entry = self.manifest.entry(id)
-        return self._once(("unlearned", id), lambda: self.load_vit(self.manifest.path(entry.file)))
+        return self.model_at(self.file(entry.file, entry.source))
 
-    def load_vit(self, path: Path) -> nn.Module:
-        """Any checkpoint of this pack's ViT, not kept. Raises PackError naming the file and what does not fit."""
-        model = vit.new(self.manifest.vit)
-        convert.load_vit(model, safe.read_torch(path), path.name)
-        return model.requires_grad_(False).eval().to(self.device)
+    def model_at(self, path: Path) -> nn.Module:
+        """The model in any checkpoint of this pack's ViT. Raises PackError naming what does not fit."""
+        key = str(self.manifest.folder), str(self.device), str(path)
+        return _unlearned_models().get(key, lambda: self._load(path), _bytes)
 
-    def session(self, unlearned: str | nn.Module, precision: torch.dtype | None = None) -> Session:
-        """A restore session with an unlearned model of the pack, or one loaded by `load_vit`."""
-        model = self.unlearned(unlearned) if isinstance(unlearned, str) else unlearned
-        return Session(self.original(), model, self.sae, self.manifest.layers, precision)
+    def _load(self, path: Path) -> nn.Module:
+        return convert.new_vit(self.shape, safe.read_torch(path), path.name).to(self.device)
+
+    def session(self, unlearned: str | Callable[[], nn.Module], precision: torch.dtype | None = None) -> Session:
+        """A restore session with an unlearned model of the pack, or with whatever a function gives."""
+        model = partial(self.unlearned, unlearned) if isinstance(unlearned, str) else unlearned
+        return Session(self.original, model, self.sae, self.manifest.layers, precision)
 
     # ------------------------------------------------------------ sparse codes
 
     def sae(self, layer: int) -> TopKSAE:
         """The layer's SAE, its input normalised if that explains the examples better. Raises PackError."""
-        return self._once(("sae", layer), lambda: self._load_sae(layer))[0]
+        return self._kept.get(("sae", layer), lambda: self._load_sae(layer))[0]
 
     def sae_fit(self, layer: int) -> SAEFit:
         """How well the layer's SAE explains the examples, both ways. Raises PackError."""
-        return self._once(("sae", layer), lambda: self._load_sae(layer))[1]
+        return self._kept.get(("sae", layer), lambda: self._load_sae(layer))[1]
 
     def _load_sae(self, layer: int) -> tuple[TopKSAE, SAEFit]:
         self._check_layer(layer)
-        dim = self.manifest.vit.dim
-        path, stats_path = self.manifest.layer_path("sae", layer), self.manifest.layer_path("stats", layer)
+        dim = self.shape.dim
+        path, stats_path = self.layer_file("sae", layer), self.layer_file("stats", layer)
         sae = convert.load_sae(safe.read_torch(path), self.manifest.k, dim, path.name).to(self.device)
         stats = convert.load_stats(safe.read_npy(stats_path), dim, stats_path.name)
         saw_cls = stats.cls_mean is not None
+        if not self.examples():
+            sae.set_stats(stats)
+            return sae.to(self.device), SAEFit(None, None, saw_cls)
         hidden = self.example_hidden(layer)
         with torch.inference_mode():
             raw = variance_unexplained(sae, hidden, patches_only=not saw_cls)
@@ -94,6 +178,10 @@ class Pack:
         if raw < normalised:
             sae.set_stats(None)
         return sae, SAEFit(normalised, raw, saw_cls)
+
+    def layer_file(self, kind: str, layer: int) -> Path:
+        """The file of `kind` (sae, stats, experts) for a layer. Raises PackError if it is not here."""
+        return self.file(self.manifest.layer_file(kind, layer))
 
     def experts(self, layer: int, target_class: int) -> list[Expert]:
         """Expert features of a class, best first. Raises PackError."""
@@ -110,7 +198,7 @@ class Pack:
     def _experts(self, layer: int) -> dict[int, list[Expert]]:
         def load() -> dict[int, list[Expert]]:
             self._check_layer(layer)
-            path = self.manifest.layer_path("experts", layer)
+            path = self.layer_file("experts", layer)
             lists = convert.load_experts(safe.read_torch(path), self.manifest.classes, path.name)
             highest = max((e.feature_id for found in lists.values() for e in found), default=0)
             if highest >= self.sae(layer).latents:
@@ -118,16 +206,16 @@ class Pack:
                 raise PackError(f"{path.name} names latent {highest}, the SAE of layer {layer} has {width}")
             return lists
 
-        return self._once(("experts", layer), load)
+        return self._kept.get(("experts", layer), load)
 
     # ------------------------------------------------------------ images
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """RGB image -> [3, size, size], resized, centre-cropped and normalised as the manifest says."""
-        return self._once("transform", self._make_transform)(image)
+        return self._kept.get("transform", self._make_transform)(image)
 
     def _make_transform(self) -> Callable[[Image.Image], Tensor]:
-        torchvision_guard.install()
+        torchvision_guard.import_timm()
         from timm.data import create_transform
 
         spec = self.manifest.image
@@ -141,16 +229,29 @@ class Pack:
         )
 
     def examples(self) -> list[Example]:
-        """The example images: files of examples/<class>/, in the order of the classes."""
-        if self.manifest.examples is None:
+        """The example images, in the order of the classes: files of examples/<class>/, or out of a hub data set.
+
+        Empty where there are none, or where the data set is not on this computer. Raises PackError.
+        """
+        m = self.manifest
+        if m.examples is None and m.examples_source is None:
             return []
-        folder = self.manifest.path(self.manifest.examples)
-        return [
-            Example(path, label)
-            for label, name in enumerate(self.manifest.classes)
-            for path in sorted((folder / name).glob("*"))
-            if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
-        ]
+        folder = self._examples_folder()
+        if m.examples_source is not None and not folder.is_dir():
+            parquet = hub.cached(m.examples_source.file)
+            if parquet is None:
+                return []
+            examples.extract(parquet, m.examples_source, len(m.classes), folder)
+        found = []
+        for label, name in enumerate(m.classes):
+            paths = examples.found(folder, label) if m.examples_source else sorted((folder / name).glob("*"))
+            found += [Example(path, label) for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+        return found
+
+    def _examples_folder(self) -> Path:
+        if self.manifest.examples_source is not None:
+            return hub.own_folder() / self.manifest.name / "examples"
+        return self.manifest.path(self.manifest.examples or "examples")
 
     def example_inputs(self) -> Tensor:
         """[examples, 3, size, size]: the examples, preprocessed. Raises PackError for none, or a damaged one."""
@@ -162,7 +263,7 @@ class Pack:
                 name = f"{example.path.parent.name}/{example.path.name}"
                 raise PackError(f"example image {name} of pack {self.manifest.name}: {error}") from error
         if not inputs:
-            raise PackError(f"pack {self.manifest.name} has no example images")
+            raise PackError(f"pack {self.manifest.name} has no example images on this computer")
         return torch.stack(inputs)
 
     def example_hidden(self, layer: int) -> Tensor:
@@ -170,43 +271,55 @@ class Pack:
 
         @torch.inference_mode()
         def run() -> dict[int, Tensor]:
-            chunks = self.example_inputs().to(self.device).split(16)
+            chunks = self.example_inputs().to(self.device).split(CHUNK)
             parts = [vit.heads(self.original(), chunk, list(self.manifest.layers)) for chunk in chunks]
             return {layer: torch.cat([part[layer] for part in parts]) for layer in self.manifest.layers}
 
         self._check_layer(layer)
-        return self._once("example hidden", run)[layer]
+        return self._kept.get("example hidden", run)[layer]
 
-    def example_latents(self, layer: int) -> Tensor:
-        """[examples, 1 + N, F]: latents of the original model on the examples."""
+    @torch.inference_mode()
+    def example_predictions(self, model: nn.Module) -> Tensor:
+        """[examples]: the class that a model names on each. Raises PackError without any."""
+        chunks = self.example_inputs().to(self.device).split(CHUNK)
+        return torch.cat([vit.logits(model, chunk).argmax(1) for chunk in chunks]).cpu()
+
+    def accuracy_on_examples(self, model: nn.Module, target_class: int) -> tuple[float, float]:
+        """(forget, retain): a model's accuracy on the examples of the class, and on the others. Raises PackError."""
+        labels = torch.tensor([example.label for example in self.examples()])
+        hits = (self.example_predictions(model) == labels).float()
+        return hits[labels == target_class].mean().item(), hits[labels != target_class].mean().item()
+
+    def example_peaks(self, layer: int) -> Tensor:
+        """[examples, F]: each latent's largest value on any patch of each example, in the original model."""
 
         @torch.inference_mode()
         def run() -> Tensor:
-            return self.sae(layer).encode(self.example_hidden(layer))
+            sae = self.sae(layer)
+            chunks = self.example_hidden(layer).split(CHUNK)  # latents of all at once would take gigabytes
+            return torch.cat([sae.encode(chunk)[:, 1:].amax(1) for chunk in chunks]).cpu()
 
-        return self._once(("example latents", layer), run)
+        return self._kept.get(("example peaks", layer), run)
 
     def activity(self, layer: int) -> Tensor:
-        """[F]: share of the example images on which a latent is active on at least one patch."""
-
-        def count() -> Tensor:
-            return (self.example_latents(layer)[:, 1:] > 0).any(dim=1).float().mean(0).cpu()
-
-        return self._once(("activity", layer), count)
+        """[F]: share of the example images on which a latent is active on at least one patch; 0 without examples."""
+        if not self.examples():
+            return torch.zeros(self.sae(layer).latents)
+        return (self.example_peaks(layer) > 0).float().mean(0)
 
     def example_thumbs(self, side: int) -> list[Image.Image]:
         """The examples as small squares, in the order of `examples`."""
-        return self._once(("thumbs", side), lambda: [images.square(images.read(e.path), side) for e in self.examples()])
+        return self._kept.get(
+            ("thumbs", side), lambda: [images.square(images.read(e.path), side) for e in self.examples()]
+        )
 
     # ------------------------------------------------------------ help
-
-    def _once(self, key: Hashable, make: Callable[[], T]) -> T:
-        with self._lock:
-            if key not in self._cache:
-                self._cache[key] = make()
-            return self._cache[key]
 
     def _check_layer(self, layer: int) -> None:
         if layer not in self.manifest.layers:
             known = ", ".join(map(str, self.manifest.layers))
             raise PackError(f"pack {self.manifest.name} has no SAE at layer {layer}; known: {known}")
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(weight.nbytes for weight in model.parameters())

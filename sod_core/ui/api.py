@@ -10,9 +10,8 @@ import gradio as gr
 
 from .. import commands, images
 from ..packs.errors import PackError
-from ..packs.find import folders
+from ..packs.find import folders, shared_pack
 from .intake import ImageUpload
-from .visitor import shared_pack
 
 MOST_ALPHAS = 101
 
@@ -102,7 +101,7 @@ def patch_latents(image: str, pack: str, layer: int, patch: int) -> list[dict[st
     try:
         _check_sent(locals())
         opened = shared_pack(_known(pack))
-        session = opened.session(opened.original())
+        session = opened.session(opened.original)
         session.set_image(opened.preprocess(images.read(image))[None])
         values = session.latents("original", int(layer))[0, 1:]
         if not 0 <= int(patch) < len(values):

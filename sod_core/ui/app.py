@@ -9,14 +9,19 @@ from pathlib import Path
 import gradio as gr
 
 from ..images import MAX_BYTES
+from ..packs import download
 from ..packs.errors import PackError
-from ..packs.find import folders
+from ..packs.find import folders, shared_pack
 from . import api, restore_tab
-from .visitor import shared_pack, warm
+from .intake import most_bytes, uploads_allowed
+from .visitor import needed, warm
 
 log = logging.getLogger(__name__)
 
 TITLE = "Suppression or Deletion"
+PREFERRED = ("canvas",)
+PREFERRED_ON_SPACE = ("cifar10", "canvas")
+"""A Space preloads its pack: see preload_from_hub in README.md."""
 _HERE = Path(__file__).parent
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "sans-serif"]
 
@@ -37,14 +42,20 @@ def build() -> gr.Blocks:
 
 
 def default_pack() -> str:
-    """SOD_DEFAULT_PACK, else canvas, else the first pack whose manifest can be read. Raises PackError if none can."""
+    """The pack that a page opens on. Raises PackError if no pack's manifest can be read.
+
+    SOD_DEFAULT_PACK, even if it has to be downloaded; else the first of PREFERRED, then of all, that is on this
+    computer.
+    """
     known = folders()
-    wanted = os.environ.get("SOD_DEFAULT_PACK", "canvas")
-    names = [*([wanted] if wanted in known else []), *known]
-    for name in names:
+    asked = os.environ.get("SOD_DEFAULT_PACK")
+    if asked and asked not in known:
+        log.warning("SOD_DEFAULT_PACK names no pack: %s; known: %s", asked, ", ".join(known))
+    preferred = PREFERRED_ON_SPACE if "SPACE_ID" in os.environ else PREFERRED
+    for name in [*([asked] if asked in known else []), *(n for n in preferred if n in known), *known]:
         try:
-            shared_pack(name)
-            return name
+            if name == asked or not needed(shared_pack(name)):
+                return name
         except PackError as error:
             log.warning("pack %s cannot be used: %s", name, error)
     raise PackError("there is no pack to open: build one with `python -m sod_core build canvas`, or set SOD_PACKS")
@@ -53,7 +64,11 @@ def default_pack() -> str:
 def warm_up() -> None:
     """Loads the default pack's models once pages are served; a pack that fails says so to the visitor who opens it."""
     try:
-        warm(default_pack())
+        name = default_pack()
+        files = needed(shared_pack(name))
+        if files and not download.start(files).done(wait=None):
+            return
+        warm(name)
     except Exception as error:
         log.warning("the default pack could not be loaded: %s", error)
 
@@ -66,7 +81,8 @@ def launch_options() -> dict:
     return {
         "theme": theme,
         "css_paths": _HERE / "style.css",
-        "max_file_size": MAX_BYTES,
+        "max_file_size": max(MAX_BYTES, most_bytes() if uploads_allowed() else 0),  # images.read keeps to MAX_BYTES
+        "max_threads": 80,  # visitors who wait for a download each hold one
         "footer_links": ["api"],
         "state_session_capacity": 500,  # a page's last figures are kept for each, about half a megabyte
     }

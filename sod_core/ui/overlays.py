@@ -36,6 +36,12 @@ def picture_style(uri: str, example: int | None) -> str:
     return f"<style>:root {{ --sod-picture: url({uri}); }} {frame}</style>"
 
 
+def progress_bar(label: str, share: float | None) -> str:
+    """A bar filled to `share`, 0 to 1; with None it only says that something is under way."""
+    value = "" if share is None else f' value="{share:.4f}"'
+    return f'<label class="sod-progress">{escape(label)}<progress max="1"{value}></progress></label>'
+
+
 def heat_panels(heat: dict[str, Sequence[float]], grid: int, title: str, selected: int | None) -> str:
     """Three heatmaps on one colour scale, and its colour bar.
 

@@ -9,40 +9,34 @@ from __future__ import annotations
 import base64
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
+from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import features, images
 from ..packs.errors import PackError
-from ..packs.find import open_pack
+from ..packs.find import shared_pack
+from ..packs.hub import HubFile
 from ..packs.manifest import UnlearnedEntry
 from ..packs.pack import Pack
 from ..restore import Session, returns_at
 
 log = logging.getLogger(__name__)
 
-ALPHAS = [i / 4 for i in range(41)]
+ALPHAS = [i / 2 for i in range(21)]
 """The alphas of the curves: 0 to 10."""
+ORIGINAL = "original"
+"""Id of the entry that stands in where a pack has no unlearned models."""
 SLIDER_STEP = 0.05
 PICTURE_SIDE = 384
 THUMB_SIDE = 72
-_opening = threading.Lock()
-
-
-@cache
-def _opened(name: str) -> Pack:
-    return open_pack(name)
-
-
-def shared_pack(name: str) -> Pack:
-    """The pack of this name, opened once for all visitors. Raises PackError."""
-    with _opening:
-        return _opened(name)
 
 
 @dataclass(frozen=True)
@@ -85,23 +79,28 @@ class Visitor:
 
     def __init__(self, pack_name: str):
         self.lock = threading.RLock()
+        self.pack_name = pack_name
         self.pack = shared_pack(pack_name)
         self.controls: Controls | None = None
         """As last shown: a sweep of alpha follows them."""
         self.sweep = 0
         """Counts sweeps and what ends them; a sweep goes on while the number is its own."""
+        self.version = 0
+        """Counts what the visitor asked for; the slow part of an answer is dropped once it is overtaken."""
         self.entry: UnlearnedEntry | None = None
         self.label: int | None = None
         self.example: int | None = None
         self.picture: Image.Image | None = None
+        """None until there is an image: a pack without examples waits for the visitor's own."""
         self.picture_uri = ""
         self.patch: int | None = None
         self.own_ids: list[int] = []
         """The visitor's own list of latents."""
+        self._own_models: dict[str, UnlearnedEntry] = {}
         self._latent: tuple[int, int] | None = None
         self._session: Session | None = None
         self._yardstick: Session | None = None
-        self._curves: dict[tuple, list[Curve]] = {}
+        self._curves: dict[tuple, dict[str, Curve]] = {}
         self._choose_first_model()
 
     # ------------------------------------------------------------ what is looked at
@@ -130,39 +129,85 @@ class Visitor:
         """Takes the visitor's own list of latents; an empty one edits nothing."""
         self.own_ids = features.parse(text, self.pack.sae(layer).latents) if text.strip() else []
 
+    @property
+    def entries(self) -> list[UnlearnedEntry]:
+        """The unlearned models that this visitor may choose: the pack's, and their own."""
+        found = [*self.pack.manifest.unlearned, *self._own_models.values()]
+        return found or [UnlearnedEntry(ORIGINAL, ORIGINAL, 0, self.pack.manifest.files["original"])]
+
+    def entry_called(self, id: str) -> UnlearnedEntry:
+        """Raises PackError for a model that this visitor does not have."""
+        for entry in self.entries:
+            if entry.id == id:
+                return entry
+        raise PackError(f"unknown unlearned model {id!r}")
+
+    def model_of(self, entry: UnlearnedEntry) -> Callable[[], nn.Module]:
+        """What gives the entry's model."""
+        if entry.id == ORIGINAL:
+            return self.pack.original
+        if entry.id in self._own_models:
+            return partial(self.pack.model_at, Path(entry.file))
+        return partial(self.pack.unlearned, entry.id)
+
+    def add_model(self, path: Path, title: str, target_class: int | None) -> str:
+        """Takes a checkpoint into this visitor's list, measured on the examples; returns its id.
+
+        Without `target_class` it is the class whose examples the model has lost most of. Raises PackError.
+        """
+        model = self.pack.model_at(path)
+        forget = retain = None
+        if self.pack.examples():
+            target_class = self._most_lost(model) if target_class is None else target_class
+            forget, retain = self.pack.accuracy_on_examples(model, target_class)
+        elif target_class is None:
+            raise PackError("say which class this model forgot: there are no example images to find out")
+        id = f"own-{title}-{target_class}"
+        measured = f"{len(self.pack.examples())} examples"
+        self._own_models[id] = UnlearnedEntry(
+            id, f"Own: {title}", target_class, str(path), forget, retain, measured_on=measured
+        )
+        return id
+
+    def _most_lost(self, model: nn.Module) -> int:
+        labels = torch.tensor([example.label for example in self.pack.examples()])
+        before = self.pack.example_predictions(self.pack.original()) == labels
+        lost = before & (self.pack.example_predictions(model) != labels)
+        return int(labels[lost].bincount(minlength=len(self.pack.manifest.classes)).argmax())
+
     def _choose_first_model(self) -> None:
         """The first model that loads: one damaged file does not close the pack."""
-        problem = PackError(f"pack {self.pack.manifest.name} has no unlearned models")
-        for entry in self.pack.manifest.unlearned:
+        problem = None
+        for entry in self.entries:
             try:
                 return self.choose_model(entry.id)
             except PackError as error:
-                problem = error
+                problem = problem or error
         raise problem
 
     def choose_model(self, id: str) -> None:
         """Takes another unlearned model; an example of the class it forgot, unless the visitor's own image is up."""
-        entry, model = self.pack.manifest.entry(id), self.pack.unlearned(id)
+        entry = self.entry_called(id)
+        model_of = self.model_of(entry)
+        model_of()  # raises here for a damaged file, before anything is changed
         switch = self.picture is None or (self.example is not None and entry.target_class != self.target)
         example = self._first_example(entry.target_class) if switch else None
         yardstick = self._find_yardstick(entry)
         if self._session is None:
-            self._session = self.pack.session(id)
+            self._session = self.pack.session(model_of)
         else:
-            self._session.set_unlearned(model)
+            self._session.set_unlearned(model_of)
         self.entry, self._yardstick = entry, yardstick
         self._curves.clear()
         if example is not None:
             self.choose_example(example)
-        elif yardstick is not None:
+        elif yardstick is not None and self.picture is not None:
             yardstick.set_image(self._input)
 
-    def _first_example(self, target: int) -> int:
-        found = next((i for i, example in enumerate(self.pack.examples()) if example.label == target), None)
-        if found is None:
-            name = self.pack.manifest.name
-            raise PackError(f"pack {name} has no example image of {self.pack.manifest.classes[target]}")
-        return found
+    def _first_example(self, target: int) -> int | None:
+        """An example of the class, or any; None without examples."""
+        found = self.pack.examples()
+        return next((i for i, example in enumerate(found) if example.label == target), 0 if found else None)
 
     def choose_example(self, index: int) -> None:
         """Takes one of the pack's examples."""
@@ -192,9 +237,10 @@ class Visitor:
         for entry in self.pack.manifest.unlearned:
             if entry.method == "retrain" and entry.target_class == shown.target_class and entry.id != shown.id:
                 try:
+                    self.pack.unlearned(entry.id)
                     return self.pack.session(entry.id)
                 except PackError as error:  # its curve is missing then, nothing else
-                    log.warning("pack %s: %s", self.pack.manifest.name, error)
+                    log.info("pack %s: %s", self.pack.manifest.name, error)
         return None
 
     # ------------------------------------------------------------ what is computed
@@ -208,6 +254,8 @@ class Visitor:
         """The latents that the edit touches."""
         if controls.features == "own":
             return self.own_ids
+        if controls.features == "matched" and not self.pack.examples():
+            raise ValueError("equally active features are chosen by example images, and this pack has none here")
         activity = self.pack.activity(controls.layer)
         return features.choose(controls.features, self.experts(controls), activity, controls.seed)
 
@@ -235,27 +283,45 @@ class Visitor:
         ids = self.experts(controls) if latent is None else [latent]
         return {which: values[1:, ids].sum(1) for which, values in latents.items()}
 
-    def curves(self, controls: Controls) -> list[Curve]:
-        """The forgotten class over alpha: experts first, then every control, in the chosen mode and layer."""
-        experts = self.experts(controls)
-        mode, tokens = controls.mode, controls.tokens
-        key = (controls.layer, mode, tokens, tuple(experts), controls.seed, tuple(self.chosen(controls)))
-        if key not in self._curves:
-            activity = self.pack.activity(controls.layer)
-            edits = {
-                "experts": (mode, experts, tokens),
-                "random": (mode, features.choose("random", experts, activity, controls.seed), tokens),
-                "matched": (mode, features.choose("matched", experts, activity, controls.seed), tokens),
-                "cls_copy": ("cls_copy", [], "all"),
-                "patches": (mode, experts, "patches"),
-            }
-            if controls.features not in ("experts", "random", "matched"):
-                edits["own"] = (mode, self.chosen(controls), tokens)
-            found = [self._curve(name, self._session, controls.layer, *edit) for name, edit in edits.items()]
-            if self._yardstick is not None:
-                found.append(self._curve("retrained", self._yardstick, controls.layer, mode, experts, tokens))
-            self._curves[key] = found
-        return self._curves[key]
+    def curves(self, controls: Controls) -> list[Curve] | None:
+        """The forgotten class over alpha: experts first, then every control; None until `measure` is through."""
+        found = self._curves.get(self._curves_key(controls), {})
+        return list(found.values()) if len(found) == len(self._edits(controls)) else None
+
+    def measure(self, controls: Controls, version: int) -> list[Curve] | None:
+        """Computes what `curves` gives, one curve at a time; None if the visitor asked for something else meanwhile."""
+        for key, edit in self._edits(controls).items():
+            with self.lock:
+                if self.version != version:
+                    return None
+                found = self._curves.setdefault(self._curves_key(controls), {})
+                if key not in found:
+                    session = self._yardstick if key == "retrained" else self._session
+                    found[key] = self._curve(key, session, controls.layer, *edit)
+        return self.curves(controls)
+
+    def _curves_key(self, controls: Controls) -> tuple:
+        chosen = tuple(self.experts(controls)), tuple(self.chosen(controls))
+        return controls.layer, controls.mode, controls.tokens, controls.seed, *chosen
+
+    def _edits(self, controls: Controls) -> dict[str, tuple]:
+        """{curve: (mode, latents, tokens)}."""
+        experts, mode, tokens = self.experts(controls), controls.mode, controls.tokens
+        activity, seed = self.pack.activity(controls.layer), controls.seed
+        edits = {
+            "experts": (mode, experts, tokens),
+            "random": (mode, features.choose("random", experts, activity, seed), tokens),
+            "matched": (mode, features.choose("matched", experts, activity, seed), tokens),
+            "cls_copy": ("cls_copy", [], "all"),
+            "patches": (mode, experts, "patches"),
+        }
+        if not self.pack.examples():  # how often a latent fires is not known
+            del edits["matched"]
+        if controls.features not in ("experts", "random", "matched"):
+            edits["own"] = (mode, self.chosen(controls), tokens)
+        if self._yardstick is not None:
+            edits["retrained"] = (mode, experts, tokens)
+        return edits
 
     def _curve(self, key: str, session: Session, layer: int, mode: str, chosen: list[int], tokens: str) -> Curve:
         logits = session.restore(ALPHAS, layer, mode, chosen, tokens)[:, 0]
@@ -268,7 +334,7 @@ class Visitor:
 
     def strongest_examples(self, layer: int, latent: int, count: int = 6) -> list[tuple[int, float]]:
         """The example images where a latent fires most: (index, its largest value on any patch), firing ones only."""
-        peaks = self.pack.example_latents(layer)[:, 1:, latent].amax(1).cpu()
+        peaks = self.pack.example_peaks(layer)[:, latent]
         best = peaks.topk(min(count, len(peaks)))
         return [(i, v) for i, v in zip(best.indices.tolist(), best.values.tolist()) if v > 0]
 
@@ -287,8 +353,15 @@ def data_uri(image: Image.Image, quality: int) -> str:
 
 
 def warm(pack_name: str) -> None:
-    """Loads into the shared pack what the first visitor would otherwise wait for."""
+    """Loads into the shared pack what the first visitor would otherwise wait for. Raises PackError."""
     visitor = Visitor(pack_name)
     layers = visitor.pack.manifest.layers
-    visitor.curves(Controls(layers[len(layers) // 2], "inject", 1.0))
+    if visitor.picture is not None:
+        visitor.measure(Controls(layers[len(layers) // 2], "inject", 1.0), visitor.version)
     example_uris(visitor.pack)
+
+
+def needed(pack: Pack) -> list[HubFile]:
+    """What has to come from the hub before a visitor can work with the pack."""
+    first = [file for entry in pack.manifest.unlearned[:1] for file in pack.lacking(entry.id)]
+    return [*pack.lacking(), *first]

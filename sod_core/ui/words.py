@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..packs.manifest import Manifest, UnlearnedEntry
 from ..restore import FIDELITY
 from ..unlearn import TITLES
-from .visitor import Controls, Curve, Probabilities
+from .visitor import ORIGINAL, Controls, Curve, Probabilities
 
 ALPHA = "alpha: how far to pull (0 nothing, 1 to the original's value)"
 MODE_TITLES = {
@@ -38,6 +38,8 @@ _MODE_NOTES = {
 
 def model_name(entry: UnlearnedEntry, manifest: Manifest) -> str:
     """ "SalUn, forgot boat"."""
+    if entry.method == ORIGINAL:
+        return "The original itself: bring your own unlearned model"
     return f"{TITLES.get(entry.method, entry.method)}, forgot {manifest.classes[entry.target_class]}"
 
 
@@ -47,11 +49,19 @@ def model_note(entry: UnlearnedEntry, manifest: Manifest) -> str:
         return "Accuracy not measured."
     name = manifest.classes[entry.target_class]
     forget, retain = f"{entry.forget_accuracy:.1%}", f"{entry.retain_accuracy:.1%}"
-    return f"Forget accuracy ({name}) **{forget}**, retain accuracy (the others) **{retain}**."
+    return f"Forget accuracy ({name}) **{forget}**, retain accuracy (the others) **{retain}**, on {entry.measured_on}."
 
 
 def mode_note(mode: str) -> str:
     return f"*{FIDELITY[mode].capitalize()}.* {_MODE_NOTES[mode]}"
+
+
+NO_IMAGE = "### Upload an image of your own.\nThe example images of this pack are not on this computer."
+
+
+def measuring(found: Probabilities, index: int, target: str) -> str:
+    """Stands where the verdict will be while the curves are computed."""
+    return f"### Measuring the experts and their controls ...\nNow: {found.restored[index].item():.0%} {target}."
 
 
 def verdict(

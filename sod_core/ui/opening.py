@@ -1,0 +1,191 @@
+"""Handlers that open a pack or an unlearned model, and fetch it from the hub first where it is not here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..packs import download, hub
+from ..packs.errors import PackError
+from ..packs.find import folders, shared_pack
+from ..packs.hub import HubFile
+from . import handling, intake, overlays
+from .panel import FORGOTTEN, MOST_LOST, Panel, model_choices, pack_choices
+from .visitor import Visitor, needed
+
+LOOK_SECONDS = 0.3
+"""Between two looks at a download's progress."""
+
+
+class Turn:
+    """Counts what one page has asked to open: whatever is overtaken ends, and shows nothing more."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def take(self) -> int:
+        """A new number; it is overtaken once `number` has gone on."""
+        self.number += 1
+        return self.number
+
+
+class Opener:
+    """The handlers; what they yield are {component: value} for the components that change."""
+
+    def __init__(self, panel: Panel, visitor: gr.State):
+        self.panel, self.visitor = panel, visitor
+
+    def wire(self, app: gr.Blocks, settled: dict) -> None:
+        """Connects the pack and model menus, and the visitor's own model. `settled`: what runs after each."""
+        p, visitor, turn = self.panel, self.visitor, gr.State(Turn())  # Gradio gives each page a copy of its own
+        every = {"trigger_mode": "multiple", "concurrency_limit": 32, "show_progress": "hidden"}
+        opened = [visitor, p.pack, p.progress, p.model, p.layer, p.expert_class, p.own_class, *p.everything]
+        gr.on(
+            [app.load, p.pack.input],
+            handling.kept_stream(self.open_pack, self.not_opened),
+            [visitor, turn, p.pack, *p.controls],
+            opened,
+            api_name="open_pack",
+            api_visibility="undocumented",  # benchmarks/slider.py calls it
+            **every,
+        ).then(**settled)
+        chosen = [p.progress, p.model, p.own, *p.everything]
+        p.model.input(
+            handling.kept_stream(self.choose_model, self.not_chosen),
+            [visitor, turn, p.model, *p.controls],
+            chosen,
+            api_visibility="private",
+            **every,
+        ).then(**settled)
+        gr.on(
+            [p.own_load.click, p.own_model.submit],
+            handling.kept_stream(self.own_model, lambda request, *arguments: self.not_chosen(*arguments)),
+            [visitor, turn, p.own_model, p.own_file, p.own_class, *p.controls],
+            chosen,
+            api_visibility="private",
+            **every,
+        ).then(**settled)
+
+    def open_pack(self, before: Visitor | None, turn: Turn, name: str, *values: Any) -> Iterator[dict]:
+        """Fetches what the pack lacks, then shows it. A page that opens falls back to a pack that is here."""
+        mine = turn.take()
+        if before is not None:
+            before.sweep += 1
+        try:
+            yield from self._fetched(name, turn, mine)
+            if turn.number == mine:
+                visitor = Visitor(name)
+        except PackError as error:
+            if before is not None:
+                raise
+            gr.Warning(str(error))
+            name = next(other for other in _here() if other != name)
+            visitor = Visitor(name)
+        if turn.number == mine:
+            yield {self.visitor: visitor} | self._pack_shown(visitor, values)
+
+    def not_opened(self, before: Visitor | None, *_: Any) -> dict:
+        """The menu goes back to the pack that is open."""
+        back = {} if before is None else {self.panel.pack: gr.Dropdown(value=before.pack_name)}
+        return {self.panel.progress: gr.HTML(visible=False)} | back
+
+    def choose_model(self, visitor: Visitor | None, turn: Turn, id: str, *values: Any) -> Iterator[dict]:
+        """Fetches the model if it is not here, then shows it."""
+        mine, visitor = turn.take(), handling.there(visitor)
+        if id in [entry.id for entry in visitor.pack.manifest.unlearned]:
+            yield from self._watched(visitor.pack.lacking(id), turn, mine)
+        if turn.number == mine:
+            yield self._model_shown(visitor, id, values)
+
+    def own_model(
+        self,
+        request: gr.Request,
+        visitor: Visitor | None,
+        turn: Turn,
+        text: str | None,
+        upload: str | None,
+        forgotten: str,
+        *values: Any,
+    ) -> Iterator[dict]:
+        """Takes a checkpoint of the visitor's own into their list, and shows it."""
+        mine, visitor = turn.take(), handling.there(visitor)
+        local = intake.at_this_computer(request)
+        found = intake.own_model(text or "", upload, local)
+        if isinstance(found, HubFile):
+            yield from self._watched([found], turn, mine, None if local else intake.most_bytes())
+            if turn.number != mine:
+                return
+            found = hub.fetch(found)
+        yield {self.panel.progress: _bar("Measuring it on the example images ...")}
+        target = visitor.pack.manifest.class_index(forgotten) if forgotten else None
+        with visitor.lock:
+            id = visitor.add_model(Path(found), Path(found).name, target)
+        yield self._model_shown(visitor, id, values)
+
+    def not_chosen(self, visitor: Visitor | None, *_: Any) -> dict:
+        """The menu goes back to the model that is shown."""
+        back = {} if visitor is None else {self.panel.model: gr.Dropdown(value=visitor.entry.id)}
+        return {self.panel.progress: gr.HTML(visible=False)} | back
+
+    # ------------------------------------------------------------ parts
+
+    def _fetched(self, name: str, turn: Turn, mine: int) -> Iterator[dict]:
+        pack = shared_pack(name)
+        yield from self._watched(needed(pack), turn, mine)
+        try:
+            yield from self._watched(pack.lacking_examples(), turn, mine)
+        except PackError as error:
+            gr.Warning(f"{error}. Without examples, use an image of your own.")
+        yield {self.panel.progress: _bar(f"Opening {pack.manifest.title} ...")}
+
+    def _watched(self, files: list[HubFile], turn: Turn, mine: int, most_bytes: int | None = None) -> Iterator[dict]:
+        """Progress bars until the files are here, or until the page asks for something else. Raises PackError."""
+        if not files:
+            return
+        coming = download.start(files, most_bytes)
+        while turn.number == mine and not coming.done(LOOK_SECONDS):
+            size = f"{hub.megabytes(coming.here)} of {hub.megabytes(coming.total)}"
+            label = f"{coming.name}: {size} (file {coming.number + 1} of {len(files)})"
+            yield {self.panel.progress: _bar(label, coming.share)}
+
+    def _pack_shown(self, visitor: Visitor, values: tuple) -> dict:
+        p, manifest = self.panel, visitor.pack.manifest
+        layer = values[0] if values[0] in manifest.layers else manifest.layers[len(manifest.layers) // 2]
+        names = [(name, name) for name in manifest.classes]
+        shown = handling.after(visitor, (layer, *values[1:5], "", values[6]), new_image=True, new_order=True)
+        return {
+            p.pack: gr.Dropdown(pack_choices(), value=visitor.pack_name),
+            p.progress: gr.HTML(visible=False),
+            p.model: gr.Dropdown(model_choices(visitor.entries, visitor.pack), value=visitor.entry.id),
+            p.layer: gr.Radio(list(manifest.layers), value=layer),
+            p.expert_class: gr.Dropdown([FORGOTTEN, *names], value=""),
+            p.own_class: gr.Dropdown([MOST_LOST, *names], value=""),
+        } | dict(zip(p.everything, shown))
+
+    def _model_shown(self, visitor: Visitor, id: str, values: tuple) -> dict:
+        p = self.panel
+        shown = handling.after(visitor, values, lambda v, _: v.choose_model(id), new_image=True, new_order=True)
+        return {
+            p.progress: gr.HTML(visible=False),
+            p.model: gr.Dropdown(model_choices(visitor.entries, visitor.pack), value=id),
+            p.own: gr.skip() if visitor.example is None else None,
+        } | dict(zip(p.everything, shown))
+
+
+def _bar(label: str, share: float | None = None) -> gr.HTML:
+    return gr.HTML(overlays.progress_bar(label, share), visible=True)
+
+
+def _here() -> list[str]:
+    """Names of the packs that need no download."""
+    found = []
+    for name in folders():
+        try:
+            if not needed(shared_pack(name)):
+                found.append(name)
+        except PackError:
+            continue
+    return found
