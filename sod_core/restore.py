@@ -147,6 +147,7 @@ class Session:
         self._images: Tensor | None = None
         self._hidden: dict[str, dict[int, Tensor]] = {}
         self._logits: dict[str, Tensor] = {}
+        self._latents: dict[tuple[str, int], Tensor] = {}
         self._lines: dict[tuple, Line] = {}
 
     def set_image(self, images: Tensor) -> None:
@@ -156,14 +157,14 @@ class Session:
         """
         hidden = {which: _heads(of, images, self.layers, self._precision) for which, of in self._models.items()}
         self._images, self._hidden = images, hidden
-        self._forget_edits("original", "unlearned")
+        self._forget("original", "unlearned")
 
     def set_unlearned(self, unlearned: Callable[[], nn.Module]) -> None:
         """Takes another unlearned model; the original's pass over the images is kept."""
         if self._images is not None:
             self._hidden["unlearned"] = _heads(unlearned, self._images, self.layers, self._precision)
         self._models["unlearned"] = unlearned
-        self._forget_edits("unlearned")
+        self._forget("unlearned")
 
     def logits(self, which: str) -> Tensor:
         """[B, classes] of the "original" or the "unlearned" model, untouched."""
@@ -180,8 +181,13 @@ class Session:
 
     @torch.inference_mode()
     def latents(self, which: str, layer: int) -> Tensor:
-        """[B, 1 + N, F] of the "original" or the "unlearned" model."""
-        return self._sae_at(layer).encode(self.hidden(which, layer))
+        """[B, 1 + N, F] of the "original" or the "unlearned" model; those of the layer asked for last are kept."""
+        hidden = self.hidden(which, layer)
+        if any(kept != layer for _, kept in self._latents):
+            self._latents.clear()
+        if (which, layer) not in self._latents:
+            self._latents[which, layer] = self._sae_at(layer).encode(hidden)
+        return self._latents[which, layer]
 
     @torch.inference_mode()
     def restored_hidden(
@@ -221,10 +227,13 @@ class Session:
         """[B, 1 + N, F]: what the SAE reads in the edited hidden state."""
         return self._sae_at(layer).encode(self.restored_hidden([alpha], layer, mode, features, tokens)[0])
 
-    def _forget_edits(self, *models: str) -> None:
+    def _forget(self, *models: str) -> None:
+        """What was computed of these models' last images, and every edit."""
         self._lines.clear()
         for which in models:
             self._logits.pop(which, None)
+            for layer in self.layers:
+                self._latents.pop((which, layer), None)
 
     def _check_image(self) -> None:
         if self._images is None:

@@ -74,6 +74,7 @@ def opened(window: BrowserContext, server: Server, query: str = "") -> Iterator[
         page.wait_for_selector("#curves .js-plotly-plot .scatterlayer path")
         expect(page.locator("#heat .sod-picture svg")).to_have_count(3)
         expect(page.locator("#verdict h3")).to_be_visible()
+        expect(page.locator("#verdict h3")).not_to_contain_text("Measuring")
         eventually(page, lambda: len(shown_examples(page)) == 1)
         yield page
     finally:
@@ -138,13 +139,13 @@ def choose(page: Page, menu: str, option: str) -> None:
 
 
 def move_alpha(page: Page, alpha: float, curve: str = "experts", control: str = "range") -> None:
-    """Moves the slider (or fills in its number) to a multiple of 0.25, and waits for the figures."""
+    """Moves the slider (or fills in its number) to a multiple of 0.5, and waits for the figures."""
     page.locator(f"#alpha input[type={control}]").fill(str(alpha))
     marker = "() => document.querySelector('#curves .js-plotly-plot').layout.shapes[0].x0"
     eventually(page, lambda: page.evaluate(marker) == alpha)
     target = next(i for i, name in enumerate(classes(page)) if "▸" in name)
     eventually(
-        page, lambda: restored(page)[target] == pytest.approx(traces(page, "curves")[curve][int(4 * alpha)], abs=1e-3)
+        page, lambda: restored(page)[target] == pytest.approx(traces(page, "curves")[curve][int(2 * alpha)], abs=1e-3)
     )
     expect(page.locator("#verdict")).to_contain_text(f"Now: {restored(page)[target]:.0%}")
 
@@ -169,7 +170,8 @@ def shown_class(page: Page) -> list[str]:
 def figures(page: Page) -> tuple:
     """Everything that an image, a model or a control decides."""
     found = [traces(page, "bars"), traces(page, "curves"), classes(page), shown_examples(page)]
-    return *found, page.locator("#verdict").inner_text(), heat(page)
+    expect(page.locator("#verdict")).not_to_contain_text("Measuring")
+    return *found, page.locator("#verdict h3").inner_text(), page.locator("#verdict p").last.inner_text(), heat(page)
 
 
 # ---------------------------------------------------------------- what is there at first

@@ -9,7 +9,7 @@ import torch
 from conftest import SHAPE, random_images, random_vit, transformers_4_names
 
 from sod_core import vit as vits
-from sod_core.packs import convert
+from sod_core.packs import convert, safe
 
 LAYERS = list(range(SHAPE.depth))
 
@@ -177,3 +177,25 @@ def test_half_precision_is_loaded_as_float32(vit, images):
     convert.load_vit(again, state, "half.pth")
     assert {value.dtype for value in again.state_dict().values()} == {torch.float32}
     torch.testing.assert_close(vits.logits(again.eval(), images), vits.logits(vit, images), atol=2e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("naming", ["transformers 5", "transformers 4"])
+def test_a_full_size_checkpoint_tells_its_shape_and_gives_transformers_logits(tmp_path, naming):
+    """ViT-B/16 at 224 px through a file of either naming, with nothing said of its shape."""
+    from sod_core import torchvision_guard
+
+    torchvision_guard.import_timm()
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    theirs = ViTForImageClassification(ViTConfig(num_labels=10, layer_norm_eps=1e-12)).eval().requires_grad_(False)
+    path = tmp_path / "vit_base_16_original.pth"
+    torch.save({"model_state_dict": NAMINGS[naming](theirs.state_dict())}, path)
+    found = safe.read_torch(path)
+    shape = convert.vit_shape(found, path.name)
+    assert shape == vits.ViTShape(image_size=224, patch=16, dim=768, depth=12, heads=12, classes=10)
+    images = torch.randn(1, 3, 224, 224)
+    with torch.inference_mode():
+        ours = vits.logits(convert.new_vit(shape, found, path.name), images)
+        torch.testing.assert_close(ours, theirs(images).logits, atol=1e-4, rtol=0)
+        assert ours.abs().max() > 0.05

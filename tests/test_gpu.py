@@ -1,0 +1,310 @@
+"""sod_core.gpu: one forward at a time on a CUDA device, and on a ZeroGPU Space all of them in a forked process."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import runpy
+import shutil
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import EXPERTS, LAYERS, ROOT, UNLEARNED, random_images, random_vit
+from torch import Tensor
+
+from sod_core import gpu
+from sod_core.packs import find, safe
+from sod_core.packs.pack import Pack
+from sod_core.restore import MODES
+
+FIRST, SECOND = UNLEARNED
+SECONDS = 60
+"""For what must come; only a failure takes so long."""
+SPACES = '''
+"""The part of the spaces package that this project meets.
+
+As there, each decorated function has one forked process, which starts with its first call, waits for the next one,
+gets its arguments and gives its results by way of queues that pickle them, and runs each call in a thread. While it
+is imported, the main process is told that there is a GPU.
+"""
+
+import concurrent.futures
+import functools
+import multiprocessing
+import os
+
+import torch
+
+real_is_available = torch.cuda.is_available
+torch.cuda.is_available = lambda: True
+fork = multiprocessing.get_context("fork")
+calls = []
+"""(name, seconds asked for, process that ran it) of every call."""
+
+
+def GPU(task=None, *, duration=None):
+    if task is None:
+        return functools.partial(GPU, duration=duration)
+    worker = []
+
+    @functools.wraps(task)
+    def there(*args, **kwargs):
+        if not worker:
+            arguments, results = fork.SimpleQueue(), fork.SimpleQueue()
+            fork.Process(target=work, args=(task, arguments, results), daemon=True).start()
+            worker.extend((arguments, results))
+        worker[0].put((args, kwargs))
+        process, found = worker[1].get()
+        calls.append((task.__name__, duration, process))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    return there
+
+
+def work(task, arguments, results):
+    torch.cuda.is_available = real_is_available
+    while True:
+        args, kwargs = arguments.get()
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            try:
+                found = threads.submit(task, *args, **kwargs).result()
+            except Exception as error:
+                found = error
+        results.put((os.getpid(), found))
+'''
+
+
+def figures(folder: Path) -> dict[str, Tensor]:
+    """What a session gives with one model, with another, and with a checkpoint that is in no pack."""
+    pack = Pack(folder)
+    session = pack.session(FIRST)
+    session.set_image(random_images(0, 2))
+    found = _of(session, "first")
+    session.set_image(random_images(1, 1))
+    found |= _of(session, "another image")
+    session.set_unlearned(partial(pack.unlearned, SECOND))
+    found |= _of(session, "second")
+    own = folder.parent / "own.pth"
+    torch.save(random_vit(5).state_dict(), own)
+    session.set_unlearned(partial(pack.model_at, own))
+    return found | _of(session, "own")
+
+
+def _of(session: Any, name: str) -> dict[str, Tensor]:
+    found = {f"{name}, {which}": session.logits(which) for which in ("original", "unlearned")}
+    for layer in LAYERS:
+        found[f"{name}, hidden {layer}"] = session.hidden("unlearned", layer)
+        for mode in MODES:
+            found[f"{name}, {mode} {layer}"] = session.restore([0.0, 1.0, 2.5], layer, mode, EXPERTS[0])
+    return found
+
+
+def write_figures(folder: str, out: str) -> None:
+    """Runs in a process of its own: the figures of two packs, the second of which comes after the fork."""
+    import spaces
+
+    first = figures(Path(folder, "fruit"))
+    Path(folder, "later").mkdir()
+    shutil.copytree(Path(folder, "fruit"), Path(folder, "later", "fruit"))
+    shutil.copy(Path(folder, "fruit", "unlearned", f"{FIRST}.pth"), Path(folder, "later", "fruit", "unlearned", SECOND))
+    later = figures(Path(folder, "later", "fruit"))
+    torch.save({"first": first, "later": later, "calls": spaces.calls, "main": os.getpid()}, out)
+
+
+def fork_while_a_model_loads(folder: str) -> None:
+    """Runs in a process of its own: forks while another thread loads a model, and asks the fork for that model."""
+    read, reading, go_on = safe.read_torch, threading.Event(), threading.Event()
+
+    def slow_read(path: Path) -> Any:
+        if path.stem == SECOND and not go_on.is_set():
+            reading.set()
+            go_on.wait()
+        return read(path)
+
+    safe.read_torch = slow_read
+    pack = find.shared_pack(folder)
+    loading = threading.Thread(target=pack.unlearned, args=[SECOND])
+    loading.start()
+    reading.wait()
+    session = pack.session(FIRST)
+    session.set_image(random_images(0, 1))
+    session.logits("unlearned")
+    go_on.set()
+    loading.join()
+    session.set_unlearned(partial(pack.unlearned, SECOND))
+    print(session.logits("unlearned").tolist(), flush=True)
+    os._exit(0)
+
+
+def on_zero(code: str, folder: Path, **environment: str) -> str:
+    """What `code` prints where SPACES_ZERO_GPU=1 and `spaces` can be imported."""
+    (folder / "modules").mkdir()
+    (folder / "modules" / "spaces.py").write_text(SPACES)
+    paths = (folder / "modules", ROOT, ROOT / "tests")
+    variables = os.environ | {"SPACES_ZERO_GPU": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))} | environment
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, env=variables, cwd=folder, stdout=-1, stderr=-1, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"no answer within {SECONDS} seconds")
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, 9)  # forks too
+    assert process.returncode == 0, errors
+    return output
+
+
+# ---------------------------------------------------------------- ZeroGPU
+
+
+@pytest.fixture(scope="module")
+def lent(pack_folder: Path, tmp_path_factory) -> dict[str, Any]:
+    """What `write_figures` wrote."""
+    folder = tmp_path_factory.mktemp("zero")
+    shutil.copytree(pack_folder, folder / "fruit")
+    on_zero(f"import test_gpu; test_gpu.write_figures({str(folder)!r}, {str(folder / 'out.pt')!r})", folder)
+    return torch.load(folder / "out.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def here(pack_folder: Path, tmp_path_factory) -> dict[str, Tensor]:
+    """The same figures, of this process."""
+    folder = tmp_path_factory.mktemp("here") / "fruit"
+    return figures(Path(shutil.copytree(pack_folder, folder)))
+
+
+def test_sessions_give_the_same_numbers_in_a_forked_process(lent, here):
+    assert set(lent["first"]) == set(here)
+    for name, expected in here.items():
+        found = lent["first"][name]
+        assert found.device.type == "cpu" and torch.equal(found, expected), name
+    kinds = {"first, unlearned", "second, unlearned", "own, unlearned", "another image, unlearned"}
+    assert len({str(here[name].tolist()) for name in kinds}) == len(kinds)
+
+
+def test_every_forward_runs_in_a_fork_that_stays(lent):
+    assert {name for name, *_ in lent["calls"]} == {"_heads", "_tail"}
+    assert {seconds for _, seconds, _ in lent["calls"]} == {gpu.ZERO_SECONDS}
+    forks = {(name, process) for name, _, process in lent["calls"]}
+    assert len(forks) == 2 and lent["main"] not in {process for _, process in forks}
+
+
+def test_what_comes_after_the_fork_is_found_there(lent, here):
+    """A pack that was not on the disk at the fork, and in figures(): models that were not in memory then."""
+    assert set(lent["later"]) == set(here)
+    for name, expected in here.items():
+        assert torch.equal(lent["later"][name], expected), name
+
+
+def test_a_fork_does_not_wait_for_what_other_threads_were_loading(pack_folder, tmp_path):
+    folder = shutil.copytree(pack_folder, tmp_path / "fruit")
+    printed = on_zero(f"import test_gpu; test_gpu.fork_while_a_model_loads({str(folder)!r})", tmp_path)
+    session = Pack(pack_folder).session(SECOND)
+    session.set_image(random_images(0, 1))
+    assert printed.strip() == str(session.logits("unlearned").tolist())
+
+
+def test_models_of_the_main_process_stay_on_the_cpu(tmp_path):
+    """Although it is told that there is a GPU: only the forks have one."""
+    code = "import torch; from sod_core import restore, vit; print(torch.cuda.is_available(), vit.choose_device())"
+    assert on_zero(code, tmp_path, SOD_DEVICE="").split() == ["True", "cpu"]
+
+
+def test_a_pack_is_pickled_as_its_folder(pack, pack_folder):
+    shared = find.shared_pack(str(pack_folder))
+    assert pickle.loads(pickle.dumps(pack)) is shared and pickle.loads(pickle.dumps(shared)) is shared
+    assert len(pickle.dumps(pack)) < 1000
+    model_of = pickle.loads(pickle.dumps(partial(pack.unlearned, SECOND)))
+    assert model_of() is shared.unlearned(SECOND)
+
+
+@pytest.mark.parametrize(
+    ("value", "zero"),
+    [("1", True), ("true", True), ("T", True), ("0", False), ("false", False), ("", False), (None, False)],
+)
+def test_only_a_zerogpu_space_is_one(monkeypatch, value, zero):
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    if value is not None:
+        monkeypatch.setenv("SPACES_ZERO_GPU", value)
+    assert runpy.run_path(gpu.__file__)["ZERO"] is zero
+
+
+def test_elsewhere_heavy_changes_nothing(monkeypatch):
+    monkeypatch.setattr(gpu, "ZERO", False)
+    monkeypatch.setitem(sys.modules, "spaces", None)  # importing it would raise
+
+    def work() -> None:
+        pass
+
+    assert gpu.heavy(work) is work
+
+
+# ---------------------------------------------------------------- one at a time
+
+
+def enters(device: torch.device) -> tuple[threading.Thread, threading.Event]:
+    """A thread that takes its turn on the device, and what is set once it has it."""
+    entered = threading.Event()
+
+    def run() -> None:
+        with gpu.turn(device):
+            entered.set()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, entered
+
+
+def test_threads_take_turns_on_a_cuda_device():
+    with pytest.raises(RuntimeError), gpu.turn(torch.device("cuda", 0)):
+        waiting = [enters(torch.device("cuda", 0)) for _ in range(4)]
+        assert not any(entered.wait(0.05) for _, entered in waiting)
+        other, entered = enters(torch.device("cuda", 1))  # another device is free
+        assert entered.wait(SECONDS)
+        raise RuntimeError("out of memory")  # what fails gives its turn back
+    assert all(entered.wait(SECONDS) for _, entered in waiting)
+    for thread, _ in [*waiting, (other, None)]:
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+
+
+def test_the_turn_is_one_whoever_asks_first():
+    found, start = [], threading.Barrier(16)
+
+    def ask() -> None:
+        start.wait()
+        found.append(gpu.turn(torch.device("cuda", 7)))
+
+    threads = [threading.Thread(target=ask) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert len(found) == 16 and all(turn is found[0] for turn in found)
+
+
+def test_nobody_waits_on_the_cpu():
+    with gpu.turn(torch.device("cpu")), gpu.turn(torch.device("cpu")):
+        _, entered = enters(torch.device("cpu"))
+        assert entered.wait(SECONDS)
+
+
+def test_every_forward_takes_its_turn(pack, monkeypatch):
+    devices, free = [], gpu.turn(torch.device("cpu"))
+    monkeypatch.setattr(gpu, "turn", lambda device: (devices.append(device), free)[1])
+    session = pack.session(FIRST)
+    session.set_image(random_images(0, 1))
+    assert len(devices) == 2
+    session.restore([0.0], LAYERS[0], "inject", EXPERTS[0])
+    assert devices == [torch.device("cpu")] * 3
