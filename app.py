@@ -8,7 +8,8 @@ from sod_core.packs.errors import PackError
 from sod_core.ui import app as ui
 
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-logging.getLogger("httpx").setLevel(logging.WARNING)
+for noisy in ("httpx", "httpx2"):
+    logging.getLogger(noisy).setLevel(logging.WARNING)
 
 if __name__ == "__main__":
     try:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import torchvision_guard
+from . import gpu, torchvision_guard
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,8 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def _best_device() -> str:
+    if gpu.ZERO:  # the main process has no GPU, whatever torch is made to say there
+        return "cpu"
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

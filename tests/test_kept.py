@@ -154,8 +154,11 @@ def test_without_a_budget_everything_stays():
 # ---------------------------------------------------------------- SOD_MEMORY_GB
 
 FIRST, SECOND = UNLEARNED
-GIGABYTES = sum(weight.nbytes for weight in random_vit(0).parameters()) / 1e9
-"""Of one of the tiny pack's models."""
+
+
+def gigabytes(models: float) -> float:
+    """Of so many of the tiny pack's models."""
+    return models * sum(weight.nbytes for weight in random_vit(0).parameters()) / 1e9
 
 
 @pytest.fixture
@@ -171,14 +174,14 @@ def budget(monkeypatch) -> Iterator:
 
 
 def test_models_within_the_budget_stay(budget, pack_folder):
-    budget(2.1 * GIGABYTES)
+    budget(gigabytes(2.1))
     pack = Pack(pack_folder)
     first, second = pack.unlearned(FIRST), pack.unlearned(SECOND)
     assert pack.unlearned(FIRST) is first and pack.unlearned(SECOND) is second
 
 
 def test_a_dropped_model_comes_back_the_same(budget, pack_folder):
-    budget(1.5 * GIGABYTES)
+    budget(gigabytes(1.5))
     pack, images = Pack(pack_folder), random_images(0, 2)
     first = pack.unlearned(FIRST)
     before = vits.logits(first, images)
@@ -191,7 +194,7 @@ def test_a_dropped_model_comes_back_the_same(budget, pack_folder):
 
 
 def test_the_original_is_never_dropped(budget, pack_folder):
-    budget(0.5 * GIGABYTES)
+    budget(gigabytes(0.5))
     pack = Pack(pack_folder)
     original = pack.original()
     for id in UNLEARNED:
@@ -200,7 +203,7 @@ def test_the_original_is_never_dropped(budget, pack_folder):
 
 
 def test_the_budget_is_for_all_packs_together(budget, pack_folder, spoilt_pack):
-    budget(1.5 * GIGABYTES)
+    budget(gigabytes(1.5))
     here, there = Pack(pack_folder), Pack(spoilt_pack)
     first = here.unlearned(FIRST)
     other = there.unlearned(FIRST)
@@ -209,7 +212,7 @@ def test_the_budget_is_for_all_packs_together(budget, pack_folder, spoilt_pack):
 
 
 def test_a_visitors_own_model_counts_too(budget, pack_folder, tmp_path):
-    budget(1.5 * GIGABYTES)
+    budget(gigabytes(1.5))
     own = tmp_path / "own.pth"
     torch.save(random_vit(9).state_dict(), own)
     pack = Pack(pack_folder)
@@ -219,7 +222,7 @@ def test_a_visitors_own_model_counts_too(budget, pack_folder, tmp_path):
 
 
 def test_a_session_goes_on_with_a_model_that_was_dropped(budget, pack_folder):
-    budget(0.5 * GIGABYTES)
+    budget(gigabytes(0.5))
     pack = Pack(pack_folder)
     session = pack.session(FIRST)
     session.set_image(random_images(0, 1))

@@ -76,10 +76,11 @@ def packs() -> list[dict[str, Any]]:
     found = []
     for name in folders():
         try:
-            manifest = shared_pack(name).manifest
+            pack = shared_pack(name)
         except PackError as error:
             found.append({"name": name, "error": str(error)})
             continue
+        manifest = pack.manifest
         models = [
             {"id": e.id, "method": e.method, "target_class": manifest.classes[e.target_class]}
             for e in manifest.unlearned
@@ -88,6 +89,7 @@ def packs() -> list[dict[str, Any]]:
             {
                 "name": name,
                 "title": manifest.title,
+                "here": not pack.lacking(),
                 "classes": list(manifest.classes),
                 "layers": list(manifest.layers),
                 "unlearned": models,
