@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from ..packs.card import whereabouts
 from ..packs.errors import PackError
 from ..packs.find import folders, shared_pack
-from ..packs.manifest import UnlearnedEntry
+from ..packs.manifest import Source, UnlearnedEntry
 from ..packs.pack import Pack
 from ..restore import MODES, TOKENS
 from . import overlays, words
@@ -151,7 +150,7 @@ def pack_choices() -> list[tuple[str, str]]:
     for name in folders():
         try:
             pack = shared_pack(name)
-            away = "" if not pack.lacking() else f" ({whereabouts(pack)})"
+            away = _away(pack.manifest.source) if pack.lacking() else ""
             found.append((pack.manifest.title + away, name))
         except PackError as error:
             log.warning("pack %s: %s", name, error)
@@ -164,7 +163,10 @@ def model_choices(entries: list[UnlearnedEntry], pack: Pack) -> list[tuple[str, 
     found = []
     for entry in entries:
         away = any(entry.id == listed.id for listed in pack.manifest.unlearned) and pack.lacking(entry.id)
-        size = f", {entry.source.megabytes} MB" if away and entry.source and entry.source.megabytes else ""
-        note = f" (not on this computer{size})" if away else ""
-        found.append((words.model_name(entry, pack.manifest) + note, entry.id))
+        found.append((words.model_name(entry, pack.manifest) + (_away(entry.source) if away else ""), entry.id))
     return found
+
+
+def _away(source: Source | None) -> str:
+    """ " (not here: 430 MB)": choosing it downloads it."""
+    return f" (not here: {source.megabytes} MB)" if source and source.megabytes else " (not here)"
