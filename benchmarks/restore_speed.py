@@ -3,8 +3,8 @@
     python benchmarks/restore_speed.py [--device cuda]
 
 ViT-B/16 with random weights, SAE 768 to 3072, mode `direct_injection` (reference). "Plain" is what the released
-code does: for every alpha a whole pass of the unlearned model, with a hook on the layer's block that runs the
-original up to the same block and edits there. Times are medians of this run on this machine: read the ratios.
+code does (recovery_test.py, utils/hook_utils.py): for every alpha a whole pass of the unlearned model, with a hook on
+the layer's block that runs the original up to the same block and edits there. Times are medians of this run on this machine: read the ratios.
 """
 
 from __future__ import annotations
@@ -95,11 +95,11 @@ def our_sweep(
 
 
 def plain_evaluation(original: nn.Module, unlearned: nn.Module, sae: TopKSAE, images: Tensor, layer: int) -> Tensor:
-    """[2 + A, n, classes]: logits of the original, the unlearned and the restored model over a set."""
+    """[1 + A, n, classes]: logits of the unlearned and the restored model over a set, as recovery_test.py has them."""
     found = []
     for batch in images.split(BATCH):
         restored = plain_sweep(original, unlearned, sae, batch, layer, EVALUATED)
-        found.append(torch.cat([original(batch)[None], unlearned(batch)[None], restored]))
+        found.append(torch.cat([unlearned(batch)[None], restored]))
     return torch.cat(found, dim=1)
 
 
@@ -110,7 +110,7 @@ def our_evaluation(original: nn.Module, unlearned: nn.Module, sae: TopKSAE, imag
     for batch in images.split(BATCH):
         session.set_image(batch)
         restored = session.restore(EVALUATED, layer, "direct_injection", EXPERTS)
-        found.append(torch.cat([session.logits("original")[None], session.logits("unlearned")[None], restored]))
+        found.append(torch.cat([session.logits("unlearned")[None], restored]))
     return torch.cat(found, dim=1)
 
 
