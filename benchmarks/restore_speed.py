@@ -3,8 +3,9 @@
     python benchmarks/restore_speed.py [--device cuda]
 
 ViT-B/16 with random weights, SAE 768 to 3072, mode `direct_injection` (reference). "Plain" is what the released
-code does (recovery_test.py, utils/hook_utils.py): for every alpha a whole pass of the unlearned model, with a hook on
-the layer's block that runs the original up to the same block and edits there. Times are medians of this run on this machine: read the ratios.
+code does (recovery_test.py, utils/hook_utils.py): for every alpha a whole pass of the unlearned model, with a hook
+on the layer's block that runs the original up to the same block and edits there. Times are medians of this run on
+this machine: read the ratios.
 """
 
 from __future__ import annotations

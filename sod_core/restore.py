@@ -3,8 +3,8 @@
 Every edit here is a straight line in alpha, hidden(alpha) = start + (alpha - origin) * direction, so an
 edit is computed once and a whole list of alphas goes through the tail of the model as one batch.
 
-Source: "Suppression or Deletion" (arXiv 2602.18505) and its released code (utils/hook_utils.py). `direct_injection` and `add` do
-what that code computes (fidelity "reference"); `inject` and `amplify` do what the method says (fidelity
+Source: "Suppression or Deletion" (arXiv 2602.18505) and its released code, utils/hook_utils.py. `direct_injection`
+and `add` do what that code computes (fidelity "reference"); `inject` and `amplify` do what the method says (fidelity
 "exact"); `cls_copy` is a control that uses no feature at all.
 """
 
