@@ -126,7 +126,8 @@ def packs_get(options: argparse.Namespace) -> None:
     ids = [entry.id for entry in entries] if "all" in options.unlearned else options.unlearned
     ids = ids if options.unlearned else [entry.id for entry in entries[:1]]
     files = [*pack.lacking(), *(file for id in ids for file in pack.lacking(id)), *pack.lacking_examples()]
-    for file in dict.fromkeys(files):
+    files = list(dict.fromkeys(files))
+    for file in files:
         with tqdm(desc=file.name, unit="B", unit_scale=True, file=sys.stderr) as bar:
 
             def show(here: int, total: int, bar: tqdm = bar) -> None:

@@ -318,6 +318,23 @@ def test_a_page_in_place_of_the_file_does_not_become_a_part_of_it(fake, length):
     assert hub.fetch(FILE).read_bytes() == CONTENT
 
 
+def test_a_commit_between_the_question_and_the_answer_mixes_nothing(fake, monkeypatch):
+    """What is kept as a commit's file is that commit's."""
+    answer, newer = fake._answer, random.Random(2).randbytes(len(CONTENT))
+
+    def commit_after_the_question(request: Any, form: Any) -> Any:
+        found = answer(request, form)
+        if request.method == "HEAD":
+            fake.files["user/repo"][FILE.path], fake.commit = newer, "beef" * 10
+        return found
+
+    monkeypatch.setattr(fake, "_answer", commit_after_the_question)
+    with contextlib.suppress(PackError):
+        hub.fetch(FILE)
+    assert hub.cached(FILE._replace(revision="c0de" * 10)) is None
+    assert hub.fetch(FILE).read_bytes() == newer and hub.commit(FILE) == "beef" * 10
+
+
 def test_nothing_half_written_is_found(fake):
     found = []
 
@@ -1017,7 +1034,7 @@ def test_names_that_lead_outside_are_refused(fake, fruit, name):
     """Neither looked for nor asked for."""
     first = manifest()["unlearned"][0]
     write_manifest(fruit, **hub_manifest(files=manifest()["files"] | {"original": name}))
-    for call in (Pack(fruit).original, Pack(fruit).lacking):
+    for call in (Pack(fruit).original, Pack(fruit).lacking, partial(Pack(fruit).manifest.hub_file, name)):
         refused(call, repr(name), "outside")
     write_manifest(fruit, **hub_manifest(unlearned=[first | {"file": name, "source": {"repo_id": OTHERS}}]))
     for call in (lambda: Pack(fruit).unlearned(FIRST), lambda: Pack(fruit).lacking(FIRST)):
@@ -1355,8 +1372,9 @@ NAMES: dict[str, Callable[[torch.nn.Module], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("names", NAMES)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "names"), [(size, "timm") for size in SIZES] + [("S/16", name) for name in list(NAMES)[1:]]
+)
 def test_a_checkpoint_tells_its_shape(size, names):
     assert convert.vit_shape(NAMES[names](shell(SIZES[size])), "vit.pth") == SIZES[size]
 

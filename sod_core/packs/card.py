@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 from .. import images
@@ -17,13 +18,13 @@ def listing() -> Iterator[str]:
     for name in folders():
         try:
             pack = open_pack(name)
+            models, where = pack.manifest.unlearned, whereabouts(pack)
+            away = sum(bool(pack.lacking(entry.id)) for entry in models)
         except PackError as error:
             yield f"{name}: cannot be used: {error}"
             continue
-        models = pack.manifest.unlearned
-        away = sum(bool(pack.lacking(entry.id)) for entry in models)
         counted = f"{len(models)} unlearned models" + (f", {away} of them not on this computer" if away else "")
-        yield f"{name}: {pack.manifest.title}; {whereabouts(pack)}; {counted}"
+        yield f"{name}: {pack.manifest.title}; {where}; {counted}"
 
 
 def whereabouts(pack: Pack) -> str:
@@ -42,11 +43,14 @@ def check(pack: Pack) -> Iterator[tuple[str, str | None]]:
     """
     m = pack.manifest
     if pack.lacking():
-        raise PackError(f"pack {m.name} is {whereabouts(pack)}; `python -m sod_core packs get {m.name}` fetches it")
+        raise PackError(f"pack {m.name} is {whereabouts(pack)}; `{pack.get_command()}` fetches it")
     steps: list[tuple[str, Callable]] = [("original model", pack.original)]
     steps += [(f"SAE of layer {layer}", lambda layer=layer: pack.sae(layer)) for layer in m.layers]
     steps += [(f"experts of layer {layer}", lambda layer=layer: pack.expert_ids(layer, 0)) for layer in m.layers]
-    steps += [(f"example image {e.path.name}", lambda e=e: images.read(e.path)) for e in pack.examples()]
+    try:
+        steps += [(f"example image {e.path.name}", lambda e=e: images.read(e.path)) for e in pack.examples()]
+    except PackError:
+        steps.append(("example images", pack.examples))
     here = [entry.id for entry in m.unlearned if not pack.lacking(entry.id)]
     steps += [(f"unlearned model {id}", lambda id=id: pack.unlearned(id)) for id in here]
     for what, load in steps:
@@ -69,7 +73,7 @@ def card(pack: Pack) -> str:
         at = hub.commit(file) or f"revision {m.source.revision}"
         parts.append(f"From `{m.source.repo_id}`, {at}.\n")
     if pack.lacking():
-        return "\n".join([*parts, f"The pack is {whereabouts(pack)}: `python -m sod_core packs get {m.name}`.\n"])
+        return "\n".join([*parts, f"The pack is {whereabouts(pack)}: `{pack.get_command()}`.\n"])
     s = pack.shape
     size, patch = f"{s.image_size} px", f"patches of {s.patch} px"
     parts.append(f"ViT: {s.depth} blocks, width {s.dim}, {s.heads} heads; images of {size}, {patch}.\n")
@@ -111,4 +115,4 @@ def _measured(pack: Pack, entry: UnlearnedEntry) -> tuple[str, str]:
     if not pack.examples():
         return "no examples", ""
     forget, retain = pack.accuracy_on_examples(pack.unlearned(entry.id), entry.target_class)
-    return f"{forget:.1%}", f"{retain:.1%}"
+    return tuple("no examples" if math.isnan(share) else f"{share:.1%}" for share in (forget, retain))

@@ -96,7 +96,8 @@ def vit_shape(found: Any, file: str) -> ViTShape:
         raise PackError(f"{file} is no ViT's checkpoint: {error}") from error
     numbers = [int(match[1]) for match in (re.match(r"blocks\.(\d+)\.", key) for key in state) if match]
     grid = math.isqrt(max(0, patches))
-    if not numbers or grid < 1 or grid * grid != patches or dim % HEAD_DIM:
+    whole = len(set(numbers)) == max(numbers, default=-1) + 1 > 0
+    if not whole or grid < 1 or grid * grid != patches or dim < 1 or dim % HEAD_DIM:
         raise PackError(
             f"{file} does not tell its shape ({patches} patches, width {dim}, {len(set(numbers))} blocks): "
             "give patch, dim, depth and heads under vit in pack.json"

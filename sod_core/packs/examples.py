@@ -54,6 +54,8 @@ def _first_rows(labels: list[int], classes: int) -> dict[int, int]:
 
 
 def _write(data: bytes, folder: Path, name: str) -> None:
+    if not isinstance(data, bytes):
+        raise TypeError("an image is not in the file")
     kind = "png" if data.startswith(b"\x89PNG") else "jpg"
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.{kind}").write_bytes(data)

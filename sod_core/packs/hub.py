@@ -34,10 +34,19 @@ class HubFile(NamedTuple):
 
 
 def cached(file: HubFile) -> Path | None:
-    """Where the file lies on this computer; None if it does not. Never asks the network."""
-    from huggingface_hub import try_to_load_from_cache
+    """Where the file lies on this computer; None if it does not. Never asks the network.
 
-    found = try_to_load_from_cache(file.repo_id, file.path, revision=file.revision, repo_type=file.repo_type)
+    Raises PackError for names that nothing on the hub can have.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(file.repo_id, file.path, revision=file.revision, repo_type=file.repo_type)
+    except HFValidationError as error:
+        raise _explained(file, error) from error
+    except ValueError as error:
+        raise PackError(f"{file.path!r} can be no file of {file.repo_id}: it leads out of the repository") from error
     return Path(found) if isinstance(found, str) else None
 
 
@@ -83,28 +92,49 @@ def _download(file: HubFile, progress: Progress, most_bytes: int | None) -> Path
     folder = _repo_folder(file)
     part = folder / "blobs" / f"{found.etag}.part"
     part.parent.mkdir(parents=True, exist_ok=True)
+    blob = part.with_suffix("")
     target = folder / "snapshots" / found.commit_hash / file.path
     with FileLock(f"{part}.lock"):
-        if not target.is_file():
+        if not target.is_file() and not blob.is_file():
             _check_space(file, found.size - _size(part), part.parent)
             with part.open("ab") as out:
                 here = out.tell() if out.tell() <= found.size else out.truncate(0)
                 at_commit = hf_hub_url(file.repo_id, file.path, repo_type=file.repo_type, revision=found.commit_hash)
-                http_get(
-                    at_commit,
-                    out,
-                    resume_size=here,
-                    headers=build_hf_headers(),
-                    expected_size=found.size,
-                    tqdm_class=_reporting(progress),
-                )
+                try:
+                    http_get(
+                        at_commit,
+                        out,
+                        resume_size=here,
+                        headers=build_hf_headers(),
+                        expected_size=found.size,
+                        tqdm_class=_reporting(progress),
+                    )
+                except OSError as error:
+                    if type(error) is not OSError or error.errno is not None:
+                        raise
+                    out.truncate(0)  # something else came, of another length: a network's login page, for example
+                    raise PackError(
+                        f"{file.name} of {file.repo_id} came with another length than announced: "
+                        "check the network and try again"
+                    ) from error
+            part.replace(blob)
+        if not target.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
-            part.replace(target)
+            _link(blob, target)
     ref = folder / "refs" / file.revision
     if file.revision != found.commit_hash:
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(found.commit_hash)
     return target
+
+
+def _link(blob: Path, target: Path) -> None:
+    """As the hub client does: several commits share a file that is the same in them."""
+    target.unlink(missing_ok=True)  # a link that leads nowhere
+    try:
+        target.symlink_to(os.path.relpath(blob, target.parent))
+    except OSError:  # no links here
+        blob.replace(target)
 
 
 def _reporting(progress: Progress) -> type:

@@ -236,6 +236,7 @@ def _faults(m: Manifest) -> Iterator[tuple[bool, str]]:
     yield min(image.std) <= 0, "image std must be above 0"
     yield image.interpolation not in INTERPOLATIONS, f"image interpolation {image.interpolation!r} is unknown"
     yield not m.layers, "layers must name at least one layer"
+    yield min(m.layers) < 0, f"layer {min(m.layers)} does not exist, layers are counted from 0"
     for layer in m.layers if vit is not None else ():
         yield not 0 <= layer < vit.depth, f"layer {layer} does not exist, the vit has 0 to {vit.depth - 1}"
     yield m.k < 1, "k must be above 0"

@@ -16,7 +16,7 @@ def parse_hub(text: str) -> HubFile:
     """ "hub:user/repo/file.pth" or "hub:user/repo/folder/file.pth@revision" -> HubFile. Raises PackError."""
     name, _, revision = text.strip().removeprefix(PREFIX).partition("@")
     parts = name.strip("/").split("/")
-    if len(parts) < 3 or not all(parts) or ".." in parts:
+    if len(parts) < 3 or not all(parts) or ".." in parts or not text.strip().isprintable():
         raise PackError(f"{text!r} names no file on the hub; write hub:user/repo/file, or hub:user/repo/file@revision")
     return HubFile("/".join(parts[:2]), "/".join(parts[2:]), revision or "main")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
@@ -66,6 +68,7 @@ class Pack:
         self.manifest = manifest.read(Path(folder))
         self.device = device or vit.choose_device()
         self._kept = Kept()
+        self._examples_seen = False
 
     def __reduce__(self):
         """Another process finds the pack by its folder: see sod_core.gpu."""
@@ -85,9 +88,22 @@ class Pack:
             raise PackError(f"{path.name} is missing in {path.parent}")
         found = hub.cached(wanted)
         if found is None:
-            get = f"python -m sod_core packs get {self.manifest.name}"
+            get = self.get_command(name)
             raise PackError(f"{path.name} is not on this computer yet; `{get}` fetches it from {wanted.repo_id}")
         return found
+
+    def get_command(self, file: str | None = None) -> str:
+        """The command that fetches the pack, or the model in one of its files."""
+        from .find import folders
+
+        m = self.manifest
+        known = folders().get(m.folder.name)
+        ids = [entry.id for entry in m.unlearned if entry.file == file]
+        named = [
+            m.folder.name if known and known.resolve() == m.folder.resolve() else str(m.folder),
+            *(["--unlearned", *ids] if ids else []),
+        ]
+        return f"python -m sod_core packs get {shlex.join(named)}"
 
     def lacking(self, id: str | None = None) -> list[HubFile]:
         """What has to be fetched from the hub to open the pack, or with `id` that unlearned model."""
@@ -153,11 +169,11 @@ class Pack:
 
     def sae(self, layer: int) -> TopKSAE:
         """The layer's SAE, its input normalised if that explains the examples better. Raises PackError."""
-        return self._kept.get(("sae", layer), lambda: self._load_sae(layer))[0]
+        return self._kept.get(("sae", layer, self._has_examples()), lambda: self._load_sae(layer))[0]
 
     def sae_fit(self, layer: int) -> SAEFit:
         """How well the layer's SAE explains the examples, both ways. Raises PackError."""
-        return self._kept.get(("sae", layer), lambda: self._load_sae(layer))[1]
+        return self._kept.get(("sae", layer, self._has_examples()), lambda: self._load_sae(layer))[1]
 
     def _load_sae(self, layer: int) -> tuple[TopKSAE, SAEFit]:
         self._check_layer(layer)
@@ -248,9 +264,15 @@ class Pack:
             found += [Example(path, label) for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
         return found
 
+    def _has_examples(self) -> bool:
+        """Whether there are any; they may come while the pack is in use."""
+        self._examples_seen = self._examples_seen or bool(self.examples())
+        return self._examples_seen
+
     def _examples_folder(self) -> Path:
         if self.manifest.examples_source is not None:
-            return hub.own_folder() / self.manifest.name / "examples"
+            told = repr((self.manifest.examples_source, len(self.manifest.classes)))
+            return hub.own_folder() / "examples" / hashlib.sha256(told.encode()).hexdigest()[:16]
         return self.manifest.path(self.manifest.examples or "examples")
 
     def example_inputs(self) -> Tensor:
@@ -310,7 +332,8 @@ class Pack:
     def example_thumbs(self, side: int) -> list[Image.Image]:
         """The examples as small squares, in the order of `examples`."""
         return self._kept.get(
-            ("thumbs", side), lambda: [images.square(images.read(e.path), side) for e in self.examples()]
+            ("thumbs", side, self._has_examples()),
+            lambda: [images.square(images.read(e.path), side) for e in self.examples()],
         )
 
     # ------------------------------------------------------------ help

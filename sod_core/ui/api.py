@@ -77,10 +77,10 @@ def packs() -> list[dict[str, Any]]:
     for name in folders():
         try:
             pack = shared_pack(name)
+            manifest, here = pack.manifest, not pack.lacking()
         except PackError as error:
             found.append({"name": name, "error": str(error)})
             continue
-        manifest = pack.manifest
         models = [
             {"id": e.id, "method": e.method, "target_class": manifest.classes[e.target_class]}
             for e in manifest.unlearned
@@ -89,7 +89,7 @@ def packs() -> list[dict[str, Any]]:
             {
                 "name": name,
                 "title": manifest.title,
-                "here": not pack.lacking(),
+                "here": here,
                 "classes": list(manifest.classes),
                 "layers": list(manifest.layers),
                 "unlearned": models,

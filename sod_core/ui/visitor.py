@@ -339,9 +339,13 @@ class Visitor:
         return [(i, v) for i, v in zip(best.indices.tolist(), best.values.tolist()) if v > 0]
 
 
-@cache
 def example_uris(pack: Pack) -> list[str]:
     """Data URIs of a pack's examples, small; the same for every visitor."""
+    return _uris(pack, len(pack.examples()))  # examples may come while the pack is in use
+
+
+@cache
+def _uris(pack: Pack, examples: int) -> list[str]:
     return [data_uri(thumb, quality=75) for thumb in pack.example_thumbs(THUMB_SIDE)]
 
 
