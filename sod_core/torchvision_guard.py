@@ -16,7 +16,7 @@ _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_lock = threading.Lock()
+_lock = threading.RLock()
 _library = None  # a torch Library unregisters its schemas when collected: keep it
 
 

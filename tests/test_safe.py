@@ -31,7 +31,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from sod_core.packs import safe
+from sod_core.packs import convert, safe
 from sod_core.packs.errors import PackError
 
 MEMORY = 200 << 20  # what a hostile file may take
@@ -110,6 +110,19 @@ def zip_file(content: Any = None, data: bytes | None = None, compressed: bool = 
         for key, record in records.items():
             archive.writestr(f"archive/data/{key}", record)
     return file.getvalue()
+
+
+def with_members(file: bytes, *changes: dict[str, Any]) -> bytes:
+    """A zip file whose directory has its last member once more for each set of changes to it."""
+    changed = io.BytesIO(file)
+    with zipfile.ZipFile(changed, "a") as archive:
+        for change in changes:
+            member = copy.copy(archive.filelist[-1])
+            archive.filelist.append(member)
+            for name, value in change.items():
+                setattr(member, name, value)
+        archive._didModify = True
+    return changed.getvalue()
 
 
 def legacy_file(content: Any, keys: list[Any] | bytes, *records: bytes) -> bytes:
@@ -276,6 +289,7 @@ ODD: dict[str, tuple[bytes, str]] = {
     "id.npy": (npy_file(b"\x80\x02K\x01Q."), "outside of it"),
     "module.pth": (persistent("module", torch.FloatStorage, "0", "cpu", 1), "other than its storages"),
     "number_key.pth": (persistent("storage", torch.FloatStorage, 0, "cpu", 1), "other than its storages"),
+    "two_lengths.pth": (persistent("storage", torch.FloatStorage, "0", "cpu", (1, 1)), "other than its storages"),
     "view.pth": (persistent("storage", torch.FloatStorage, "0", "cpu", 1, ("1", 0, 1)), "other than its storages"),
     "dtype.npy": (npy_file(pickle.dumps(Call(np.dtype, "f8,f8", False, True))), "unusual dtype"),
     "big_endian.npy": (npy_file(pickle.dumps({"mean": np.zeros(3, ">f8")})), "unusual dtype"),
@@ -292,6 +306,8 @@ ODD: dict[str, tuple[bytes, str]] = {
     "dimensions.pth": (zip_file(tensor(Stored(4), (1,) * 65, (1,) * 65), **{"0": bytes(16)}), "no proper shape"),
     "record.pth": (zip_file(tensor(Stored(3), (3,), (1,)), **{"0": bytes(16)}), "not as long"),
     "one_name_twice.pth": (zip_file([], a=b"", A=b""), "members claim more"),
+    "longer_member.pth": (with_members(zip_file([]), {"filename": "archive/a", "file_size": 3}), "torch never does"),
+    "larger_member.pth": (with_members(zip_file([]), {"filename": "archive/a", "extra": bytes(8)}), "torch never does"),
     "in_front.pth": (b"PK\3\4" + zip_file([]), "BadZipFile"),
     "number.pt": (pickle.dumps(5), "no checkpoint of torch"),
     "short.pt": (legacy_file(tensor(Stored(4), (4,), (1,)), ["0"], bytes(23)), "EOFError"),
@@ -364,13 +380,8 @@ def list_in_array(levels: int) -> Any:
 def overlapping(members: int, size: int) -> bytes:
     """A checkpoint whose records are all the same bytes."""
     tensors = {f"t{i}": tensor(Stored(size // 4, f"t{i}"), (size // 4,), (1,)) for i in range(members)}
-    file = io.BytesIO(zip_file(tensors, t0=bytes(size)))
-    with zipfile.ZipFile(file, "a") as archive:
-        for i in range(1, members):
-            archive.filelist.append(copy.copy(archive.getinfo("archive/data/t0")))
-            archive.filelist[-1].filename = f"archive/data/t{i}"
-        archive._didModify = True
-    return file.getvalue()
+    names = [{"filename": f"archive/data/t{i}"} for i in range(1, members)]
+    return with_members(zip_file(tensors, t0=bytes(size)), *names)
 
 
 def two_directories(seen_by_python: bytes, seen_by_torch: bytes) -> bytes:
@@ -453,6 +464,10 @@ MEMORY_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "lists_filled_later.npy": (lambda: npy_file(lists_filled_later(60)), "too many values"),
     "list_in_array.npy": (lambda: npy_file(pickle.dumps(list_in_array(60))), "too many values"),
     "endless_list.npy": (lambda: npy_file(b"\x80\x02]q\x00h\x00a."), "too many values"),
+    "wide_endless_list.npy": (
+        lambda: npy_file(b"\x80\x02]q\x00(" + b"h\x00" * 400_000 + b"e."),
+        "too many values",
+    ),
     "sharing_key.npy": (lambda: npy_file(SHARING_KEY), "not plain"),
     "deep_key.npy": (lambda: npy_file(with_key(DEEP_TUPLE)), "not plain"),
     "nested_arrays.npy": (lambda: npy_file(nested_arrays(20_000)), "nests arrays of objects"),
@@ -485,6 +500,11 @@ MEMORY_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: npy_file(pickle.dumps([array((len(SAME_LIST),), SAME_LIST, "O") for _ in range(1000)])),
         "claim more than the file holds",
     ),
+    "repeated_set.npy": (
+        lambda: npy_file(pickle.dumps([Call(set, SAME_LIST) for _ in range(1000)])),
+        "too many values",
+    ),
+    "repeated_size.pth": (lambda: zip_file([Call(torch.Size, SAME_LIST) for _ in range(1000)]), "no proper shape"),
     "repeated_text.npy": (
         lambda: npy_file(pickle.dumps([Call(scalar, np.dtype("S1048576"), ENCODED) for _ in range(1000)])),
         "claim more than the file holds",
@@ -550,7 +570,7 @@ MEMORY_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "many_members.pth": (lambda: many_members(50_000), "truncated"),
     "header.safetensors": (lambda: safetensors_file({}, b"", 10 << 30), "truncated"),
-    "long_header.safetensors": (lambda: safetensors_file(b" " * (40 << 20), b""), "header claims"),
+    "long_header.safetensors": (lambda: safetensors_file(b" " * (5 << 20), b""), "header claims"),
     "overlap.safetensors": (
         lambda: safetensors_file({"a": safetensors_entry([2], 0, 8), "b": safetensors_entry([2], 4, 12)}, bytes(12)),
         "cannot be read",
@@ -566,9 +586,10 @@ MEMORY_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 # What numpy and torch refuse themselves, or what does no harm before it is used in another way than by this test.
-HARMLESS = {"endless_list.npy", "arrays_filled_later.npy", "shape.npy", "negative_shape.npy", "long_header.npy"}
-HARMLESS |= {"version.npy", "ten_gigabytes.pth", "record.pth", "storage_without_data.pt", "two_kinds.pth"}
-HARMLESS |= {"many_members.pth", "long_pickle.pth"} | {name for name in MEMORY_FILES if name.endswith(".safetensors")}
+HARMLESS = {"endless_list.npy", "wide_endless_list.npy", "arrays_filled_later.npy", "shape.npy", "negative_shape.npy"}
+HARMLESS |= {"long_header.npy", "version.npy", "ten_gigabytes.pth", "record.pth", "storage_without_data.pt"}
+HARMLESS |= {"two_kinds.pth", "many_members.pth", "long_pickle.pth"}
+HARMLESS |= {name for name in MEMORY_FILES if name.endswith(".safetensors")}
 LENGTHENED = {"one_gigabyte.npy": 1 << 30, "ten_gigabytes.npy": 10 << 30, "ten_gigabytes.pth": 10 << 30}
 
 
@@ -672,6 +693,7 @@ def assert_same(found: Any, expected: Any) -> None:
 TENSORS = {
     **{str(dtype): torch.arange(6).reshape(2, 3).to(dtype) for dtype in DTYPES},
     "none": torch.zeros(0, 5),
+    "none of three": torch.zeros(3, 0),
     "one": torch.tensor(2.5),
     "row": torch.arange(12.0).reshape(3, 4)[1],
     "column": torch.arange(12.0).reshape(3, 4)[:, 1],
@@ -808,3 +830,17 @@ def main(folder: Path, names: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
+
+
+def test_figures_of_numpy_in_a_checkpoint_are_read(tmp_path):
+    """Lists of experts are often written with the numbers that numpy computed."""
+    experts = [{"feature_id": np.int64(7), "precision": np.float64(0.5), "recall": np.float32(0.25), "f1": 0.5}]
+    told = {"class_experts_details": {0: experts}, "ids": np.arange(3), "kept": np.bool_(True)}
+    path = tmp_path / "expert_features_layer9_k16.pt"
+    for zipped in (True, False):
+        torch.save(told, path, _use_new_zipfile_serialization=zipped)
+        found = safe.read_torch(path)
+        assert found["class_experts_details"] == told["class_experts_details"] and found["kept"]
+        assert found["ids"].tolist() == [0, 1, 2]
+        (expert,) = convert.load_experts(found, ("cat", "dog"), path.name)[0]
+        assert expert == (7, 0.5, 0.25, 0.5) and {type(value) for value in expert} == {int, float}

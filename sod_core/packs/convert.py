@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import re
+from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -97,6 +99,7 @@ def vit_shape(found: Any, file: str) -> ViTShape:
     numbers = [int(match[1]) for match in (re.match(r"blocks\.(\d+)\.", key) for key in state) if match]
     grid = math.isqrt(max(0, patches))
     whole = len(set(numbers)) == max(numbers, default=-1) + 1 > 0
+    whole = whole and all(tensor.numel() for tensor in state.values())  # empty ones may claim any length beside the 0
     if not whole or grid < 1 or grid * grid != patches or dim < 1 or dim % HEAD_DIM:
         raise PackError(
             f"{file} does not tell its shape ({patches} patches, width {dim}, {len(set(numbers))} blocks): "
@@ -190,15 +193,17 @@ def load_sae(found: Any, k: int, dim: int, file: str) -> TopKSAE:
     latents = parts["latent_bias"].numel()
     if parts["pre_bias"].numel() != dim:
         raise PackError(f"{file}: pre_bias has shape {_shape(parts['pre_bias'])}, expected ({dim},)")
-    sae = TopKSAE(dim, latents, k)
-    for part, layer in (("encoder", sae.encoder), ("decoder", sae.decoder)):
+    matrices = {}
+    for part, expected in (("encoder", (latents, dim)), ("decoder", (dim, latents))):
         # W_enc and W_dec are stored in either orientation.
         matrix = parts[part]
-        if matrix.ndim == 2 and matrix.shape != layer.weight.shape:
+        if matrix.ndim == 2 and matrix.shape != expected:
             matrix = matrix.T
-        if matrix.shape != layer.weight.shape:
-            raise PackError(f"{file}: {part} has shape {_shape(parts[part])}, expected {_shape(layer.weight)}")
-        layer.weight.data = matrix.contiguous()
+        if matrix.shape != expected:
+            raise PackError(f"{file}: {part} has shape {_shape(parts[part])}, expected {expected}")
+        matrices[part] = matrix.contiguous()
+    sae = TopKSAE(dim, latents, k)
+    sae.encoder.weight.data, sae.decoder.weight.data = matrices["encoder"], matrices["decoder"]
     sae.pre_bias.data, sae.latent_bias.data = parts["pre_bias"].reshape(-1), parts["latent_bias"].reshape(-1)
     return sae.requires_grad_(False).eval()
 
@@ -243,11 +248,11 @@ def load_experts(found: Any, classes: tuple[str, ...], file: str) -> dict[int, l
     lists = {}
     for key, items in found.items():
         index = classes.index(key) if key in classes else int(key) if str(key).isdecimal() else None
-        if index is None or not isinstance(items, (list, tuple, Tensor)):
+        if index is None or not isinstance(items, (list, tuple, Tensor, np.ndarray)):
             continue
         if index >= len(classes):
             raise PackError(f"{file} names class {index}, the pack has 0 to {len(classes) - 1}")
-        lists[index] = [_expert(item, file) for item in (items.tolist() if isinstance(items, Tensor) else items)]
+        lists[index] = [_expert(item, file) for item in (items if isinstance(items, (list, tuple)) else items.tolist())]
     if not lists:
         raise PackError(f"{file} holds no expert lists by class")
     return lists
@@ -257,8 +262,8 @@ def _expert(item: Any, file: str) -> Expert:
     details = item if isinstance(item, dict) else {"feature_id": item}
     id = details.get("feature_id")
     figures = [details.get(name) for name in ("precision", "recall", "f1")]
-    if isinstance(id, int) and id >= 0 and all(f is None or isinstance(f, (int, float)) for f in figures):
-        return Expert(id, *figures)
+    if isinstance(id, Integral) and id >= 0 and all(f is None or isinstance(f, Real) for f in figures):
+        return Expert(int(id), *(None if f is None else float(f) for f in figures))  # numpy's own become plain
     raise PackError(f"{file}: an expert is a latent id or a dictionary with feature_id, found {type(item).__name__}")
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
-from functools import cache
 from pathlib import Path
 
 import torch
 
 from .errors import PackError
+from .kept import Kept
 from .pack import Pack
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
@@ -33,16 +32,10 @@ def open_pack(name: str, device: torch.device | None = None) -> Pack:
 def shared_pack(name: str) -> Pack:
     """As `open_pack`, opened once for everybody in this process."""
     folder = _folder(name).resolve()
-    with _opening:
-        return _opened(folder)
+    return _opened.get(folder, lambda: Pack(folder))
 
 
-_opening = threading.Lock()
-
-
-@cache
-def _opened(folder: Path) -> Pack:
-    return Pack(folder)
+_opened = Kept()
 
 
 def _folder(name: str) -> Path:

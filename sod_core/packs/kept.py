@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+_all: weakref.WeakSet[Kept] = weakref.WeakSet()
 
 
 class Kept:
@@ -19,8 +24,8 @@ class Kept:
     def __init__(self, budget: float = float("inf")):
         self.budget = budget
         self._things: OrderedDict[Hashable, tuple[Any, float]] = OrderedDict()
-        self._making: dict[Hashable, threading.Lock] = {}
-        self._lock = threading.Lock()
+        self._new_locks()
+        _all.add(self)
 
     def get(self, key: Hashable, make: Callable[[], T], size: Callable[[T], float] = lambda thing: 0) -> T:
         """The thing called `key`; made by `make` if it is not here. What `make` raises is not remembered."""
@@ -55,3 +60,17 @@ class Kept:
     def _drop(self) -> None:
         while len(self._things) > 1 and sum(size for _, size in self._things.values()) > self.budget:
             self._things.popitem(last=False)
+
+    def _new_locks(self) -> None:
+        self._making: dict[Hashable, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    """In a forked process (ZeroGPU's) nobody would ever open the locks that other threads held at that moment."""
+    for kept in _all:
+        kept._new_locks()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
