@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -76,6 +77,10 @@ def after(
     visitor, controls = there(visitor), read(values)
     with visitor.lock:
         visitor.version += 1
+        if visitor.swept_to == controls.alpha:
+            visitor.swept_to = None
+        elif visitor.swept_to is not None:
+            controls = replace(controls, alpha=visitor.swept_to)
         if change is not None:
             change(visitor, controls)
         return shown.everything(visitor, controls, new_image, new_order)

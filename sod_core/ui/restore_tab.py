@@ -38,7 +38,7 @@ def build(app: gr.Blocks, default_pack: str) -> None:
 def _wire_menus(panel: Panel, visitor: gr.State, settled: dict) -> None:
     latest = {"trigger_mode": "always_last", **QUIET}
     shows = kept(_show, len(panel.everything)), [visitor, *panel.controls], panel.everything
-    starts = panel.mode.input(_alpha_of_mode, [panel.mode, panel.alpha], panel.alpha, **QUIET)
+    starts = panel.mode.input(_alpha_of_mode, [visitor, panel.mode, panel.alpha], panel.alpha, **QUIET)
     starts.then(*shows, **QUIET).then(**settled)
     for menu in (panel.layer, panel.tokens, panel.features, panel.expert_class, panel.seed):
         menu.input(*shows, **latest).then(**settled)
@@ -117,8 +117,10 @@ def _show(visitor: Visitor | None, *values: Any) -> list:
     return after(visitor, values)
 
 
-def _alpha_of_mode(mode: str, alpha: float) -> Any:
+def _alpha_of_mode(visitor: Visitor | None, mode: str, alpha: float) -> Any:
     """Amplify does nothing at alpha 1, where every other mode starts at 0: switching keeps "nothing edited"."""
+    if visitor is not None:
+        visitor.swept_to = None
     start = 1.0 if mode == "amplify" else 0.0
     return start if alpha in (0.0, 1.0) else gr.skip()
 
@@ -126,6 +128,7 @@ def _alpha_of_mode(mode: str, alpha: float) -> Any:
 def _move_alpha(visitor: Visitor | None, *values: Any) -> list:
     visitor = handling.there(visitor)
     visitor.sweep += 1  # a hand on the slider ends a sweep
+    visitor.swept_to = None
     with visitor.lock:
         return shown.moving(visitor, handling.read(values))
 
@@ -144,7 +147,8 @@ def _play(visitor: Visitor | None, *values: Any) -> Iterator[list]:
             with visitor.lock:
                 if visitor.sweep != mine:
                     break
-                found = shown.moving(visitor, replace(visitor.controls, alpha=step * PLAY_STEP))
+                visitor.swept_to = step * PLAY_STEP
+                found = shown.moving(visitor, replace(visitor.controls, alpha=visitor.swept_to))
             yield [step * PLAY_STEP, gr.Button(visible=False), gr.Button(visible=True), *found]
             due += FRAME_SECONDS
             time.sleep(max(0.0, due - time.monotonic()))

@@ -85,6 +85,8 @@ class Visitor:
         """As last shown: a sweep of alpha follows them."""
         self.sweep = 0
         """Counts sweeps and what ends them; a sweep goes on while the number is its own."""
+        self.swept_to: float | None = None
+        """Where a sweep has moved alpha, until the page's own events say the same: those sent meanwhile are behind."""
         self.version = 0
         """Counts what the visitor asked for; the slow part of an answer is dropped once it is overtaken."""
         self.entry: UnlearnedEntry | None = None
