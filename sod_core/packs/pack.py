@@ -154,7 +154,8 @@ class Pack:
 
     def model_at(self, path: Path) -> nn.Module:
         """The model in any checkpoint of this pack's ViT. Raises PackError naming what does not fit."""
-        key = str(self.manifest.folder), str(self.device), str(path)
+        written = path.stat() if path.exists() else None  # a file that was written again is read again
+        key = str(self.manifest.folder), str(self.device), str(path), written and (written.st_mtime_ns, written.st_size)
         return _unlearned_models().get(key, lambda: self._load(path), _bytes)
 
     def _load(self, path: Path) -> nn.Module:

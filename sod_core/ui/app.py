@@ -54,7 +54,8 @@ def default_pack() -> str:
     preferred = PREFERRED_ON_SPACE if "SPACE_ID" in os.environ else PREFERRED
     for name in [*([asked] if asked in known else []), *(n for n in preferred if n in known), *known]:
         try:
-            if name == asked or not needed(shared_pack(name)):
+            pack = shared_pack(name)
+            if name == asked or not needed(pack):
                 return name
         except PackError as error:
             log.warning("pack %s cannot be used: %s", name, error)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from .visitor import Visitor, needed
 
 LOOK_SECONDS = 0.3
 """Between two looks at a download's progress."""
+TWICE_SECONDS = 1.0
+"""The same choice within this time is one choice."""
 
 
 class Turn:
@@ -25,6 +28,13 @@ class Turn:
 
     def __init__(self) -> None:
         self.number = 0
+        self._asked, self._when = "", 0.0
+
+    def again(self, name: str) -> bool:
+        """Whether the same was asked a moment ago: a menu sends its choice when it is made and when it is left."""
+        repeated = name == self._asked and time.monotonic() - self._when < TWICE_SECONDS
+        self._asked, self._when = name, time.monotonic()
+        return repeated
 
     def take(self) -> int:
         """A new number; it is overtaken once `number` has gone on."""
@@ -71,21 +81,23 @@ class Opener:
 
     def open_pack(self, before: Visitor | None, turn: Turn, name: str, *values: Any) -> Iterator[dict]:
         """Fetches what the pack lacks, then shows it. A page that opens falls back to a pack that is here."""
-        mine = turn.take()
+        if before is not None and (before.pack_name == name or turn.again(name)):
+            yield self._nothing()
+            return
+        yield from self._until_overtaken(turn, lambda: self._opened(before, name, values))
+
+    def _opened(self, before: Visitor | None, name: str, values: tuple) -> Iterator[dict]:
         if before is not None:
             before.sweep += 1
         try:
-            yield from self._fetched(name, turn, mine)
-            if turn.number == mine:
-                visitor = Visitor(name)
+            yield from self._fetched(name)
+            visitor = Visitor(name)
         except PackError as error:
             if before is not None:
                 raise
             gr.Warning(str(error))
-            name = next(other for other in _here() if other != name)
-            visitor = Visitor(name)
-        if turn.number == mine:
-            yield {self.visitor: visitor} | self._pack_shown(visitor, values)
+            visitor = Visitor(next(other for other in _here() if other != name))
+        yield {self.visitor: visitor} | self._pack_shown(visitor, values)
 
     def not_opened(self, before: Visitor | None, *_: Any) -> dict:
         """The menu goes back to the pack that is open."""
@@ -94,11 +106,20 @@ class Opener:
 
     def choose_model(self, visitor: Visitor | None, turn: Turn, id: str, *values: Any) -> Iterator[dict]:
         """Fetches the model if it is not here, then shows it."""
-        mine, visitor = turn.take(), handling.there(visitor)
+        visitor = handling.there(visitor)
+        if visitor.entry.id == id or turn.again(id):
+            yield self._nothing()
+            return
+        yield from self.show_model(visitor, turn, id, values)
+
+    def show_model(self, visitor: Visitor, turn: Turn, id: str, values: tuple) -> Iterator[dict]:
+        """As `choose_model`, also for the model that is shown already."""
+        yield from self._until_overtaken(turn, lambda: self._chosen(visitor, id, values))
+
+    def _chosen(self, visitor: Visitor, id: str, values: tuple) -> Iterator[dict]:
         if id in [entry.id for entry in visitor.pack.manifest.unlearned]:
-            yield from self._watched(visitor.pack.lacking(id), turn, mine)
-        if turn.number == mine:
-            yield self._model_shown(visitor, id, values)
+            yield from self._watched(visitor.pack.lacking(id))
+        yield self._model_shown(visitor, id, values)
 
     def own_model(
         self,
@@ -111,18 +132,21 @@ class Opener:
         *values: Any,
     ) -> Iterator[dict]:
         """Takes a checkpoint of the visitor's own into their list, and shows it."""
-        mine, visitor = turn.take(), handling.there(visitor)
+        visitor = handling.there(visitor)
         local = intake.at_this_computer(request)
         found = intake.own_model(text or "", upload, local)
+        yield from self._until_overtaken(turn, lambda: self._taken(visitor, found, local, forgotten, values))
+
+    def _taken(
+        self, visitor: Visitor, found: HubFile | Path, local: bool, forgotten: str, values: tuple
+    ) -> Iterator[dict]:
         if isinstance(found, HubFile):
-            yield from self._watched([found], turn, mine, None if local else intake.most_bytes())
-            if turn.number != mine:
-                return
+            yield from self._watched([found], None if local else intake.most_bytes())
             found = hub.fetch(found)
         yield {self.panel.progress: _bar("Measuring it on the example images ...")}
         target = visitor.pack.manifest.class_index(forgotten) if forgotten else None
         with visitor.lock:
-            id = visitor.add_model(Path(found), Path(found).name, target)
+            id = visitor.add_model(found, found.name, target)
         yield self._model_shown(visitor, id, values)
 
     def not_chosen(self, visitor: Visitor | None, *_: Any) -> dict:
@@ -132,21 +156,39 @@ class Opener:
 
     # ------------------------------------------------------------ parts
 
-    def _fetched(self, name: str, turn: Turn, mine: int) -> Iterator[dict]:
-        pack = shared_pack(name)
-        yield from self._watched(needed(pack), turn, mine)
+    def _until_overtaken(self, turn: Turn, steps: Callable[[], Iterator[dict]]) -> Iterator[dict]:
+        """The steps as long as the page asks for nothing else to be opened; after that not even their errors."""
+        mine = turn.take()
         try:
-            yield from self._watched(pack.lacking_examples(), turn, mine)
+            for step in steps():
+                if turn.number != mine:
+                    break
+                yield step
+        except Exception:
+            if turn.number == mine:
+                raise
+        if turn.number != mine:
+            yield self._nothing()
+
+    def _nothing(self) -> dict:
+        """Changes nothing: Gradio shows a handler's last answer again once it is through."""
+        return {self.panel.progress: gr.skip()}
+
+    def _fetched(self, name: str) -> Iterator[dict]:
+        pack = shared_pack(name)
+        yield from self._watched(needed(pack))
+        try:
+            yield from self._watched(pack.lacking_examples())
         except PackError as error:
             gr.Warning(f"{error}. Without examples, use an image of your own.")
         yield {self.panel.progress: _bar(f"Opening {pack.manifest.title} ...")}
 
-    def _watched(self, files: list[HubFile], turn: Turn, mine: int, most_bytes: int | None = None) -> Iterator[dict]:
-        """Progress bars until the files are here, or until the page asks for something else. Raises PackError."""
+    def _watched(self, files: list[HubFile], most_bytes: int | None = None) -> Iterator[dict]:
+        """Progress bars until the files are here. Raises PackError."""
         if not files:
             return
         coming = download.start(files, most_bytes)
-        while turn.number == mine and not coming.done(LOOK_SECONDS):
+        while not coming.done(LOOK_SECONDS):
             size = f"{hub.megabytes(coming.here)} of {hub.megabytes(coming.total)}"
             label = f"{coming.name}: {size} (file {coming.number + 1} of {len(files)})"
             yield {self.panel.progress: _bar(label, coming.share)}

@@ -119,8 +119,9 @@ def _show(visitor: Visitor | None, *values: Any) -> list:
 
 def _alpha_of_mode(visitor: Visitor | None, mode: str, alpha: float) -> Any:
     """Amplify does nothing at alpha 1, where every other mode starts at 0: switching keeps "nothing edited"."""
-    if visitor is not None:
-        visitor.swept_to = None
+    if visitor is None or visitor.controls is None or visitor.controls.mode == mode:
+        return gr.skip()  # a menu that is left sends its choice once more
+    visitor.swept_to = None
     start = 1.0 if mode == "amplify" else 0.0
     return start if alpha in (0.0, 1.0) else gr.skip()
 
