@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import vit as vits
-from .task import Stop, Task, descend
+from .task import Stop, Task, descend, trainable_copy
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,19 @@ class Settings:
     """
 
     lr: float = 3e-5
-    batch: int = 64
+    batch: int = 32
     bound: float = 0.1
-    stop: Stop = Stop(steps=200, every=5)
+    stop: Stop = Stop(steps=60, every=5)
 
 
 def unlearn(vit: nn.Module, task: Task, settings: Settings) -> nn.Module:
     """Minimises CE(forget images, nearest wrong class)."""
 
+    original = trainable_copy(vit)
+
     def loss(model: nn.Module, step: int) -> Tensor:
         images, labels = task.forget_batch(step, settings.batch)
-        nearest = nearest_wrong_class(vit, images, labels, task, settings.bound)
+        nearest = nearest_wrong_class(original, images, labels, task, settings.bound)
         return F.cross_entropy(vits.logits(model, images).float(), nearest)
 
     return descend(vit, task, loss, settings.lr, settings.stop)

@@ -26,7 +26,7 @@ class Settings:
     k: int = 3
     lr: float = 1e-3
     batch: int = 64
-    stop: Stop = Stop(steps=1200, every=50)
+    stop: Stop = Stop(steps=800, every=50)
 
 
 def unlearn(vit: nn.Module, task: Task, settings: Settings) -> nn.Module:

@@ -20,12 +20,12 @@ from .task import Stop, Task, descend
 class Settings:
     """From the papers: the loss, all weights trained, a learning rate above that of the training's end.
 
-    Chosen here: AdamW at 1e-3 and 800 steps, where Golatkar et al. take SGD for 10 epochs.
+    Chosen here: AdamW at 1e-3 and 400 steps, where Golatkar et al. take SGD for 10 epochs.
     """
 
     lr: float = 1e-3
     batch: int = 64
-    stop: Stop = Stop(steps=800, every=50)
+    stop: Stop = Stop(steps=400, every=50)
 
 
 def unlearn(vit: nn.Module, task: Task, settings: Settings) -> nn.Module:

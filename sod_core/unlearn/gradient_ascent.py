@@ -25,7 +25,7 @@ class Settings:
 
     lr: float = 1e-4
     batch: int = 64
-    stop: Stop = Stop(steps=60, every=5)
+    stop: Stop = Stop(steps=30, every=5)
 
 
 def unlearn(vit: nn.Module, task: Task, settings: Settings) -> nn.Module:
