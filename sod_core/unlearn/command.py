@@ -138,7 +138,7 @@ def _key(order: Order, source: Source) -> str:
 
 def _files(out: Path) -> tuple[Path, Path]:
     """The checkpoint and its record. Raises ValueError where they cannot be written, before anything is trained."""
-    beside = out.with_name(f"{out.stem}.json")
+    beside = out.parent / f"{out.stem}.json"
     if out.is_dir() or beside == out:
         raise ValueError(f"--out {out} is no name for a checkpoint; give one such as unlearned.pth")
     if not os.access(out.parent, os.W_OK | os.X_OK):
