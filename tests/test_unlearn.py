@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, is_dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sod_core import processes
 from sod_core import vit as vits
 from sod_core.build import train_vit
-from sod_core.build.images import ImageSet
+from sod_core.build.images import UNKNOWN, ImageSet
 from sod_core.unlearn import (
     TITLES,
     bad_teacher,
@@ -630,3 +632,54 @@ def test_ssd_dampens_by_both_importances(vit, task):
         assert torch.equal(found[name][~chosen], old[~chosen])
         assert (found[name][chosen].abs() <= old[chosen].abs() / settings.alpha + 1e-7).all()
     assert [look.step for look in task.looks] == [0, 1]
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def as_process(monkeypatch, index: int | None) -> None:
+    """Makes this one of two processes, without the other; None: alone."""
+    state = SimpleNamespace(num_processes=2, process_index=index, is_main_process=index == 0)
+    monkeypatch.setattr(processes, "_state", None if index is None else state)
+    monkeypatch.setattr(processes, "average", lambda tensors: None)
+
+
+def slopes(loss: Tensor, model: nn.Module) -> Tensor:
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+
+@pytest.mark.parametrize("name", sorted(set(TITLES) - {"retrain", "ssd"}))
+def test_two_processes_average_to_the_slope_of_one(monkeypatch, vit, task, name):
+    """The losses at a model that has moved a little, and at step 1 (SCRUB's goes up there)."""
+    model = trainable_copy(vit).requires_grad_(True)
+    with torch.no_grad():
+        model.head.weight.mul_(1.5)
+    found = {}
+    for index in (None, 0, 1):
+        as_process(monkeypatch, index)
+        loss = loss_of(method(name), monkeypatch, vit, task, SETTINGS[name])
+        found[index] = slopes(loss(model, 1), model)
+    assert torch.allclose((found[0] + found[1]) / 2, found[None], atol=1e-6)
+    assert not torch.allclose(found[0], found[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_two_processes_retrain_with_the_slope_of_one(monkeypatch, vit, task, masks):
+    """Token labels are a mean over the patches that have one, of which the halves of a batch hold different numbers."""
+    if not masks:
+        task = replace(task, data=task.data._replace(coverage=np.full_like(task.data.coverage, UNKNOWN)))
+    model = nn.ModuleDict({"vit": trainable_copy(vit), "background": nn.Linear(SHAPE.dim, 1)}).requires_grad_(True)
+    found = {}
+    for index in (None, 0, 1):
+        as_process(monkeypatch, index)
+        arguments = model, task.data, np.arange(60), RECIPE, 1, CPU
+        loss, _ = train_vit._step(*arguments, precision=torch.float32)
+        found[index] = slopes(loss, model["vit"])
+    assert torch.allclose((found[0] + found[1]) / 2, found[None], atol=1e-6) and found[None].isfinite().all()
+
+
+def test_a_batch_that_cannot_be_halved_is_refused(monkeypatch, task):
+    as_process(monkeypatch, 1)
+    assert len(task.retain_batch(0, 6)[1]) == 3
+    with pytest.raises(ValueError, match="a batch of 5 cannot be divided among 2 processes"):
+        task.retain_batch(0, 5)

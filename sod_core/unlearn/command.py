@@ -35,7 +35,8 @@ def unlearn(options: argparse.Namespace) -> None:
 def _unlearn(options: argparse.Namespace) -> None:
     out, beside = _files(options.out)
     before = _recorded(options, beside) if options.record else None
-    _check_new(options) if before is None else None
+    if before is None:
+        _check_new(options)
     device = processes.start(options.device or (before.device if before else None))
     if threads := options.threads or (before.threads if before else None):
         if threads < 1:
