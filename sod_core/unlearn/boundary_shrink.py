@@ -31,7 +31,7 @@ class Settings:
     lr: float = 3e-5
     batch: int = 32
     bound: float = 0.1
-    stop: Stop = Stop(steps=60, every=5)
+    stop: Stop = Stop(steps=80, every=5)
 
 
 def unlearn(vit: nn.Module, task: Task, settings: Settings) -> nn.Module:
