@@ -20,7 +20,8 @@ from .task import Stop, Task, descend
 class Settings:
     """From the papers: the loss, all weights trained, a learning rate above that of the training's end.
 
-    Chosen here: AdamW at 1e-3 and 400 steps, where Golatkar et al. take SGD for 10 epochs.
+    Chosen here: AdamW at 1e-3 and 400 steps, where Golatkar et al. take SGD for 10 epochs. On the embedded pack this
+    fails: 92 % of the boats stay known, and at 5e-3 the other classes are lost (16 % after 184 steps).
     """
 
     lr: float = 1e-3

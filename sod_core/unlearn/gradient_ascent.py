@@ -20,7 +20,8 @@ class Settings:
     """From the papers: the loss, and that few steps are taken.
 
     Chosen here: the learning rate, small so that the check images, looked at every fifth step, can end the ascent
-    before it has destroyed the other classes.
+    before it has destroyed the other classes. On the embedded pack it fails all the same: when 1 % of the boats are
+    left, 7 points of the other classes are gone, and after twice the steps half of them.
     """
 
     lr: float = 1e-4

@@ -30,7 +30,7 @@ class Settings:
     by `range(batch[0].size(0))`, which counts colour channels, adds 60 noise images to thousands of others.
     """
 
-    lr: float = 1e-3
+    lr: float = 3e-3
     batch: int = 32
     """Images of the retain set in a step, and as many of noise when impairing."""
     noise_lr: float = 0.1
