@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_restore(verbs.add_parser("restore", help="one image, one unlearned model, a list of alphas"))
     _add_evaluate(verbs.add_parser("evaluate", help="every unlearned model of a pack, experts against controls"))
+    _add_unlearn(verbs.add_parser("unlearn", help="make an unlearned model, and the record to make it again"))
     _add_packs(verbs.add_parser("packs", help="list, fetch, check and describe packs"))
     _add_build(verbs.add_parser("build", help="train an embedded pack"))
     return parser
@@ -85,6 +86,52 @@ def _run_evaluate(options: argparse.Namespace) -> None:
     from . import commands
 
     commands.evaluate(options)
+
+
+def _add_unlearn(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Makes an unlearned model and, beside it, the record to make it again: settings, seed, versions, figures. "
+        "Several GPUs or machines: accelerate launch --multi_gpu --num_processes N -m sod_core unlearn ...; several "
+        "processes on CPUs: the same, with --device cpu at the end."
+    )
+    parser.add_argument("--pack", help="a pack's name or folder")
+    parser.add_argument("--method", help="see sod_core/unlearn; an unknown name lists them")
+    parser.add_argument("--target-class", help="the class to forget, number or name")
+    parser.add_argument(
+        "--data",
+        help="canvas (drawn images), a folder with a folder a class, or hub:user/dataset/path/file.parquet[@revision]",
+    )
+    parser.add_argument("--from", dest="record", type=Path, metavar="JSON", help="make a recorded model again")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="the checkpoint; its record is beside it"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="changes",
+        help="a setting, such as stop.steps=100",
+    )
+    parser.add_argument("--seed", type=int, help="of batches, of random starts and of a folder's division; default: 0")
+    parser.add_argument("--precision", choices=["bfloat16", "float32"], help="of the training; default: bfloat16")
+    parser.add_argument("--train", type=int, help="drawn images to train with; default: 72000")
+    parser.add_argument("--check", type=int, help="drawn images that decide when to stop; default: 1000")
+    parser.add_argument("--test", type=int, help="drawn images that the figures are measured on; default: 2000")
+    parser.add_argument("--image-column", help="of a table; default: image")
+    parser.add_argument("--label-column", help="of a table; default: label")
+    parser.add_argument("--work", type=Path, default=Path(".build/canvas"), help="where drawn images are kept")
+    parser.add_argument("--id", help="the model's name in a pack; default: METHOD-CLASS")
+    parser.add_argument("--add", action="store_true", help="add it to pack.json of your own pack, --out inside it")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--device", help="cuda, mps or cpu; default: SOD_DEVICE, else the best there is")
+    parser.set_defaults(run=_run_unlearn)
+
+
+def _run_unlearn(options: argparse.Namespace) -> None:
+    from .unlearn import command
+
+    command.unlearn(options)
 
 
 def _add_packs(parser: argparse.ArgumentParser) -> None:

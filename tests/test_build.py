@@ -311,8 +311,9 @@ def test_there_is_a_stage_for_every_part_of_the_pack():
     stages = build.stages()
     assert stages[:2] == ["original", "examples"]
     assert {f"sae-{layer}" for layer in (8, 9, 10)} < set(stages)
-    for name in ("boat", "cat"):
-        assert {f"{how}-{name}" for how in TITLES} < set(stages)
+    assert {f"{how}-boat" for how in TITLES} < set(stages)
+    strongest = ("retrain", "neggrad_plus", "random_labels", "cf_k", "salun")
+    assert {stage for stage in stages if stage.endswith("-cat")} == {f"{how}-cat" for how in strongest}
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +323,7 @@ def built(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "SHAPE", SHAPE)
         patch.setattr(build, "LAYERS", [0, 1])
-        patch.setattr(build, "FORGOTTEN", ("boat",))
+        patch.setattr(build, "FORGOTTEN", {"boat": tuple(TITLES)})
         patch.setattr(build, "TRAIN", (240, 1))
         patch.setattr(build, "TEST", (60, 2))
         patch.setattr(build, "CHECK", (60, 3))
@@ -333,6 +334,8 @@ def built(tmp_path_factory) -> Path:
         for how in TITLES:
             module = method(how)
             changes = {"recipe": RECIPE} if how == "retrain" else {"stop": brief, "batch": 4}
+            changes = {"batches": 2, "batch": 4} if how == "ssd" else changes
+            changes |= {"k": 1} if how in ("cf_k", "eu_k") else {}
             patch.setattr(module, "Settings", partial(module.Settings, **changes))
         build.Builder(folder / "canvas", folder / "work", CPU).run([])
     return folder / "canvas"

@@ -17,28 +17,33 @@ from ..worlds import canvas
 
 SIZE, PATCH = 64, 8
 MEAN = STD = 0.5
+UNKNOWN = 1
+"""Coverage of a patch without a mask: neither background nor object, which token labels leave out."""
 
 
 class ImageSet(NamedTuple):
     """Images with everything that training asks about them. Arrays may be memory-mapped."""
 
     pixels: np.ndarray
-    """[n, 64, 64, 3], uint8."""
+    """[n, side, side, 3], uint8; the canvas world's are 64 x 64."""
     coverage: np.ndarray
-    """[n, 64], uint8: share of each 8 x 8 patch that the object covers, times 255, row by row."""
+    """[n, patches], uint8: share of each patch that the object covers, times 255, row by row; UNKNOWN without masks."""
     labels: np.ndarray
-    """[n], int64: index into canvas.OBJECTS."""
+    """[n], int64: index into the classes, canvas.OBJECTS in the canvas world."""
     styles: np.ndarray
-    """[n], int64: index into canvas.STYLES."""
+    """[n], int64: index into canvas.STYLES; 0 in other images."""
 
     def where(self, keep: np.ndarray) -> ImageSet:
         """The images whose place in `keep` (bool or indices) says so, copied into memory."""
         return ImageSet(*(array[keep] for array in self))
 
 
-def normalise(pixels: np.ndarray | Tensor) -> Tensor:
-    """uint8 [n, H, W, 3] -> float [n, 3, H, W] as the ViT takes it."""
-    return (torch.as_tensor(np.array(pixels)).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
+def normalise(
+    pixels: np.ndarray | Tensor, mean: float | tuple[float, ...] = MEAN, std: float | tuple[float, ...] = STD
+) -> Tensor:
+    """uint8 [n, H, W, 3] -> float [n, 3, H, W] as the ViT takes it; mean and std are one number, or one a channel."""
+    means, stds = (torch.tensor(value).reshape(-1, 1, 1) for value in (mean, std))
+    return (torch.as_tensor(np.array(pixels)).permute(0, 3, 1, 2).float() / 255 - means) / stds
 
 
 def draw(count: int, seed: int) -> ImageSet:

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .. import processes
 from .. import vit as vits
-from .images import ImageSet, normalise
+from .images import MEAN, STD, ImageSet, normalise
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,15 @@ def train(
     checkpoint: Path,
     device: torch.device,
     without: int | None = None,
+    mean: float | tuple[float, ...] = MEAN,
+    std: float | tuple[float, ...] = STD,
+    precision: torch.dtype = torch.bfloat16,
 ) -> Trained:
     """Trains with progress, never showing class `without`; every minute writes `checkpoint`, from which a
     killed run goes on.
 
-    A step's batch depends on (seed, step) alone, so a resumed run sees what an unbroken one sees.
+    A step's batch depends on (seed, step) alone, so a resumed run sees what an unbroken one sees; several processes
+    (sod_core.processes) divide it. Images without masks are trained on by their class alone.
     """
     allowed = np.arange(len(data.labels)) if without is None else np.flatnonzero(data.labels != without)
     torch.manual_seed(recipe.seed)
@@ -70,13 +75,16 @@ def train(
     optimisers = _optimisers(model, recipe)
     start, seconds = _resume(checkpoint, model, optimisers, recipe, device)
     saved = time.monotonic()
-    progress = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc=checkpoint.stem, mininterval=10)
+    steps = range(start, recipe.steps)
+    quiet = not processes.is_main()
+    progress = tqdm(steps, initial=start, total=recipe.steps, desc=checkpoint.stem, mininterval=10, disable=quiet)
     for step in progress:
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak_lr"] * _one_cycle(step / recipe.steps, recipe.warmup)
-        loss, accuracy = _step(model, data, allowed, recipe, step, device)
+        loss, accuracy = _step(model, data, allowed, recipe, step, device, (mean, std), precision)
         loss.backward()
+        processes.average(parameter.grad for parameter in model.parameters() if parameter.grad is not None)
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad()
@@ -85,13 +93,22 @@ def train(
         if time.monotonic() - saved > 60 or step + 1 == recipe.steps:
             seconds += time.monotonic() - saved
             saved = time.monotonic()
-            _save(checkpoint, model, optimisers, recipe, step + 1, seconds)
+            if processes.is_main():
+                _save(checkpoint, model, optimisers, recipe, step + 1, seconds)
     return Trained(vit.requires_grad_(False).eval(), seconds)
 
 
 def _step(
-    model: nn.ModuleDict, data: ImageSet, allowed: np.ndarray, recipe: Recipe, step: int, device: torch.device
+    model: nn.ModuleDict,
+    data: ImageSet,
+    allowed: np.ndarray,
+    recipe: Recipe,
+    step: int,
+    device: torch.device,
+    normalisation: tuple = (MEAN, STD),
+    precision: torch.dtype = torch.bfloat16,
 ) -> tuple[Tensor, float]:
+    """(loss, share named rightly) of this process's part of the step's batch."""
     rng = np.random.default_rng((recipe.seed, step))
     chosen = np.sort(allowed[rng.integers(0, len(allowed), recipe.batch)])
     pixels, coverage = data.pixels[chosen], data.coverage[chosen]
@@ -101,17 +118,20 @@ def _step(
         coverage = coverage.reshape(-1, side, side)[:, :, ::-1].reshape(len(chosen), -1)
     labels = torch.as_tensor(data.labels[chosen])
     targets = _token_targets(torch.as_tensor(np.ascontiguousarray(coverage)), labels, model["vit"].num_classes)
-    images, labels, targets = normalise(pixels).to(device), labels.to(device), targets.to(device)
-    vit = model["vit"]
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    part = processes.part(recipe.batch)
+    images, labels = normalise(pixels[part], *normalisation).to(device), labels[part].to(device)
+    vit, targets = model["vit"], targets.to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
         hidden = vit._pos_embed(vit.patch_embed(images))
         if step < recipe.sparse_share * recipe.steps:
-            hidden, targets = _drop_half(hidden, targets, rng)
+            hidden, targets = _drop_half(hidden, targets, rng, part)
         hidden = vit.norm(vit.blocks(hidden)).float()
     scores = vit.head(hidden[:, 0])
     loss = F.cross_entropy(scores, labels)
     token_scores = torch.cat([vit.head(hidden[:, 1:]), model["background"](hidden[:, 1:])], dim=-1)
-    tokens = F.cross_entropy(token_scores.flatten(0, 1), targets.flatten(), ignore_index=-1)
+    known = max(1, int((targets >= 0).sum())) / processes.count()  # of the whole batch: parts may know more or less
+    tokens = F.cross_entropy(token_scores.flatten(0, 1), targets[part].flatten(), ignore_index=-1, reduction="sum")
+    tokens = tokens / known
     return loss + recipe.token_weight * tokens, (scores.argmax(1) == labels).float().mean().item()
 
 
@@ -122,12 +142,17 @@ def _token_targets(coverage: Tensor, labels: Tensor, background: int) -> Tensor:
     return torch.where(coverage > 77, labels[:, None], targets)  # 30 % of the patch
 
 
-def _drop_half(hidden: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Keeps CLS and a random half of the patches, another half for every image."""
+def _drop_half(
+    hidden: Tensor, targets: Tensor, rng: np.random.Generator, part: slice = slice(None)
+) -> tuple[Tensor, Tensor]:
+    """Keeps CLS and a random half of the patches, another half for every image.
+
+    `targets` are of the whole batch, `hidden` of `part` of it; so are those returned.
+    """
     count = targets.shape[1]
     kept = np.argsort(rng.random(targets.shape), axis=1)[:, : count // 2]
     kept = torch.as_tensor(kept, device=hidden.device)
-    patches = hidden[:, 1:].gather(1, kept[:, :, None].expand(-1, -1, hidden.shape[2]))
+    patches = hidden[:, 1:].gather(1, kept[part, :, None].expand(-1, -1, hidden.shape[2]))
     return torch.cat([hidden[:, :1], patches], dim=1), targets.gather(1, kept)
 
 
@@ -160,10 +185,11 @@ def _resume(
     checkpoint: Path, model: nn.Module, optimisers: list, recipe: Recipe, device: torch.device
 ) -> tuple[int, float]:
     """(the step to go on from, seconds spent before); a checkpoint of another recipe is not used."""
-    if not checkpoint.exists():
-        return 0, 0.0
-    state = torch.load(checkpoint, map_location=device, weights_only=True)
-    if state.get("recipe") != asdict(recipe):
+    state = None
+    if processes.is_main() and checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+    state = processes.shared(state)  # other machines may not have the file
+    if state is None or state.get("recipe") != asdict(recipe):
         return 0, 0.0
     model.load_state_dict(state["model"])
     for optimiser, saved in zip(optimisers, state["optimisers"]):

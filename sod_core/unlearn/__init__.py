@@ -2,6 +2,9 @@
 
 `Settings` (a dataclass, defaults as used for the embedded pack) and
 `unlearn(vit, task, settings) -> unlearned vit`, which never changes the model it is given.
+
+Optimisers and learning rates are chosen for a small ViT: AdamW with a linear decay throughout (see task.descend), where
+the papers train CIFAR-sized ResNets with SGD or Adam. Each `Settings` says which of its values are the paper's.
 """
 
 from __future__ import annotations
@@ -10,10 +13,18 @@ from types import ModuleType
 
 TITLES = {
     "retrain": "Retrained",
-    "random_labels": "Random labels",
+    "fine_tune": "Fine-tuning",
+    "gradient_ascent": "Gradient ascent",
     "neggrad_plus": "NegGrad+",
+    "random_labels": "Random labels",
     "cf_k": "CF-k",
+    "eu_k": "EU-k",
+    "scrub": "SCRUB",
     "salun": "SalUn",
+    "ssd": "SSD",
+    "unsir": "UNSIR",
+    "bad_teacher": "Bad teacher",
+    "boundary_shrink": "Boundary shrink",
 }
 
 

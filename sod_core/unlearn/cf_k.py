@@ -1,22 +1,23 @@
 """CF-k: only the last k blocks are trained on, on the retain set, and the class is left to be forgotten.
 
-Source: Goel et al. 2022, "Towards Adversarial Evaluations for Inexact Machine Unlearning".
+Source: Goel et al. 2022, "Towards Adversarial Evaluations for Inexact Machine Unlearning", section 4
+("catastrophically forgetting the last k layers").
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from .. import vit as vits
-from .task import Stop, Task, descend
+from . import fine_tune
+from .task import Stop, Task, descend, last_parts, parameters_of
 
 
 @dataclass(frozen=True)
 class Settings:
+    """From the paper: the loss, and that the first layers are frozen. Its k counts layers of a ResNet, ours blocks."""
+
     k: int = 3
     lr: float = 1e-2
     batch: int = 64
@@ -25,13 +26,11 @@ class Settings:
 
 def unlearn(vit: nn.Module, task: Task, settings: Settings) -> nn.Module:
     """Minimises CE(retain) over the last k blocks, the final norm and the classifier; the rest is frozen."""
-
-    def loss(model: nn.Module, step: int) -> Tensor:
-        images, labels = task.retain_batch(step, settings.batch)
-        return F.cross_entropy(vits.logits(model, images).float(), labels)
-
-    def last_blocks(model: nn.Module) -> Iterator[nn.Parameter]:
-        for part in (*model.blocks[-settings.k :], model.norm, model.head):
-            yield from part.parameters()
-
-    return descend(vit, task, loss, settings.lr, settings.stop, trained=last_blocks)
+    return descend(
+        vit,
+        task,
+        lambda model, step: fine_tune.loss(model, task, step, settings.batch),
+        settings.lr,
+        settings.stop,
+        trained=lambda model: parameters_of(last_parts(model, settings.k)),
+    )

@@ -31,8 +31,8 @@ def unlearn(vit: nn.Module, task: Task, settings: Settings) -> nn.Module:
         images, labels = task.forget_batch(step, settings.batch)
         kept, kept_labels = task.retain_batch(step, settings.batch)
         logits = vits.logits(model, torch.cat([images, kept])).float()
-        forget = F.cross_entropy(logits[: settings.batch], labels)
-        retain = F.cross_entropy(logits[settings.batch :], kept_labels)
+        forget = F.cross_entropy(logits[: len(labels)], labels)
+        retain = F.cross_entropy(logits[len(labels) :], kept_labels)
         return settings.retain_weight * retain - (1 - settings.retain_weight) * forget
 
     return descend(vit, task, loss, settings.lr, settings.stop)

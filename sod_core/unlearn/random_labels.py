@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import processes
 from .. import vit as vits
 from .task import Stop, Task, descend
 
@@ -32,9 +33,8 @@ def loss(model: nn.Module, task: Task, step: int, batch: int) -> Tensor:
     """The loss of one step, a scalar."""
     images, labels = task.forget_batch(step, batch)
     generator = torch.Generator().manual_seed(task.seed * 1_000_003 + step)
-    shift = torch.randint(1, model.num_classes, labels.shape, generator=generator).to(labels.device)
+    shift = torch.randint(1, model.num_classes, (batch,), generator=generator)[processes.part(batch)].to(labels.device)
     kept, kept_labels = task.retain_batch(step, batch)
     logits = vits.logits(model, torch.cat([images, kept])).float()
-    return F.cross_entropy(logits[:batch], (labels + shift) % model.num_classes) + F.cross_entropy(
-        logits[batch:], kept_labels
-    )
+    wrong = (labels + shift) % model.num_classes
+    return F.cross_entropy(logits[: len(labels)], wrong) + F.cross_entropy(logits[len(labels) :], kept_labels)

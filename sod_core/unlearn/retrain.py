@@ -7,24 +7,32 @@ a class that the model has never seen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from ..build import train_vit
-from ..vit import ViTShape
-from .task import Task
+from .task import Task, shape_of
 
 
 @dataclass(frozen=True)
 class Settings:
+    """The original's recipe with another seed, to which the task's is added; its steps end it, no stop rule does."""
+
     recipe: train_vit.Recipe = field(default_factory=lambda: train_vit.Recipe(seed=1))
 
 
 def unlearn(vit: nn.Module, task: Task, settings: Settings) -> nn.Module:
     """Takes only the shape of `vit`: no weight of the original is used."""
-    side = vit.patch_embed.img_size[0]
-    patch = vit.patch_embed.patch_size[0]
-    heads = vit.blocks[0].attn.num_heads
-    shape = ViTShape(side, patch, vit.embed_dim, len(vit.blocks), heads, vit.num_classes)
-    return train_vit.train(shape, task.data, settings.recipe, task.checkpoint, task.device, task.target_class).vit
+    recipe = replace(settings.recipe, seed=settings.recipe.seed + task.seed)
+    return train_vit.train(
+        shape_of(vit),
+        task.data,
+        recipe,
+        task.checkpoint,
+        task.device,
+        task.target_class,
+        task.mean,
+        task.std,
+        task.precision,
+    ).vit

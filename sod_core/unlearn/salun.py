@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import processes
 from .. import vit as vits
 from . import random_labels
 from .task import Stop, Task, descend, trainable_copy
@@ -52,6 +53,7 @@ def saliency_masks(vit: nn.Module, task: Task, settings: Settings) -> dict[str, 
     for step in range(settings.saliency_batches):
         images, labels = task.forget_batch(10_000 + step, settings.batch)
         F.cross_entropy(vits.logits(model, images), labels).backward()
+    processes.average(parameter.grad for parameter in model.parameters())
     gradients = {name: parameter.grad.abs() for name, parameter in model.named_parameters()}
     flat = torch.cat([gradient.flatten() for gradient in gradients.values()])
     threshold = flat.kthvalue(max(1, int(len(flat) * (1 - settings.salient_share)))).values

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,23 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .. import processes
 from .. import vit as vits
-from ..build.images import ImageSet, normalise
+from ..build.images import MEAN, STD, ImageSet, normalise
 
 Batch = tuple[Tensor, Tensor]
-"""Images [B, 3, H, W], normalised; labels [B]."""
+"""Images [B, 3, H, W], normalised; labels [B]. With several processes, this one's part of the batch."""
+Channels = float | tuple[float, ...]
+"""One number, or one a colour channel."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the check images say of a model after so many steps."""
+
+    step: int
+    forget: float
+    retain: float
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,13 @@ class Task:
     """Where a long run may keep its state."""
     device: torch.device
     seed: int = 0
+    mean: Channels = MEAN
+    """Subtracted from pixels (0 to 1), which are then divided by `std`."""
+    std: Channels = STD
+    precision: torch.dtype = torch.bfloat16
+    """Of the training's matrix products; weights and sums are always float32."""
+    looks: list[Look] = field(default_factory=list)
+    """Every look at the check images so far; that of step 0 is the original's."""
 
     def forget_batch(self, step: int, size: int) -> Batch:
         """A batch of the forgotten class; depends on (seed, step) alone."""
@@ -41,10 +60,28 @@ class Task:
         """A batch of the other classes; depends on (seed, step) alone."""
         return self._batch(np.flatnonzero(self.data.labels != self.target_class), (self.seed, 1, step), size)
 
+    def any_batch(self, step: int, size: int) -> Batch:
+        """A batch of all classes; depends on (seed, step) alone."""
+        return self._batch(np.arange(len(self.data.labels)), (self.seed, 2, step), size)
+
     def _batch(self, pool: np.ndarray, seed: tuple[int, ...], size: int) -> Batch:
-        chosen = np.sort(np.random.default_rng(seed).choice(pool, size))
-        images = normalise(self.data.pixels[chosen]).to(self.device)
+        if size < 1:
+            raise ValueError(f"a batch of {size} images is none; take one or more")
+        chosen = np.sort(np.random.default_rng(seed).choice(pool, size))[processes.part(size)]
+        images = normalise(self.data.pixels[chosen], self.mean, self.std).to(self.device)
         return images, torch.as_tensor(self.data.labels[chosen]).to(self.device)
+
+    def look(self, vit: nn.Module, step: int) -> Look:
+        """Forget and retain accuracy on the check images, written down in `looks`."""
+        found = None
+        if processes.is_main():
+            now = accuracies(vit, self.check, self.target_class, self.device, self.mean, self.std)
+            found = Look(step, now.forget, now.retain)
+        self.looks.append(processes.shared(found))
+        return self.looks[-1]
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -57,6 +94,14 @@ class Stop:
     """How far retain accuracy may lie below the original's."""
     every: int = 25
 
+    def __post_init__(self):
+        if self.steps < 1 or self.every < 1:
+            raise ValueError(f"steps and every must be above 0, they are {self.steps} and {self.every}")
+
+    def met(self, original: Look, now: Look) -> bool:
+        """Whether both hold."""
+        return now.forget <= self.forget_at_most and now.retain >= original.retain - self.retain_loss_at_most
+
 
 def descend(
     vit: nn.Module,
@@ -66,30 +111,36 @@ def descend(
     stop: Stop,
     trained: Callable[[nn.Module], Iterable[nn.Parameter]] = nn.Module.parameters,
     after_backward: Callable[[nn.Module], None] | None = None,
+    start: nn.Module | None = None,
+    first_look: int = 0,
 ) -> nn.Module:
-    """Minimises loss(model, step) with AdamW on a copy of `vit`, until `stop`. Linear decay to a tenth."""
-    original_retain = accuracies(vit, task.check, task.target_class, task.device).retain
-    model = trainable_copy(vit)
+    """Minimises loss(model, step) with AdamW on a copy of `vit`, until `stop`. Linear decay to a tenth.
+
+    `start`: the model to start from, where it is not the original `vit`. Before step `first_look` nothing ends the run.
+    """
+    original = task.look(vit, 0)
+    model = trainable_copy(vit if start is None else start)
     parameters = list(trained(model))
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
-    progress = tqdm(range(stop.steps), desc="unlearning", mininterval=5)
+    progress = tqdm(range(stop.steps), desc="unlearning", mininterval=5, disable=not processes.is_main())
     for step in progress:
         for group in optimiser.param_groups:
             group["lr"] = lr * (1 - 0.9 * step / stop.steps)
         optimiser.zero_grad()
-        with torch.autocast(task.device.type, dtype=torch.bfloat16):
+        with task.autocast():
             value = loss(model, step)
         value.backward()
+        processes.average(parameter.grad for parameter in parameters if parameter.grad is not None)
         if after_backward is not None:
             after_backward(model)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
-        if (step + 1) % stop.every == 0:
-            now = accuracies(model, task.check, task.target_class, task.device)
+        if (step + 1) % stop.every == 0 and step + 1 >= first_look:
+            now = task.look(model, step + 1)
             progress.set_postfix(forget=f"{now.forget:.3f}", retain=f"{now.retain:.3f}")
-            if now.forget <= stop.forget_at_most and now.retain >= original_retain - stop.retain_loss_at_most:
+            if stop.met(original, now):
                 break
     return model.requires_grad_(False).eval()
 
@@ -101,6 +152,35 @@ def trainable_copy(vit: nn.Module) -> nn.Module:
     return model
 
 
+def shape_of(vit: nn.Module) -> vits.ViTShape:
+    """The shape that `vit.new` would make this model from."""
+    side = vit.patch_embed.img_size[0]
+    patch = vit.patch_embed.patch_size[0]
+    heads = vit.blocks[0].attn.num_heads
+    return vits.ViTShape(side, patch, vit.embed_dim, len(vit.blocks), heads, vit.num_classes)
+
+
+def random_like(vit: nn.Module, seed: int) -> nn.Module:
+    """A randomly initialised ViT of the same shape, on the same device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = vits.new(shape_of(vit))
+    return fresh.to(next(vit.parameters()).device).requires_grad_(False).eval()
+
+
+def last_parts(vit: nn.Module, k: int) -> list[nn.Module]:
+    """The last k blocks, the final norm and the classifier. Raises ValueError for a k that the model does not have."""
+    if not 1 <= k <= len(vit.blocks):
+        raise ValueError(f"k is {k}; this ViT has 1 to {len(vit.blocks)} blocks to train")
+    return [*vit.blocks[-k:], vit.norm, vit.head]
+
+
+def parameters_of(parts: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
+    """The parameters of several modules."""
+    for module in parts:
+        yield from module.parameters()
+
+
 @dataclass(frozen=True)
 class Accuracies:
     forget: float
@@ -110,12 +190,19 @@ class Accuracies:
 
 
 @torch.inference_mode()
-def accuracies(vit: nn.Module, data: ImageSet, target_class: int, device: torch.device) -> Accuracies:
+def accuracies(
+    vit: nn.Module,
+    data: ImageSet,
+    target_class: int,
+    device: torch.device,
+    mean: Channels = MEAN,
+    std: Channels = STD,
+) -> Accuracies:
     """Forget and retain accuracy of a model, 0 to 1."""
     right = []
     for start in range(0, len(data.labels), 250):
         part = slice(start, start + 250)
-        predicted = vits.logits(vit, normalise(data.pixels[part]).to(device)).argmax(1).cpu().numpy()
+        predicted = vits.logits(vit, normalise(data.pixels[part], mean, std).to(device)).argmax(1).cpu().numpy()
         right.append(predicted == data.labels[part])
     right = np.concatenate(right)
     forgotten = data.labels == target_class

@@ -1,0 +1,103 @@
+"""One run: a method on a model and images, the checkpoint, and its record."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .. import processes
+from ..build.images import MEAN, STD
+from ..packs import convert, safe
+from . import method, record
+from .data import Data
+from .record import Order, Record
+from .task import Channels, Task, accuracies, shape_of
+
+PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def run(
+    order: Order,
+    original: nn.Module,
+    data: Data,
+    out: Path,
+    checkpoint: Path,
+    file: str,
+    mean: Channels = MEAN,
+    std: Channels = STD,
+) -> Record:
+    """Writes the unlearned model to `out` in half precision; its figures are of that file, read again.
+
+    `checkpoint`: where a long run keeps its state; `file`: what the record calls `out`. The record is returned, not
+    written. With several processes the main one writes and measures; all return the same.
+    """
+    device = next(original.parameters()).device
+    task = Task(
+        data=data.train,
+        check=data.check,
+        target_class=order.target_class,
+        checkpoint=checkpoint,
+        device=device,
+        seed=order.seed,
+        mean=mean,
+        std=std,
+        precision=PRECISIONS[order.precision],
+    )
+    started = time.monotonic()
+    vit = method(order.method).unlearn(original, task, order.settings)
+    seconds = time.monotonic() - started
+    found = None
+    if processes.is_main():
+        part = out.with_name(out.name + ".part")
+        torch.save(convert.to_published(vit), part)
+        part.replace(out)
+        found = _record(order, original, data, task, out, file, _seconds(checkpoint) or seconds)
+    return processes.shared(found)
+
+
+def _record(order: Order, original: nn.Module, data: Data, task: Task, out: Path, file: str, seconds: float) -> Record:
+    state = safe.read_torch(out)
+    saved = convert.new_vit(shape_of(original), state, out.name).to(task.device)
+    before, after = (
+        accuracies(vit, data.test, order.target_class, task.device, task.mean, task.std) for vit in (original, saved)
+    )
+    described = data.described(order.target_class)
+    test = described["test"]
+    return Record(
+        id=order.id,
+        method=order.method,
+        target_class=order.target_class,
+        target=order.target,
+        file=file,
+        pack=order.pack,
+        settings=asdict(order.settings),
+        seed=order.seed,
+        precision=order.precision,
+        data=described,
+        seconds=seconds,
+        forget_accuracy=after.forget,
+        retain_accuracy=after.retain,
+        original_forget_accuracy=before.forget,
+        original_retain_accuracy=before.retain,
+        measured_on=f"{test['images']} test images, {test['forget']} of them of class {order.target}; "
+        "the checkpoint as it is stored, in half precision",
+        metric=record.metric(order.target, test["forget"], test["retain"], original.num_classes),
+        looks=[asdict(look) for look in task.looks],
+        device=task.device.type,
+        threads=torch.get_num_threads(),
+        processes=processes.count(),
+        versions=record.versions(),
+        original_sha256=record.digest(original),
+        weights_sha256=record.digest(state),
+    )
+
+
+def _seconds(checkpoint: Path) -> float | None:
+    """Training time of a run with a checkpoint: it may have been resumed."""
+    if not checkpoint.exists():
+        return None
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)["seconds"]
