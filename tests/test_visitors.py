@@ -382,10 +382,10 @@ class Job(NamedTuple):
         return [0.5 + 0.45 * self.number, 0.1 * self.number]
 
     def done(self, place: Place, client: Client) -> list[Any]:
-        """By the API, and as a page: half of them by events that a Client can send, half with image and model."""
+        """By the API, and as a page: some by the events that a Client can send, the others with image and model."""
         settings = {"unlearned": self.model, "alphas": str(self.alphas), "target_class": str(self.number % 3)}
         answer = ask(client, self.image, chosen="random", **settings | self.controls)
-        return [answer, *(self.by_events(client) if self.number % 4 < 2 else self.by_page(place))]
+        return [answer, *(self.by_events(client) if self.number % 3 == 0 else self.by_page(place))]
 
     def by_events(self, client: Client) -> list[Any]:
         layer, mode, seed = self.controls.values()
@@ -449,7 +449,7 @@ def settled(page: Page) -> tuple:
         if found is not None and found == before:
             return found
         before = found
-        page.wait_for_timeout(250)
+        page.wait_for_timeout(100)
     pytest.fail("the figures go on changing")
 
 
@@ -498,13 +498,13 @@ def test_who_chooses_another_pack_meanwhile_keeps_it(place, window):
         begin(page, away)
         choose_pack(page, GROVE)
         expect_pack(page, GROVE, "elm")
-        page.wait_for_timeout(1000)  # three looks at the download
+        page.wait_for_timeout(700)  # two looks at the download
         expect_pack(page, GROVE, "elm")
         assert not place.is_here("hedge")
         shown = settled(page)
         place.hub.bytes_per_second = None
         eventually(page, lambda: place.is_here("hedge"))  # it is not lost either
-        page.wait_for_timeout(1000)
+        page.wait_for_timeout(500)
         expect_pack(page, GROVE, "elm")
         assert settled(page) == shown
         choose_pack(page, away)
@@ -786,7 +786,7 @@ def leave(page: Page, menu: str) -> None:
     expect(page.get_by_role("option").first).to_be_visible()
     page.locator("header").click()
     expect(page.get_by_role("option")).to_have_count(0)
-    page.wait_for_timeout(1000)
+    page.wait_for_timeout(500)
 
 
 def test_a_model_by_its_path_is_its_visitors_alone(place, window, tmp_path):
