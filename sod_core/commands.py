@@ -92,6 +92,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from . import report
     from .testset import open_set
 
+    evaluation.process()  # of several, each takes its own accelerator before anything is loaded
     pack = _pack(options)
     (max_alpha,) = _alphas([options.max_alpha])
     settings = evaluation.Settings(_layer(options.layer), options.mode, max_alpha, options.seed)
@@ -130,7 +131,8 @@ def _judged(pack: Pack, names: list[str]) -> list:
         path = own.find(text)
         if path is None:
             raise ValueError(f"there is no checkpoint {text}; write CLASS=FILE or CLASS=hub:user/repo/file")
-        found.append(Subject(path.stem, "own", pack.manifest.class_index(target), partial(pack.model_at, path)))
+        stamp = f"{path.resolve()} {path.stat().st_mtime_ns}"
+        found.append(Subject(path.stem, "own", pack.manifest.class_index(target), partial(pack.model_at, path), stamp))
     if not found:
         raise ValueError(f"pack {pack.manifest.name} has no unlearned models here; name some as CLASS=FILE")
     return found

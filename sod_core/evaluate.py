@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,10 +30,13 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0, 5.0, 7.0, 10.0)
 MAX_ALPHA = 2.0
 """Scores look no further than this unless told: at 1 a feature has the original's value, and what needs far more
 than that is written into the model rather than uncovered in it. `overshoot` says what the rest of ALPHAS adds."""
+MODES = tuple(mode for mode in restore.MODES if restore.FIDELITY[mode] != "control")
 CONTROLS = ("random", "matched", "cls_copy", "patches", "all")
 RANDOM_SEEDS = range(5)
 """Random and matched features are scored as the mean over these seeds, each at its own best alpha."""
 BATCH = 100
+SAVE_SECONDS = 30
+"""Predictions so far are kept so often: with CLS tokens they may be a gigabyte."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Subject(NamedTuple):
     target: int
     """The forgotten class."""
     model: Callable[[], nn.Module]
+    file: str = ""
+    """Its checkpoint, where it is not one of the pack: what a killed run is told apart by."""
 
 
 class Edit(NamedTuple):
@@ -121,17 +127,20 @@ def run(
     `keep`: a file for the predictions so far; a run with the same settings goes on from there. Under
     `accelerate launch` every process takes its share of the images, and all of them return the rows.
     """
+    rank, processes = process()
     _check(pack, judged, data, settings)
     found = _Predictions(pack, judged, data, settings)
-    rank, processes = process()
     mine = keep and keep.with_name(f"{keep.name}-{rank}-of-{processes}.npz")
     done = found.resume(mine)
     starts = list(range(0, len(data), BATCH))[rank::processes]
+    saved = time.monotonic()
     # None: no bar where nobody watches
     for number, start in enumerate(tqdm(starts, desc="images", unit="batch", leave=False, disable=None)):
         if number >= done:
             found.add(data.batch(start, BATCH))
-            found.save(mine, number + 1)
+            if number + 1 == len(starts) or time.monotonic() - saved >= SAVE_SECONDS:
+                found.save(mine, number + 1)
+                saved = time.monotonic()
     if processes > 1:
         found.gather()
     return [found.row(subject) for subject in judged]
@@ -150,8 +159,12 @@ def process() -> tuple[int, int]:
 def _check(pack: Pack, judged: Sequence[Subject], data: TestSet, settings: Settings) -> None:
     if settings.max_alpha < ALPHAS[0]:
         raise ValueError(f"the largest alpha is {settings.max_alpha:g}; it has to be {ALPHAS[0]:g} or more")
-    if settings.mode not in restore.MODES:
-        raise ValueError(f"unknown mode {settings.mode!r}; known: {', '.join(restore.MODES)}")
+    if settings.mode not in MODES:
+        raise ValueError(f"unknown mode {settings.mode!r}; known: {', '.join(MODES)}")
+    ids = [subject.id for subject in judged]
+    twice = next((id for id in ids if ids.count(id) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two models are called {twice}; name each once, and rename a file where needed")
     for subject in judged:
         name = pack.manifest.classes[subject.target]
         members = int((data.labels == subject.target).sum())
@@ -220,8 +233,9 @@ class _Predictions:
         """Whatever the predictions depend on."""
         edits = {id: [edit._asdict() for edit in found] for id, found in self.edits.items()}
         labels = self.data.labels.tolist()
+        models = [[subject.id, subject.target, subject.file] for subject in self.judged]
         what = {"pack": str(self.pack.manifest.folder), "data": self.data.name, "labels": labels, "edits": edits}
-        return json.dumps(what | {"layer": self.settings.layer, "alphas": ALPHAS})
+        return json.dumps(what | {"models": models, "layer": self.settings.layer, "alphas": ALPHAS, "batch": BATCH})
 
     def resume(self, file: Path | None) -> int:
         """Takes what an earlier run of the same settings left; returns how many batches it had done."""

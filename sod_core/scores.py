@@ -82,11 +82,11 @@ def probe(cls: Tensor, labels: Tensor, target: int) -> float | None:
 
     cls [n, D] of one layer; labels [n]. Logistic regression on standardised tokens (both sides weighted alike, L2 of
     1e-3), trained on one half of the images and tested on the other, and the other way round. None for fewer than two
-    images of the class in a half.
+    images of the class, or of the others, in a half.
     """
     wanted = (labels == target).float()
     halves = _halves(wanted)
-    if min(int(wanted[half].sum()) for half in halves) < 2 or wanted.all():
+    if min(int((wanted[half] == kind).sum()) for half in halves for kind in (0, 1)) < 2:
         return None
     found = []
     for train, test in (halves, halves[::-1]):

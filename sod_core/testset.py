@@ -49,10 +49,16 @@ class TestSet:
     def batch(self, start: int, size: int) -> Batch:
         """The images start to start + size. Raises ImageError for one that cannot be read."""
         numbers = range(start, min(start + size, len(self)))
-        found = [self._read(i) for i in numbers]
+        found = [self._one(i) for i in numbers]
         inputs = torch.stack([self._pack.preprocess(image) for image, _ in found])
         masks = None if found[0][1] is None else np.stack([self._patches(mask) for _, mask in found])
         return Batch(start, inputs, self.labels[start : start + size], masks)
+
+    def _one(self, i: int) -> tuple[Image.Image, Image.Image | None]:
+        try:
+            return self._read(i)
+        except images.ImageError as error:
+            raise images.ImageError(f"test image {i} of {self.name}: {error}") from error
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All images, in order."""
@@ -72,7 +78,8 @@ def open_set(pack: Pack, source: str | None, count: int | None, columns: tuple[s
     takes the pack's world, else its data set on the hub where that is here, else its examples. `count`: at most so
     many images, spread over the classes in turn; None takes all (of a drawn world 1,000).
     """
-    source = source or _default_source(pack)
+    if source is None:
+        source, columns = _default_source(pack, columns)
     if source == "canvas":
         return _canvas(pack, 1000 if count is None else count)
     if source == "examples":
@@ -89,11 +96,14 @@ def open_set(pack: Pack, source: str | None, count: int | None, columns: tuple[s
     return TestSet(source, [labels[i] for i in order], lambda i: (read(order[i]), None), pack)
 
 
-def _default_source(pack: Pack) -> str:
+def _default_source(pack: Pack, columns: tuple[str, str]) -> tuple[str, tuple[str, str]]:
+    """The source, and its columns."""
     if pack.manifest.world is not None:
-        return pack.manifest.world
+        return pack.manifest.world, columns
     source = pack.manifest.examples_source
-    return _hub_name(source) if source is not None and hub.cached(source.file) else "examples"
+    if source is None or not hub.cached(source.file):
+        return "examples", columns
+    return _hub_name(source), (source.image, source.label)
 
 
 def _hub_name(source: ExamplesSource) -> str:
@@ -149,7 +159,11 @@ def _parquet(path: Path, image: str, label: str) -> tuple[list[int], Callable[[i
         if number not in group:  # images come in order: one group of rows at a time is enough
             group.clear()
             group[number] = file.read_row_group(number, columns=[image])[image].to_pylist()
-        return images.read(group[number][i - starts[number]]["bytes"])
+        cell = group[number][i - starts[number]]
+        content = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not isinstance(content, bytes):
+            raise images.ImageError(f"the column {image!r} of {path.name} holds no image there")
+        return images.read(content)
 
     return labels, read
 
