@@ -72,13 +72,27 @@ def _run_restore(options: argparse.Namespace) -> None:
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pack", required=True, help="a pack's name or folder")
-    parser.add_argument("--unlearned", nargs="*", default=[], help="ids; default: all of the pack")
+    parser.add_argument(
+        "--unlearned",
+        nargs="*",
+        default=[],
+        metavar="ID|CLASS=FILE",
+        help="default: every one of the pack that is here",
+    )
+    parser.add_argument("--data", help="canvas, examples, a folder class/name.png, or hub:user/dataset/file.parquet")
+    parser.add_argument("--image-column", default="image", help="of a hub data set")
+    parser.add_argument("--label-column", default="label", help="of a hub data set; its numbers are the pack's classes")
+    parser.add_argument("--images", type=int, help="at most so many, all classes together")
     parser.add_argument("--layer", default="9")
     parser.add_argument("--mode", default="inject", help="inject, amplify, direct_injection or add")
-    parser.add_argument("--images", type=int, default=1000, help="fresh test images, all classes together")
     parser.add_argument("--max-alpha", default="2", help="score alphas up to this; the table's last R goes on to 10")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument(
+        "--out", metavar="DIR", help="write JSON, CSV and the released code's files; a killed run goes on"
+    )
+    parser.add_argument("--store", action="store_true", help="store the result in the pack, for the app's scoreboard")
     parser.add_argument("--json", metavar="FILE", help="also write every figure to this file; - is standard output")
-    _add_device(parser)
+    parser.add_argument("--device", help="cuda, mps or cpu; default: SOD_DEVICE, else the best there is")
     parser.set_defaults(run=_run_evaluate)
 
 

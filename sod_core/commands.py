@@ -87,19 +87,55 @@ def restore_image(
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """`evaluate`: prints a Markdown table, one row a model."""
+    """`evaluate`: prints a Markdown table, one row a model; with --out or --store also writes files."""
     from . import evaluate as evaluation
+    from . import report
+    from .testset import open_set
 
+    evaluation.process()  # of several, each takes its own accelerator before anything is loaded
     pack = _pack(options)
-    layer = _layer(options.layer)
-    ids = options.unlearned or [entry.id for entry in pack.manifest.unlearned]
     (max_alpha,) = _alphas([options.max_alpha])
-    rows = evaluation.run(pack, ids, layer, options.mode, options.images, _precision(options), max_alpha)
+    settings = evaluation.Settings(_layer(options.layer), options.mode, max_alpha, options.seed)
+    judged = _judged(pack, options.unlearned)
+    data = open_set(pack, options.data, options.images, (options.image_column, options.label_column))
+    keep = None
+    if options.out:
+        Path(options.out).mkdir(parents=True, exist_ok=True)
+        keep = Path(options.out, "predictions")
+    rows = evaluation.run(pack, judged, data, settings, keep)
+    if evaluation.process()[0] > 0:  # of several, the first one speaks
+        return
+    board = report.scoreboard(pack, data, settings, rows)
+    if options.out:
+        report.write(Path(options.out), pack, data, settings, rows)
+    if options.store:
+        report.write_json(pack.manifest.folder / report.SCOREBOARD, board)
     if options.json != "-":
-        print(evaluation.table(rows))
-        print(evaluation.pointing_line(evaluation.pointing_game(pack, layer, options.images)))
+        print(report.table(rows))
+        print(report.pointing_line(evaluation.pointing_game(pack, settings.layer, data)))
     if options.json:
-        _write_json([row.as_dict() for row in rows], options.json)
+        _write_json(board["rows"], options.json)
+
+
+def _judged(pack: Pack, names: list[str]) -> list:
+    """Ids of the pack, or CLASS=FILE for other checkpoints. Raises ValueError or PackError."""
+    from .evaluate import Subject, subjects
+
+    known = [entry.id for entry in pack.manifest.unlearned]
+    found = []
+    for name in names or [id for id in known if not pack.lacking(id)]:
+        target, equals, text = name.partition("=")
+        if name in known or not equals:
+            found += subjects(pack, [name])
+            continue
+        path = own.find(text)
+        if path is None:
+            raise ValueError(f"there is no checkpoint {text}; write CLASS=FILE or CLASS=hub:user/repo/file")
+        stamp = f"{path.resolve()} {path.stat().st_mtime_ns}"
+        found.append(Subject(path.stem, "own", pack.manifest.class_index(target), partial(pack.model_at, path), stamp))
+    if not found:
+        raise ValueError(f"pack {pack.manifest.name} has no unlearned models here; name some as CLASS=FILE")
+    return found
 
 
 def build(options: argparse.Namespace) -> None:

@@ -1,48 +1,75 @@
-"""Images in, a table out: how much of a forgotten class its expert features bring back, beside every control.
+"""Images in, predictions of every edit out: how much of a forgotten class its experts bring back, beside every control.
 
-The score is R(alpha) = (acc_restored - acc_unlearned) / (acc_original - acc_unlearned) on the target class
-(Suppression or Deletion, section 4). Every edit is scored at the alpha that suits it best, up to MAX_ALPHA, so a
-control gets the same chance as the experts. Edits act on all samples, whatever their label (gate "none"): `retain` says
-what the same edit, at the experts' alpha, leaves of the other classes.
+Every image goes once through the original and once through each unlearned model; all edits and alphas start from
+those hidden states. Two gates are counted: "none" edits every image (a real attacker has no labels), "label" only the
+images whose true label is the class, as the released code's evaluation does (utils/hook_utils.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import features
+from . import features, gpu, restore, scores
+from . import vit as vits
 from .packs.pack import Pack
-from .restore import Session
+from .scores import Score
+from .testset import Batch, TestSet
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0, 5.0, 7.0, 10.0)
 MAX_ALPHA = 2.0
 """Scores look no further than this unless told: at 1 a feature has the original's value, and what needs far more
 than that is written into the model rather than uncovered in it. `overshoot` says what the rest of ALPHAS adds."""
+MODES = tuple(mode for mode in restore.MODES if restore.FIDELITY[mode] != "control")
 CONTROLS = ("random", "matched", "cls_copy", "patches", "all")
 RANDOM_SEEDS = range(5)
-"""Random and matched features are scored as the mean over these seeds."""
-SUPPRESSED, DELETED = 0.5, 0.1
-"""Margin of the experts' R over the better of the two random controls: from 0.5 on "suppressed", below 0.1
-"deleted", between them "partly"."""
-TEST_SEED = 5
-SMALLEST_DROP = 0.05
-"""R is not defined where unlearning cost the class less accuracy than this."""
+"""Random and matched features are scored as the mean over these seeds, each at its own best alpha."""
+BATCH = 100
+SAVE_SECONDS = 30
+"""Predictions so far are kept so often: with CLS tokens they may be a gigabyte."""
 
 
-class TestSet(NamedTuple):
-    inputs: Tensor
-    """[n, 3, H, W], preprocessed."""
-    labels: Tensor
-    """[n]"""
-    masks: np.ndarray | None
-    """[n, grid, grid]: share of each patch that the object covers; None for images without masks."""
+@dataclass(frozen=True)
+class Settings:
+    """What decides the numbers."""
+
+    layer: int
+    mode: str = "inject"
+    max_alpha: float = MAX_ALPHA
+    seed: int = 0
+    """Of the bootstrap."""
+
+
+class Subject(NamedTuple):
+    """An unlearned model to be judged."""
+
+    id: str
+    method: str
+    target: int
+    """The forgotten class."""
+    model: Callable[[], nn.Module]
+    file: str = ""
+    """Its checkpoint, where it is not one of the pack: what a killed run is told apart by."""
+
+
+class Edit(NamedTuple):
+    name: str
+    """experts, or one of CONTROLS."""
+    mode: str
+    latents: list[int]
+    tokens: str
+    everybody: bool
+    """Whether images of the other classes are edited too: the experts, for what the edit costs."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +77,11 @@ class Row:
     """What was measured of one unlearned model; accuracies and R as shares, None where R is not defined."""
 
     id: str
+    method: str
     target: str
+    images: int
+    """Test images, of which `target_images` show the class."""
+    target_images: int
     original: float
     """Accuracy of the original on the target class."""
     unlearned: float
@@ -58,174 +89,266 @@ class Row:
     """At `alpha`."""
     alpha: float
     """The smallest of the scored ALPHAS at which the experts restore most."""
+    retain_original: float
+    """Accuracy on all other classes."""
     retain_unlearned: float
-    """Accuracy on all other classes, untouched."""
     retain_restored: float
-    """The same when every image is edited with the experts at `alpha`."""
-    scores: dict[str, float | None]
+    """When every image is edited with the experts at `alpha` (gate "none"); with gate "label" it is the unlearned's."""
+    scores: dict[str, Score]
     """R of "experts" and of each of CONTROLS, each at its own best alpha up to the scored maximum."""
     overshoot: float | None
     """R of the experts at the best of all ALPHAS."""
+    probe: dict[int, float | None]
+    """{layer: balanced accuracy of a linear probe for the class} in the unlearned model."""
+    probe_original: dict[int, float | None]
+    curves: dict[str, list[float]]
+    """Over ALPHAS: accuracy on the class of "experts" and every control, and "retain": the others', all edited."""
+    confusion_before: list[float]
+    """[classes]: shares of what the unlearned model names the class's images."""
+    confusion_after: list[float]
+    """The same, restored by the experts at `alpha`."""
     verdict: str
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"scores": {name: score._asdict() for name, score in self.scores.items()}}
+
+
+def subjects(pack: Pack, ids: Sequence[str]) -> list[Subject]:
+    """Unlearned models of the pack, by id. Raises PackError."""
+    entries = [pack.manifest.entry(id) for id in ids]
+    return [Subject(e.id, e.method, e.target_class, lambda id=e.id: pack.unlearned(id)) for e in entries]
 
 
 def run(
-    pack: Pack,
-    ids: list[str],
-    layer: int,
-    mode: str,
-    count: int,
-    precision: torch.dtype | None = None,
-    max_alpha: float = MAX_ALPHA,
+    pack: Pack, judged: Sequence[Subject], data: TestSet, settings: Settings, keep: Path | None = None
 ) -> list[Row]:
-    """Scores the unlearned models `ids` on `count` test images. Raises PackError or ValueError."""
-    if max_alpha < ALPHAS[0]:
-        raise ValueError(f"the largest alpha is {max_alpha:g}; it has to be {ALPHAS[0]:g} or more")
-    for id in ids:
-        pack.manifest.entry(id)
-    data = test_set(pack, count)
-    for id in ids:
-        target = pack.manifest.entry(id).target_class
-        members = int((data.labels == target).sum())
-        if not 0 < members < len(data.labels):
-            name = pack.manifest.classes[target]
+    """Scores unlearned models on a test set. Raises PackError, ImageError or ValueError.
+
+    `keep`: a file for the predictions so far; a run with the same settings goes on from there. Under
+    `accelerate launch` every process takes its share of the images, and all of them return the rows.
+    """
+    rank, processes = process()
+    _check(pack, judged, data, settings)
+    found = _Predictions(pack, judged, data, settings)
+    mine = keep and keep.with_name(f"{keep.name}-{rank}-of-{processes}.npz")
+    done = found.resume(mine)
+    starts = list(range(0, len(data), BATCH))[rank::processes]
+    saved = time.monotonic()
+    # None: no bar where nobody watches
+    for number, start in enumerate(tqdm(starts, desc="images", unit="batch", leave=False, disable=None)):
+        if number >= done:
+            found.add(data.batch(start, BATCH))
+            if number + 1 == len(starts) or time.monotonic() - saved >= SAVE_SECONDS:
+                found.save(mine, number + 1)
+                saved = time.monotonic()
+    if processes > 1:
+        found.gather()
+    return [found.row(subject) for subject in judged]
+
+
+def process() -> tuple[int, int]:
+    """(number of this process, how many there are) under `accelerate launch`; (0, 1) else."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return 0, 1
+    from accelerate import PartialState
+
+    state = PartialState()
+    return state.process_index, state.num_processes
+
+
+def _check(pack: Pack, judged: Sequence[Subject], data: TestSet, settings: Settings) -> None:
+    if settings.max_alpha < ALPHAS[0]:
+        raise ValueError(f"the largest alpha is {settings.max_alpha:g}; it has to be {ALPHAS[0]:g} or more")
+    if settings.mode not in MODES:
+        raise ValueError(f"unknown mode {settings.mode!r}; known: {', '.join(MODES)}")
+    ids = [subject.id for subject in judged]
+    twice = next((id for id in ids if ids.count(id) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two models are called {twice}; name each once, and rename a file where needed")
+    for subject in judged:
+        name = pack.manifest.classes[subject.target]
+        members = int((data.labels == subject.target).sum())
+        if not 0 < members < len(data):
             raise ValueError(
-                f"of {len(data.labels)} test images {members} show {name}; {id} needs some, and some others"
+                f"of {len(data)} test images {members} show {name}; {subject.id} needs some, and some others"
             )
-        if not pack.expert_ids(layer, target):
-            raise ValueError(
-                f"pack {pack.manifest.name} has no experts of {pack.manifest.classes[target]} at layer {layer}"
-            )
-    bar = tqdm(ids, desc="models", leave=False, disable=None)  # None: no bar where nobody watches
-    return [_row(pack, id, layer, mode, data, precision, max_alpha) for id in bar]
+        if not pack.expert_ids(settings.layer, subject.target):
+            raise ValueError(f"pack {pack.manifest.name} has no experts of {name} at layer {settings.layer}")
 
 
-def test_set(pack: Pack, count: int) -> TestSet:
-    """Fresh images of the pack's world, classes in turn; the pack's examples where it has no world."""
-    if pack.manifest.world is None:
-        return TestSet(pack.example_inputs(), torch.tensor([example.label for example in pack.examples()]), None)
-    from .worlds import canvas
+class _Predictions:
+    """What every model named every image, under every edit and alpha: small whole numbers, -1 where not asked."""
 
-    if pack.manifest.classes != canvas.OBJECTS:
-        raise ValueError(f"the classes of pack {pack.manifest.name} are not the objects of the canvas world")
-    if count < 1:
-        raise ValueError(f"{count} test images are none; take one or more")
-    inputs, masks, labels = [], [], []
-    shape = pack.shape
-    for i in range(count):
-        label, style = i % len(canvas.OBJECTS), i // len(canvas.OBJECTS) % len(canvas.STYLES)
-        rng = np.random.default_rng((TEST_SEED, i))
-        image, mask = canvas.render(canvas.OBJECTS[label], canvas.STYLES[style], rng, shape.image_size)
-        inputs.append(pack.preprocess(image))
-        cells = np.asarray(mask, np.float32).reshape(shape.grid, shape.patch, shape.grid, shape.patch)
-        masks.append(cells.mean(axis=(1, 3)) / 255)
-        labels.append(label)
-    return TestSet(torch.stack(inputs), torch.tensor(labels), np.stack(masks))
+    def __init__(self, pack: Pack, judged: Sequence[Subject], data: TestSet, settings: Settings):
+        self.pack, self.judged, self.data, self.settings = pack, judged, data, settings
+        self.edits = {subject.id: _edits(pack, subject, settings) for subject in judged}
+        n, layers = len(data), len(pack.manifest.layers)
+        self.named: dict[str, np.ndarray] = {"original": np.full(n, -1, np.int16)}
+        self.cls: dict[str, np.ndarray] = {"original": np.zeros((layers, n, pack.shape.dim), np.float32)}
+        for subject in judged:
+            self.named[subject.id] = np.full(n, -1, np.int16)
+            self.cls[subject.id] = np.zeros((layers, n, pack.shape.dim), np.float32)
+            for number in range(len(self.edits[subject.id])):
+                self.named[f"{subject.id} {number}"] = np.full((len(ALPHAS), n), -1, np.int16)
+
+    @torch.inference_mode()
+    def add(self, batch: Batch) -> None:
+        """One batch through every model, once, and every edit from there."""
+        rows = slice(batch.start, batch.start + len(batch.labels))
+        original = self._hidden("original", self.pack.original(), batch, rows)
+        for subject in self.judged:
+            model = subject.model()
+            unlearned = self._hidden(subject.id, model, batch, rows)
+            members = batch.labels == subject.target
+            for number, edit in enumerate(self.edits[subject.id]):
+                wanted = torch.ones_like(members) if edit.everybody else members
+                if wanted.any():
+                    named = self._edited(model, unlearned[wanted], original[wanted], edit)
+                    self.named[f"{subject.id} {number}"][:, np.flatnonzero(wanted) + batch.start] = named
+
+    def _hidden(self, key: str, model: nn.Module, batch: Batch, rows: slice) -> Tensor:
+        """The hidden state at the edited layer; what the model names, and CLS at every layer, are kept."""
+        layers = list(self.pack.manifest.layers)
+        device = next(model.parameters()).device
+        with gpu.turn(device):
+            found = vits.heads(model, batch.inputs.to(device), layers)
+            logits = vits.tail(model, found[max(layers)], max(layers))
+        self.named[key][rows] = logits.argmax(1).cpu().numpy()
+        for number, layer in enumerate(layers):
+            self.cls[key][number, rows] = found[layer][:, 0].float().cpu().numpy()
+        return found[self.settings.layer]
+
+    def _edited(self, model: nn.Module, u: Tensor, o: Tensor, edit: Edit) -> np.ndarray:
+        """[A, B]: the class that the edited model names, for each of ALPHAS."""
+        layer = self.settings.layer
+        latents = torch.tensor(edit.latents, dtype=torch.long, device=u.device)
+        line = restore.line(edit.mode, u, o, self.pack.sae(layer), latents, edit.tokens)
+        with gpu.turn(u.device):
+            named = [vits.tail(model, line.at([alpha])[0], layer).argmax(1) for alpha in ALPHAS]
+        return torch.stack(named).cpu().numpy()
+
+    # ------------------------------------------------------------ kept between runs, and between processes
+
+    def fingerprint(self) -> str:
+        """Whatever the predictions depend on."""
+        edits = {id: [edit._asdict() for edit in found] for id, found in self.edits.items()}
+        labels = self.data.labels.tolist()
+        models = [[subject.id, subject.target, subject.file] for subject in self.judged]
+        what = {"pack": str(self.pack.manifest.folder), "data": self.data.name, "labels": labels, "edits": edits}
+        return json.dumps(what | {"models": models, "layer": self.settings.layer, "alphas": ALPHAS, "batch": BATCH})
+
+    def resume(self, file: Path | None) -> int:
+        """Takes what an earlier run of the same settings left; returns how many batches it had done."""
+        if file is None or not file.exists():
+            return 0
+        with np.load(file, allow_pickle=False) as kept:
+            if str(kept["fingerprint"]) != self.fingerprint():
+                return 0
+            for kind in ("named", "cls"):
+                arrays = getattr(self, kind)
+                arrays |= {key: kept[f"{kind} {key}"] for key in arrays}
+            return int(kept["done"])
+
+    def save(self, file: Path | None, done: int) -> None:
+        """Leaves what is there so far."""
+        if file is None:
+            return
+        arrays = {f"{kind} {key}": a for kind in ("named", "cls") for key, a in getattr(self, kind).items()}
+        part = file.with_name(file.name + ".part.npz")
+        np.savez(part, fingerprint=self.fingerprint(), done=done, **arrays)
+        part.replace(file)
+
+    def gather(self) -> None:
+        """Puts the processes' shares together: everybody is given everything."""
+        from accelerate.utils import gather_object
+
+        parts = gather_object([(self.named, self.cls)])
+        for named, cls in parts:
+            for key, array in named.items():
+                self.named[key] = np.maximum(self.named[key], array)
+            for key, array in cls.items():
+                self.cls[key] = np.where(self.cls[key] == 0, array, self.cls[key])
+
+    # ------------------------------------------------------------ numbers
+
+    def row(self, subject: Subject) -> Row:
+        """The numbers of one model."""
+        labels = self.data.labels.numpy()
+        members = labels == subject.target
+        alphas = [alpha for alpha in ALPHAS if alpha <= self.settings.max_alpha]
+        original = self.named["original"][members] == subject.target
+        unlearned = self.named[subject.id][members] == subject.target
+        right = {  # [S, A, members]
+            name: np.stack([self._of(subject, n)[:, members] for n, e in self._named(subject, name)]) == subject.target
+            for name in ("experts", *CONTROLS)
+        }
+        found = {
+            name: scores.score(original, unlearned, hits[:, : len(alphas)], alphas, self.settings.seed)
+            for name, hits in right.items()
+        }
+        everybody = self._of(subject, 0)
+        best = int(right["experts"][0, : len(alphas)].mean(1).argmax())
+        retained = (everybody == labels)[:, ~members].mean(1)
+        probes = {key: self._probe(key, subject.target) for key in ("original", subject.id)}
+        r = [found[name].value for name in ("experts", "random", "matched")]
+        return Row(
+            id=subject.id,
+            method=subject.method,
+            target=self.pack.manifest.classes[subject.target],
+            images=len(labels),
+            target_images=int(members.sum()),
+            original=float(original.mean()),
+            unlearned=float(unlearned.mean()),
+            restored=float(right["experts"][0, best].mean()),
+            alpha=alphas[best],
+            retain_original=float((self.named["original"] == labels)[~members].mean()),
+            retain_unlearned=float((self.named[subject.id] == labels)[~members].mean()),
+            retain_restored=float(retained[best]),
+            scores=found,
+            overshoot=scores.restoration(
+                float(original.mean()), float(unlearned.mean()), float(right["experts"][0].mean(1).max())
+            ),
+            probe=probes[subject.id],
+            probe_original=probes["original"],
+            curves={name: hits.mean((0, 2)).tolist() for name, hits in right.items()} | {"retain": retained.tolist()},
+            confusion_before=self._shares(self.named[subject.id][members]),
+            confusion_after=self._shares(everybody[best, members]),
+            verdict=scores.verdict(*r),
+        )
+
+    def _named(self, subject: Subject, name: str) -> list[tuple[int, Edit]]:
+        return [(number, edit) for number, edit in enumerate(self.edits[subject.id]) if edit.name == name]
+
+    def _of(self, subject: Subject, number: int) -> np.ndarray:
+        """[A, n]"""
+        return self.named[f"{subject.id} {number}"]
+
+    def _probe(self, key: str, target: int) -> dict[int, float | None]:
+        layers = self.pack.manifest.layers
+        return {
+            layer: scores.probe(torch.from_numpy(self.cls[key][number]), self.data.labels, target)
+            for number, layer in enumerate(layers)
+        }
+
+    def _shares(self, named: np.ndarray) -> list[float]:
+        return (np.bincount(named, minlength=len(self.pack.manifest.classes)) / len(named)).tolist()
 
 
-def _row(
-    pack: Pack, id: str, layer: int, mode: str, data: TestSet, precision: torch.dtype | None, max_alpha: float
-) -> Row:
-    entry = pack.manifest.entry(id)
-    target = entry.target_class
-    session = pack.session(id, precision)
-    members = data.labels == target
-    session.set_image(data.inputs[members])
-    original = _accuracy(session.logits("original"), target)
-    unlearned = _accuracy(session.logits("unlearned"), target)
-    experts = pack.expert_ids(layer, target)
-    whole_curve = _curve(session, layer, mode, experts, "all", target, ALPHAS)
-    alphas = [alpha for alpha in ALPHAS if alpha <= max_alpha]
-    curve = whole_curve[: len(alphas)]
-    best = int(np.argmax(curve))
-
-    def score(restored: float) -> float | None:
-        drop = original - unlearned
-        return None if drop < SMALLEST_DROP else (restored - unlearned) / drop
-
-    scores = {"experts": score(max(curve))}
-    for control in CONTROLS:
-        curves = _control_curves(control, session, pack, layer, mode, experts, target, alphas)
-        scores[control] = score(float(np.mean([max(one) for one in curves])))
-    retain_unlearned, retain_restored = _retain(session, layer, mode, experts, ALPHAS[best], data, ~members)
-    return Row(
-        id=id,
-        target=pack.manifest.classes[target],
-        original=original,
-        unlearned=unlearned,
-        restored=curve[best],
-        alpha=ALPHAS[best],
-        retain_unlearned=retain_unlearned,
-        retain_restored=retain_restored,
-        scores=scores,
-        overshoot=score(max(whole_curve)),
-        verdict=verdict(scores),
-    )
-
-
-def verdict(scores: dict[str, float | None]) -> str:
-    """ "suppressed", "partly" or "deleted", by the margin of the experts over the better random control."""
-    if scores["experts"] is None:
-        return "not forgotten"
-    margin = scores["experts"] - max(scores["random"], scores["matched"])
-    if margin >= SUPPRESSED:
-        return "suppressed"
-    return "deleted" if margin < DELETED else "partly"
-
-
-def _control_curves(
-    control: str,
-    session: Session,
-    pack: Pack,
-    layer: int,
-    mode: str,
-    experts: list[int],
-    target: int,
-    alphas: Sequence[float],
-) -> list[list[float]]:
-    """Accuracy over `alphas` of a control; one curve a seed for the random ones."""
-    if control in ("random", "matched"):
-        activity = pack.activity(layer)
-        drawn = [features.choose(control, experts, activity, seed) for seed in RANDOM_SEEDS]
-        return [_curve(session, layer, mode, chosen, "all", target, alphas) for chosen in drawn]
-    if control == "cls_copy":
-        return [_curve(session, layer, "cls_copy", [], "all", target, alphas)]
-    if control == "patches":
-        return [_curve(session, layer, mode, experts, "patches", target, alphas)]
-    everything = features.choose("all", experts, pack.activity(layer))
-    return [_curve(session, layer, mode, everything, "all", target, alphas)]
-
-
-def _curve(
-    session: Session,
-    layer: int,
-    mode: str,
-    chosen: list[int],
-    tokens: str,
-    target: int,
-    alphas: Sequence[float],
-) -> list[float]:
-    """Accuracy on the target class at each alpha, one alpha at a time: the batch is large already."""
-    return [_accuracy(session.restore([alpha], layer, mode, chosen, tokens)[0], target) for alpha in alphas]
-
-
-def _retain(
-    session: Session, layer: int, mode: str, experts: list[int], alpha: float, data: TestSet, others: Tensor
-) -> tuple[float, float]:
-    """Accuracy on the other classes, unlearned and with every image edited."""
-    before, after = [], []
-    for inputs, labels in zip(data.inputs[others].split(250), data.labels[others].split(250)):
-        session.set_image(inputs)
-        before.append(session.logits("unlearned").argmax(1).cpu() == labels)
-        after.append(session.restore([alpha], layer, mode, experts)[0].argmax(1).cpu() == labels)
-    return torch.cat(before).float().mean().item(), torch.cat(after).float().mean().item()
-
-
-def _accuracy(logits: Tensor, target: int) -> float:
-    return (logits.argmax(-1) == target).float().mean().item()
+def _edits(pack: Pack, subject: Subject, settings: Settings) -> list[Edit]:
+    """The experts first, then the controls."""
+    mode, layer = settings.mode, settings.layer
+    experts, activity = pack.expert_ids(layer, subject.target), pack.activity(layer)
+    found = [Edit("experts", mode, experts, "all", everybody=True)]
+    for kind in ("random", "matched"):
+        drawn = [features.choose(kind, experts, activity, seed) for seed in RANDOM_SEEDS]
+        found += [Edit(kind, mode, latents, "all", everybody=False) for latents in drawn]
+    everything = features.choose("all", experts, activity)
+    return [
+        *found,
+        Edit("cls_copy", "cls_copy", [], "all", everybody=False),
+        Edit("patches", mode, experts, "patches", everybody=False),
+        Edit("all", mode, everything, "all", everybody=False),
+    ]
 
 
 class Pointing(NamedTuple):
@@ -234,43 +357,17 @@ class Pointing(NamedTuple):
 
 
 @torch.inference_mode()
-def pointing_game(pack: Pack, layer: int, count: int) -> Pointing | None:
+def pointing_game(pack: Pack, layer: int, data: TestSet) -> Pointing | None:
     """How often the hottest patch of the image's class's experts lies on the object (a tenth of it or more).
 
     Heat: sum of the original model's latents over the experts. None where the images have no masks.
     """
-    data = test_set(pack, count)
-    if data.masks is None:
-        return None
-    session = pack.session(pack.original)
-    hits = 0
-    for start in range(0, len(data.labels), 250):
-        part = slice(start, start + 250)
-        session.set_image(data.inputs[part])
-        latents = session.latents("original", layer)[:, 1:]
-        for row, label, mask in zip(latents, data.labels[part].tolist(), data.masks[part]):
-            experts = pack.expert_ids(layer, label)
-            heat = row[:, experts].sum(1)
+    hits, sae, original = 0, pack.sae(layer), pack.original()
+    for batch in data.batches(BATCH):
+        if batch.masks is None:
+            return None
+        latents = sae.encode(vits.head(original, batch.inputs.to(pack.device), layer))[:, 1:].cpu()
+        for row, label, mask in zip(latents, batch.labels.tolist(), batch.masks):
+            heat = row[:, pack.expert_ids(layer, label)].sum(1)
             hits += bool(heat.max() > 0 and mask.ravel()[int(heat.argmax())] >= 0.1)
-    return Pointing(hits, len(data.labels))
-
-
-def pointing_line(found: Pointing | None) -> str:
-    """The pointing game in a sentence."""
-    if found is None:
-        return "Pointing game: these images have no masks."
-    return f"Pointing game: {found.hits / found.images:.1%} of {found.images} images."
-
-
-def table(rows: list[Row]) -> str:
-    """Markdown, one row a model."""
-    head = "| model | forget: original | unlearned | restored | at alpha | retain: unlearned | edited too | R experts |"
-    lines = [head + "".join(f" R {control} |" for control in CONTROLS) + " R overshoot | verdict |"]
-    lines.append("|---" * (lines[0].count("|") - 1) + "|")
-    for row in rows:
-        shares = (row.original, row.unlearned, row.restored)
-        cells = [row.id, *(f"{share:.1%}" for share in shares), f"{row.alpha:g}"]
-        cells += [f"{row.retain_unlearned:.1%}", f"{row.retain_restored:.1%}"]
-        cells += ["–" if score is None else f"{score:.2f}" for score in (*row.scores.values(), row.overshoot)]
-        lines.append("| " + " | ".join([*cells, row.verdict]) + " |")
-    return "\n".join(lines)
+    return Pointing(hits, len(data))

@@ -1,121 +1,233 @@
-"""The score R, the verdict and the table, on numbers small enough to check by hand."""
+"""The evaluation against a second, plain one; R, intervals and probes by hand; what it must say of models we know."""
 
 from __future__ import annotations
 
+import copy
+import csv
+import io
 import json
-from types import SimpleNamespace
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
-from conftest import CLASSES, LAYERS, SHAPE, UNLEARNED, WIDTH, K, random_vit, transformers_4_names, write_manifest
-from torch import Tensor
+from conftest import CLASSES, LAYERS, ROOT, SHAPE, UNLEARNED, K, random_vit, transformers_4_names, write_manifest
+from PIL import Image
 
-from sod_core import evaluate, features
+from sod_core import evaluate, features, images, report, scores, testset
 from sod_core import vit as vits
-from sod_core.evaluate import ALPHAS, CONTROLS, Row
+from sod_core.__main__ import main
+from sod_core.evaluate import ALPHAS, CONTROLS, RANDOM_SEEDS, Row, Settings, Subject
+from sod_core.packs import hub
 from sod_core.packs.errors import PackError
+from sod_core.packs.find import ASSETS
 from sod_core.packs.pack import Pack
+from sod_core.scores import Score
+from sod_core.testset import TestSet, open_set
 from sod_core.worlds import canvas
 
-EXPERT_IDS = [2, 3]
+LAYER = LAYERS[0]
+SETTINGS = Settings(LAYER)
+RIGHT, WRONG = 34, 6
+"""Images a class in `fruit_images` that the original names rightly, and that it does not."""
+TestSet.__test__ = False
 
 
-class ScriptedSession:
-    """Answers as if of 10 images of the target class (0) so many were right, and of 10 others so many."""
-
-    def __init__(self, right: dict[str, list[int]]):
-        self.right = right
-
-    def set_image(self, images: Tensor) -> None:
-        self.label = int(images[0, 0, 0, 0])
-        assert len(images) == 10 and (images == self.label).all()
-
-    def logits(self, which: str) -> Tensor:
-        return self._with(self.right[which][self.label])
-
-    def restore(self, alphas, layer, mode, chosen, tokens="all") -> Tensor:
-        assert layer == 1
-        if mode == "cls_copy":
-            name = "cls_copy"
-        elif tokens == "patches":
-            name = "patches"
-        elif list(chosen) == EXPERT_IDS:
-            name = "experts" if self.label == 0 else "retain"
-        else:
-            name = "all" if len(chosen) == WIDTH else f"{len(chosen)} others"
-        return torch.stack([self._with(self.right[name][ALPHAS.index(alpha)]) for alpha in alphas])
-
-    def _with(self, right: int) -> Tensor:
-        """[10, 2] logits of which the first `right` are of the label."""
-        predicted = torch.tensor([self.label] * right + [1 - self.label] * (10 - right))
-        return torch.nn.functional.one_hot(predicted, 2).float()
+@pytest.fixture(scope="module")
+def fruit_images(pack, tmp_path_factory) -> Path:
+    """A folder of images for each class of the tiny pack, most of them where the original model puts them."""
+    folder = tmp_path_factory.mktemp("data") / "fruit"
+    rng = np.random.default_rng(1)
+    drawn = [
+        Image.fromarray((rng.integers(0, 200, (1, 1, 3)) + rng.integers(0, 56, (32, 32, 3))).astype(np.uint8))
+        for _ in range(600)
+    ]
+    with torch.inference_mode():
+        said = vits.logits(pack.original(), torch.stack([pack.preprocess(image) for image in drawn])).argmax(1)
+    free = {c: [i for i in range(600) if said[i] == c] for c in range(3)}
+    for c, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        chosen = [free[c].pop() for _ in range(RIGHT)] + [free[0 if c else 2].pop() for _ in range(WRONG)]
+        for i in chosen:
+            drawn[i].save(folder / name / f"{i:03}.png")
+    return folder
 
 
-def scripted_pack(right: dict[str, list[int]], experts=EXPERT_IDS):
-    entry = SimpleNamespace(id="x-first", target_class=0)
-    return SimpleNamespace(
-        manifest=SimpleNamespace(entry=lambda id: entry, classes=("first", "second"), world=None, name="scripted"),
-        session=lambda id, precision: ScriptedSession(right),
-        expert_ids=lambda layer, target: list(experts),
-        activity=lambda layer: torch.linspace(0, 1, WIDTH),
-        example_inputs=lambda: torch.tensor([0.0] * 10 + [1.0] * 10)[:, None, None, None].expand(20, 3, 2, 2),
-        examples=lambda: [SimpleNamespace(label=0)] * 10 + [SimpleNamespace(label=1)] * 10,
-    )
+@pytest.fixture(scope="module")
+def few(pack, fruit_images) -> TestSet:
+    return open_set(pack, str(fruit_images), 42)
 
 
-def constant(value: int) -> list[int]:
-    return [value] * len(ALPHAS)
+# ---------------------------------------------------------------- against a second implementation
 
 
-def script(experts: int, others: int, original: int = 9, unlearned: int = 1) -> dict[str, list[int]]:
-    rise = [min(unlearned + i, experts) for i in range(len(ALPHAS))]
+def plain_edits(pack: Pack, target: int, mode: str) -> dict[str, list[tuple[str, list[int], str]]]:
+    """{edit: [(mode, latents, tokens) for each seed]}."""
+    experts, activity = pack.expert_ids(LAYER, target), pack.activity(LAYER)
     return {
-        "original": [original, 10],
-        "unlearned": [unlearned, 8],
-        "experts": rise,
-        "retain": [8 - i // 2 for i in range(len(ALPHAS))],
-        "2 others": [unlearned] * 5 + [others] + [unlearned] * (len(ALPHAS) - 6),  # best at one alpha alone
-        "cls_copy": constant(5),
-        "patches": constant(0),
-        "all": constant(9),
+        "experts": [(mode, experts, "all")],
+        "random": [(mode, features.random_features(experts, len(activity), seed), "all") for seed in range(5)],
+        "matched": [(mode, features.matched_features(experts, activity, seed), "all") for seed in range(5)],
+        "cls_copy": [("cls_copy", [], "all")],
+        "patches": [(mode, experts, "patches")],
+        "all": [(mode, list(range(len(activity))), "all")],
     }
 
 
-def test_a_row_by_hand():
-    (row,) = evaluate.run(scripted_pack(script(experts=7, others=2)), ["x-first"], 1, "inject", 20)
-    assert (row.id, row.target) == ("x-first", "first")
-    assert (row.original, row.unlearned, row.restored) == pytest.approx((0.9, 0.1, 0.7))
-    # 1 right at alpha 0, one more a step: 7 right first at the seventh alpha
-    assert row.alpha == ALPHAS[6]
-    assert (row.retain_unlearned, row.retain_restored) == pytest.approx((0.8, 0.5))
-    assert row.scores == pytest.approx(
-        {"experts": 6 / 8, "random": 1 / 8, "matched": 1 / 8, "cls_copy": 4 / 8, "patches": -1 / 8, "all": 1.0}
-    )
-    assert tuple(row.scores) == ("experts", *CONTROLS)
-    assert row.overshoot == row.scores["experts"]
-    assert row.verdict == "suppressed"
+def plain_row(pack: Pack, id: str, data: TestSet, mode: str) -> dict:
+    """What `evaluate.run` measures, every image by itself in a session of its own."""
+    target = pack.manifest.entry(id).target_class
+    edits = plain_edits(pack, target, mode)
+    before, after = [], {name: [[[] for _ in ALPHAS] for _ in kinds] for name, kinds in edits.items()}
+    retained, confused, original = [[] for _ in ALPHAS], [], []
+    for i, label in enumerate(data.labels.tolist()):
+        session = pack.session(id)
+        session.set_image(data.batch(i, 1).inputs)
+        original.append((label, session.logits("original").argmax().item()))
+        before.append((label, session.logits("unlearned").argmax().item()))
+        for name, kinds in edits.items():
+            for seed, (its_mode, latents, tokens) in enumerate(kinds):
+                if label != target and name != "experts":
+                    continue
+                for a, alpha in enumerate(ALPHAS):
+                    said = session.restore([alpha], LAYER, its_mode, latents, tokens).argmax().item()
+                    if label == target:
+                        after[name][seed][a].append(said)
+                    else:
+                        retained[a].append(said == label)
+        confused.append(label)
+
+    def share(named: list[tuple[int, int]], of_target: bool) -> float:
+        hits = [label == said for label, said in named if (label == target) == of_target]
+        return sum(hits) / len(hits)
+
+    o, u = share(original, True), share(before, True)
+    curves = {
+        name: [[sum(said == target for said in at) / len(at) for at in seed] for seed in kinds]
+        for name, kinds in after.items()
+    }
+    scored = [a for a, alpha in enumerate(ALPHAS) if alpha <= 2]
+    r = {  # mean over seeds of the best over alphas
+        name: (sum(max(seed[a] for a in scored) for seed in kinds) / len(kinds) - u) / (o - u)
+        for name, kinds in curves.items()
+    }
+    at = max(scored, key=lambda a: (curves["experts"][0][a], -a))
+    named = [said for label, said in before if label == target]
+    return {
+        "original": o,
+        "unlearned": u,
+        "restored": curves["experts"][0][at],
+        "alpha": ALPHAS[at],
+        "retain_original": share(original, False),
+        "retain_unlearned": share(before, False),
+        "retain_restored": sum(retained[at]) / len(retained[at]),
+        "overshoot": (max(curves["experts"][0]) - u) / (o - u),
+        "R": r,
+        "curves": {name: np.mean(kinds, axis=0).tolist() for name, kinds in curves.items()}
+        | {"retain": [sum(hits) / len(hits) for hits in retained]},
+        "confusion_before": [named.count(c) / len(named) for c in range(3)],
+        "confusion_after": [after["experts"][0][at].count(c) / len(named) for c in range(3)],
+    }
 
 
-def test_what_only_overshooting_restores_is_no_score():
-    right = script(experts=1, others=1)
-    right["experts"] = [1] * (len(ALPHAS) - 1) + [9]
-    (row,) = evaluate.run(scripted_pack(right), ["x-first"], 1, "inject", 20)
-    assert (row.alpha, row.scores["experts"], row.overshoot, row.verdict) == (0, 0, 1, "deleted")
-    (row,) = evaluate.run(scripted_pack(right), ["x-first"], 1, "inject", 20, max_alpha=10)
-    assert (row.alpha, row.scores["experts"]) == (10, 1)
+@pytest.mark.parametrize("mode", ["inject", "direct_injection"])
+def test_a_second_implementation_finds_the_same(pack, few, monkeypatch, mode):
+    monkeypatch.setattr(evaluate, "BATCH", 5)
+    rows = evaluate.run(pack, evaluate.subjects(pack, list(UNLEARNED)), few, Settings(LAYER, mode))
+    assert [row.id for row in rows] == list(UNLEARNED) and [row.target for row in rows] == ["apple", "pear"]
+    for row in rows:
+        wanted = plain_row(pack, row.id, few, mode)
+        assert wanted["original"] - wanted["unlearned"] > 0.05  # R is defined
+        found = asdict(row)
+        assert {name: score.value for name, score in row.scores.items()} == pytest.approx(wanted.pop("R"))
+        curves = wanted.pop("curves")
+        assert row.curves.keys() == curves.keys()
+        for name, curve in curves.items():
+            assert row.curves[name] == pytest.approx(curve), name
+        for key, value in wanted.items():
+            assert found[key] == pytest.approx(value), key
+        assert (row.images, row.target_images) == (42, 14)
+        assert row.verdict == scores.verdict(*(row.scores[name].value for name in ("experts", "random", "matched")))
+    assert len({str(row.curves) for row in rows}) == 2 and any(len(set(row.curves["experts"])) > 2 for row in rows)
 
 
-@pytest.mark.parametrize(("experts", "verdict"), [(1, "deleted"), (4, "partly"), (9, "suppressed")])
-def test_the_verdict_of_a_row(experts, verdict):
-    (row,) = evaluate.run(scripted_pack(script(experts, others=1)), ["x-first"], 1, "inject", 20)
-    assert row.verdict == verdict
+def test_probes_read_the_right_models_at_the_right_layers(pack, few, monkeypatch):
+    monkeypatch.setattr(evaluate, "BATCH", 42)
+    (row,) = evaluate.run(pack, evaluate.subjects(pack, ["retrain-pear"]), few, SETTINGS)
+    inputs = few.batch(0, 42).inputs
+    for model, found in ((pack.unlearned("retrain-pear"), row.probe), (pack.original(), row.probe_original)):
+        with torch.inference_mode():
+            wanted = {layer: scores.probe(vits.head(model, inputs, layer)[:, 0], few.labels, 1) for layer in LAYERS}
+        assert found == pytest.approx(wanted)
+    assert row.probe != row.probe_original
+
+
+def test_a_larger_maximum_is_scored_too(pack, few):
+    subjects = evaluate.subjects(pack, ["retrain-pear"])
+    (row,), (wide,) = (evaluate.run(pack, subjects, few, replace(SETTINGS, max_alpha=top)) for top in (0, 10))
+    assert row.alpha == 0 and row.scores["experts"].value == 0 and row.restored == row.unlearned
+    assert wide.scores["experts"].value == wide.overshoot == row.overshoot
+
+
+# ---------------------------------------------------------------- R and its interval, by hand
+
+
+def hits(*shares: int, of: int = 10) -> np.ndarray:
+    """[len(shares), of] bool: the first so many of each row are right."""
+    return np.array([[i < share for i in range(of)] for share in shares])
+
+
+def test_r_by_hand():
+    """9 of 10 right at first, 1 after unlearning; 1, 3, 7, 7 after edits: (7 - 1) / (9 - 1), first at alpha 2."""
+    found = scores.score(hits(9)[0], hits(1)[0], hits(1, 3, 7, 7)[None], [0, 1, 2, 3], 0)
+    assert found.value == pytest.approx(6 / 8) and found.alpha == 2
+    assert found.low < found.value < found.high <= 1
+
+
+def test_seeds_are_averaged_each_at_its_own_best_alpha():
+    """5 and 3 right at best, though never at the same alpha: (4 - 1) / 8; their mean curve peaks at 3."""
+    restored = np.stack([hits(1, 5, 1), hits(1, 0, 3)])
+    found = scores.score(hits(9)[0], hits(1)[0], restored, [0, 1, 2], 0)
+    assert found.value == pytest.approx(3 / 8) and found.alpha == 1
+
+
+def test_no_variance_no_interval():
+    for share, value in ((0, 0.0), (10, 1.0)):
+        found = scores.score(hits(10)[0], hits(0)[0], hits(0, share)[None], [0, 1], 0)
+        assert (found.value, found.low, found.high) == (value, value, value)
+
+
+def test_the_interval_is_the_bootstraps():
+    """200 images, half of them restored: a share's standard error is 0.035."""
+    found = scores.score(hits(200, of=200)[0], hits(0, of=200)[0], hits(0, 100, of=200)[None], [0, 1], 0)
+    assert found.value == 0.5
+    assert found.low == pytest.approx(0.5 - 1.96 * 0.0354, abs=0.015)
+    assert found.high == pytest.approx(0.5 + 1.96 * 0.0354, abs=0.015)
+
+
+def test_a_resample_takes_all_three_from_the_same_images():
+    """What is restored is just what was lost, whichever images are drawn: R is 1 with no doubt."""
+    original, unlearned = hits(160, of=200)[0], hits(80, of=200)[0]
+    found = scores.score(original, unlearned, original[None, None], [1], 0)
+    assert (found.value, found.low, found.high) == (1, 1, 1)
+
+
+def test_the_interval_is_decided_by_its_seed():
+    arrays = hits(9)[0], hits(1)[0], hits(1, 3, 6, of=10)[None], [0, 1, 2]
+    rng_free = [scores.score(*arrays, seed) for seed in (0, 0, 1, 2, 3)]
+    assert rng_free[0] == rng_free[1] and len({found.value for found in rng_free}) == 1
 
 
 def test_r_is_not_defined_where_nothing_was_forgotten():
-    (row,) = evaluate.run(scripted_pack(script(9, 9, original=9, unlearned=9)), ["x-first"], 1, "inject", 20)
-    assert set(row.scores.values()) == {None} and row.verdict == "not forgotten"
-    assert "–" in evaluate.table([row])
+    assert scores.score(hits(9)[0], hits(9)[0], hits(9, 9)[None], [0, 1], 0) == Score(None, None, None, None)
+    assert scores.restoration(0.9, 0.86, 0.9) is None and scores.restoration(0.9, 0.95, 0.9) is None
+    assert scores.restoration(0.9, 0.8, 0.85) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -133,71 +245,345 @@ def test_r_is_not_defined_where_nothing_was_forgotten():
     ],
 )
 def test_verdict(experts, random, matched, verdict):
-    """What copying CLS restores has no say: it uses no features."""
-    scores = {"experts": experts, "random": random, "matched": matched, "cls_copy": 1.0, "patches": 0.0, "all": 1.0}
-    assert evaluate.verdict(scores) == verdict
+    assert scores.verdict(experts, random, matched) == verdict
 
 
-def test_random_controls_are_the_mean_over_seeds(monkeypatch):
-    """Each seed at its own best alpha."""
-    right = script(experts=9, others=1)
-    drawn = iter([[10, 11, 12], [13], [14], [15], [16]] * 2)
-    monkeypatch.setattr(
-        features, "choose", lambda kind, *_: next(drawn) if kind in ("random", "matched") else list(range(WIDTH))
-    )
-    right["3 others"] = constant(6)
-    right["1 others"] = constant(1)
-    (row,) = evaluate.run(scripted_pack(right), ["x-first"], 1, "inject", 20)
-    assert row.scores["random"] == pytest.approx(((6 - 1) / 8) / 5)
+def test_the_settings_are_what_the_documentation_says():
+    assert ALPHAS[0] == 0 and ALPHAS[-1] == 10 and list(ALPHAS) == sorted(ALPHAS)
+    assert (scores.SUPPRESSED, scores.DELETED, scores.SMALLEST_DROP, len(RANDOM_SEEDS)) == (0.5, 0.1, 0.05, 5)
 
 
-# ---------------------------------------------------------------- on the tiny pack
+# ---------------------------------------------------------------- the probe
 
 
-def test_the_tiny_pack_in_a_table(pack):
-    rows = evaluate.run(pack, list(UNLEARNED), LAYERS[0], "inject", 1000)
-    assert [row.id for row in rows] == list(UNLEARNED) and [row.target for row in rows] == ["apple", "pear"]
-    for row in rows:
-        assert all(0 <= share <= 1 for share in (row.original, row.unlearned, row.restored))
-    assert json.loads(json.dumps([row.as_dict() for row in rows], allow_nan=False))[0]["id"] == rows[0].id
+def tokens(members: int, others: int, apart: float, dim: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gaussian tokens, class 1 shifted by `apart` in every direction, and their labels; in mixed order."""
+    generator = torch.Generator().manual_seed(members + others)
+    labels = (torch.randperm(members + others, generator=generator) < members).long()
+    return torch.randn(len(labels), dim, generator=generator) + apart * labels[:, None], labels
 
 
-def test_accuracies_are_the_sessions_own(pack):
-    (row,) = evaluate.run(pack, ["retrain-pear"], LAYERS[0], "inject", 1000)
-    images = pack.example_inputs()
-    right_before = (
-        pack.unlearned("retrain-pear")(images).argmax(1) == torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
-    ).float()
-    assert row.unlearned == pytest.approx(right_before[3:6].mean().item())
-    assert row.retain_unlearned == pytest.approx(right_before[[0, 1, 2, 6, 7, 8]].mean().item())
-    assert row.original == pytest.approx((pack.original()(images[3:6]).argmax(1) == 1).float().mean().item())
+def test_a_probe_reads_what_is_separable():
+    assert scores.probe(*tokens(40, 60, 5), 1) == 1
 
 
-def test_unknown_choices_are_refused(pack):
+@pytest.mark.parametrize(("members", "others"), [(500, 500), (200, 800), (800, 200)])
+def test_a_probe_of_noise_is_at_chance(members, others):
+    assert scores.probe(*tokens(members, others, 0), 1) == pytest.approx(0.5, abs=0.07)
+
+
+def test_a_probe_does_not_care_which_side_is_larger():
+    """Always answering with the larger side would be 0.5; the truth for this distance is about 0.8."""
+    even, few, many = (scores.probe(*tokens(*sizes, 0.6), 1) for sizes in ((600, 600), (120, 1080), (1080, 120)))
+    assert 0.72 < even < 0.88
+    assert few == pytest.approx(even, abs=0.06) and many == pytest.approx(even, abs=0.06)
+
+
+def test_a_probe_is_tested_on_other_images_than_it_saw():
+    """With more dimensions than images anything can be learnt by heart."""
+    assert scores.probe(*tokens(20, 20, 0, dim=200), 1) < 0.8
+
+
+@pytest.mark.parametrize(("members", "others"), [(0, 10), (1, 10), (3, 10), (10, 3), (10, 1), (10, 0)])
+def test_a_probe_of_too_few_is_none(members, others):
+    assert scores.probe(*tokens(members, others, 5), 1) is None
+
+
+# ---------------------------------------------------------------- models of which we know what they do
+
+
+@pytest.fixture(scope="module")
+def boats() -> tuple[Pack, TestSet]:
+    """The embedded pack, and the first 400 drawn images without most of those that show no boat."""
+    pack = Pack(ASSETS / "canvas", torch.device("cpu"))
+    boat = pack.manifest.class_index("boat")
+    drawn = open_set(pack, "canvas", 400)
+    chosen = [i for i in range(400) if i % 10 == boat or i < 50]
+    return pack, TestSet("boats", [i % 10 for i in chosen], lambda i: drawn._read(chosen[i]), pack)
+
+
+def judged(pack: Pack, data: TestSet, model: torch.nn.Module) -> Row:
+    boat = pack.manifest.class_index("boat")
+    return evaluate.run(pack, [Subject("known", "own", boat, lambda: model)], data, Settings(9))[0]
+
+
+def hiding(pack: Pack) -> torch.nn.Module:
+    """The original, whose CLS after block 9 is mirrored in the direction from the other classes to boats.
+
+    Nothing is lost, and no SAE has a part in it.
+    """
+    boat = pack.manifest.class_index("boat")
+    cls, labels = pack.example_hidden(9)[:, 0], torch.tensor([example.label for example in pack.examples()])
+    others = cls[labels != boat].mean(0)
+    way = torch.nn.functional.normalize(cls[labels == boat].mean(0) - others, dim=0)
+
+    def mirror(block, inputs, hidden):
+        hidden = hidden.clone()
+        hidden[:, 0] -= 2 * ((hidden[:, 0] - others) @ way).clamp(min=0)[:, None] * way
+        return hidden
+
+    model = copy.deepcopy(pack.original())
+    model.blocks[9].register_forward_hook(mirror)
+    return model
+
+
+def test_what_is_only_hidden_is_suppressed(boats):
+    pack, data = boats
+    row = judged(pack, data, hiding(pack))
+    assert row.original == 1 and row.unlearned == 0 and row.retain_unlearned > 0.9
+    assert row.scores["experts"].value > 0.9 and row.verdict == "suppressed" and row.probe[9] > 0.9
+
+
+def test_with_shuffled_experts_nothing_returns(boats, monkeypatch):
+    """The same model and as many latents, but not the class's: no better than random ones, because they are."""
+    pack, data = boats
+    experts, kept = pack.expert_ids(9, pack.manifest.class_index("boat")), data.labels[::2]
+    shuffled = features.random_features(experts, pack.sae(9).latents, 99)
+    monkeypatch.setattr(pack, "expert_ids", lambda layer, target: shuffled)
+    half = TestSet("half", kept.tolist(), lambda i: data._read(2 * i), pack)
+    row = judged(pack, half, hiding(pack))
+    assert row.unlearned == 0 and row.verdict == "deleted"
+    assert row.scores["experts"].value <= row.scores["random"].value + 0.1
+
+
+def test_a_model_that_never_saw_the_class_is_deleted(boats):
+    """Copying CLS brings the class back even here: that control does not tell hidden from deleted."""
+    pack, data = boats
+    row = judged(pack, data, pack.unlearned("retrain-boat"))
+    assert row.original == 1 and row.unlearned == 0 and row.verdict == "deleted"
+    assert row.scores["experts"].value < 0.1 and row.scores["experts"].high < 0.5
+    assert row.scores["cls_copy"].value > 0.9 and row.probe[9] < row.probe_original[9]
+
+
+def test_what_is_hidden_after_the_edited_layer_is_not_seen(boats):
+    """A limit of every edit at a layer: with only the classifier changed there is nothing at it to put back.
+
+    The verdict is wrong here; the probe, and the controls that restore nothing either, tell the reader so.
+    """
+    pack, data = boats
+    boat = pack.manifest.class_index("boat")
+    model = copy.deepcopy(pack.original())
+    model.head.bias[boat] -= 100
+    half = TestSet("half", data.labels[::2].tolist(), lambda i: data._read(2 * i), pack)
+    row = judged(pack, half, model)
+    assert (row.unlearned, row.verdict, row.probe) == (0, "deleted", row.probe_original)
+    assert row.probe[9] > 0.9 and {score.value for score in row.scores.values()} == {0}
+
+
+# ---------------------------------------------------------------- killed runs
+
+
+def counted(data: TestSet, breaks_at: int | None = None) -> tuple[TestSet, list[int]]:
+    """The same set, and the numbers of the images that were read; it breaks at one of them."""
+    seen: list[int] = []
+
+    def read(i: int):
+        if i == breaks_at:
+            raise KeyboardInterrupt
+        seen.append(i)
+        return data._read(i)
+
+    return TestSet(data.name, data.labels.tolist(), read, data._pack), seen
+
+
+@pytest.fixture
+def killed(pack, few, tmp_path, monkeypatch) -> Path:
+    """What a run leaves that was killed in its fourth batch of five images."""
+    monkeypatch.setattr(evaluate, "BATCH", 5)
+    monkeypatch.setattr(evaluate, "SAVE_SECONDS", 0)
+    data, seen = counted(few, breaks_at=17)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(pack, evaluate.subjects(pack, ["retrain-pear"]), data, SETTINGS, tmp_path / "kept")
+    assert max(seen) == 16
+    return tmp_path / "kept"
+
+
+def test_a_killed_run_goes_on(pack, few, killed):
+    subjects = evaluate.subjects(pack, ["retrain-pear"])
+    data, seen = counted(few)
+    rows = evaluate.run(pack, subjects, data, SETTINGS, killed)
+    assert seen == list(range(15, 42))
+    assert rows == evaluate.run(pack, subjects, few, SETTINGS)
+    again, seen = counted(few)
+    assert evaluate.run(pack, subjects, again, replace(SETTINGS, max_alpha=1, seed=3), killed)[0].alpha <= 1
+    assert seen == []  # scores are made anew, predictions are not
+
+
+@pytest.mark.parametrize("change", ["layer", "mode", "model", "file", "name", "labels", "batch", "pack"])
+def test_a_run_of_something_else_starts_afresh(pack, few, killed, spoilt_pack, monkeypatch, change):
+    (subject,) = evaluate.subjects(pack, ["retrain-pear"])
+    settings, data = SETTINGS, few
+    if change == "layer":
+        settings = Settings(LAYERS[1])
+    elif change == "mode":
+        settings = Settings(LAYER, "amplify")
+    elif change == "model":
+        (subject,) = evaluate.subjects(pack, ["random_labels-apple"])
+    elif change == "file":
+        subject = subject._replace(file="retrained again")
+    elif change == "name":
+        data = TestSet("others", few.labels.tolist(), few._read, pack)
+    elif change == "labels":
+        data = TestSet(few.name, few.labels.flip(0).tolist(), few._read, pack)
+    elif change == "batch":
+        monkeypatch.setattr(evaluate, "BATCH", 6)
+    else:
+        pack = Pack(spoilt_pack)
+    data, seen = counted(data)
+    evaluate.run(pack, [subject], data, settings, killed)
+    assert seen == list(range(42))
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_unknown_choices_are_refused(pack, few):
     with pytest.raises(PackError, match="unknown unlearned model 'x'"):
-        evaluate.run(pack, ["retrain-pear", "x"], LAYERS[0], "inject", 10)
-    with pytest.raises(ValueError, match="unknown mode"):
-        evaluate.run(pack, ["retrain-pear"], LAYERS[0], "wish", 10)
-    with pytest.raises(ValueError, match="layer 0"):
-        evaluate.run(pack, ["retrain-pear"], 0, "inject", 10)
+        evaluate.subjects(pack, ["retrain-pear", "x"])
+    subjects = evaluate.subjects(pack, ["retrain-pear"])
+    for settings, says in (
+        (Settings(LAYER, "wish"), "unknown mode"),
+        (Settings(LAYER, "cls_copy"), "unknown mode"),  # a control is not judged by itself
+        (Settings(0), "layer 0"),
+        (Settings(LAYER, max_alpha=-1), "largest alpha"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            evaluate.run(pack, subjects, few, settings)
+    with pytest.raises(ValueError, match="two models are called retrain-pear"):
+        evaluate.run(pack, subjects * 2, few, SETTINGS)
 
 
 def test_a_class_without_images_or_experts_is_refused(spoilt_pack):
     for path in (spoilt_pack / "examples" / "pear").iterdir():
         path.unlink()
+    pack = Pack(spoilt_pack)
+    data = open_set(pack, "examples", None)
     with pytest.raises(ValueError, match="of 6 test images 0 show pear"):
-        evaluate.run(Pack(spoilt_pack), ["retrain-pear"], LAYERS[0], "inject", 10)
+        evaluate.run(pack, evaluate.subjects(pack, ["retrain-pear"]), data, SETTINGS)
     torch.save({0: [], 1: [3]}, spoilt_pack / f"expert_features_layer1_k{K}.pt")
+    pack = Pack(spoilt_pack)
     with pytest.raises(ValueError, match="no experts of apple at layer 1"):
-        evaluate.run(Pack(spoilt_pack), ["random_labels-apple"], 1, "inject", 10)
+        evaluate.run(pack, evaluate.subjects(pack, ["random_labels-apple"]), data, SETTINGS)
 
 
-def test_the_test_set_of_a_pack_without_a_world_is_its_examples(pack):
-    found = evaluate.test_set(pack, 1000)
-    assert found.inputs.shape == (9, 3, 32, 32) and found.masks is None
-    assert found.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert evaluate.pointing_game(pack, LAYERS[0], 1000) is None
-    assert "no masks" in evaluate.pointing_line(None)
+# ---------------------------------------------------------------- test sets
+
+
+def test_the_examples_are_the_test_set_of_a_pack_without_a_world(pack):
+    found = open_set(pack, None, None)
+    batch = found.batch(0, 100)
+    assert found.name == "examples" and found.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert torch.equal(batch.inputs, pack.example_inputs()) and batch.masks is None
+    assert [(b.start, len(b.labels), len(b.inputs)) for b in found.batches(4)] == [(0, 4, 4), (4, 4, 4), (8, 1, 1)]
+    assert evaluate.pointing_game(pack, LAYER, found) is None
+    assert "no masks" in report.pointing_line(None)
+
+
+def test_a_folder(pack, fruit_images):
+    found = open_set(pack, str(fruit_images), None)
+    assert found.labels.tolist() == [0] * 40 + [1] * 40 + [2] * 40
+    path = sorted((fruit_images / "pear").glob("*.png"))[2]
+    assert torch.equal(found.batch(42, 1).inputs[0], pack.preprocess(images.read(path)))
+
+
+def test_a_count_is_spread_over_the_classes(pack, fruit_images, tmp_path):
+    found = open_set(pack, str(fruit_images), 8)
+    assert found.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    whole = open_set(pack, str(fruit_images), None)
+    assert torch.equal(found.batch(3, 3).inputs, whole.batch(40, 3).inputs)
+    for name, number in (("apple", 1), ("plum", 5), ("banana", 3)):  # the smallest gives all it has; strangers nothing
+        (tmp_path / name).mkdir()
+        for i in range(number):
+            Image.new("RGB", (32, 32)).save(tmp_path / name / f"{i}.png")
+    assert open_set(pack, str(tmp_path), 4).labels.tolist() == [0, 2, 2, 2]
+    assert open_set(pack, str(tmp_path), 100).labels.tolist() == [0] + [2] * 5
+
+
+def png(level: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), (level, 0, 255 - level)).save(file, "png")
+    return file.getvalue()
+
+
+def write_parquet(path: Path, contents: list, labels: list, names: tuple[str, str] = ("image", "label")) -> Path:
+    cells = [{"bytes": content, "path": None} if isinstance(content, bytes) else content for content in contents]
+    table = pyarrow.table({names[0]: cells, names[1]: labels})
+    pyarrow.parquet.write_table(table, path, row_group_size=3)
+    return path
+
+
+@pytest.fixture
+def fetched(tmp_path, monkeypatch) -> Path:
+    """The file that the hub gives, whatever is asked for; the data sets' part of it alone is asked."""
+    path = tmp_path / "file.parquet"
+
+    def fetch(file, *_):
+        assert (file.repo_id, file.path, file.repo_type) == ("user/fruit", "file.parquet", "dataset")
+        return path
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    return path
+
+
+SOURCE = "hub:user/fruit/file.parquet"
+
+
+def test_a_parquet_file_of_the_hub(pack, fetched):
+    labels = [2, 0, 1, 7, 1, None, 0, 2]
+    write_parquet(fetched, [png(30 * i) for i in range(8)], labels, ("img", "fine"))
+    found = open_set(pack, SOURCE, None, ("img", "fine"))
+    assert found.labels.tolist() == [2, 0, 1, 1, 0, 2]  # rows 3 and 5 are of no class of the pack
+    for position, row in enumerate((0, 1, 2, 4, 6, 7)):
+        wanted = pack.preprocess(Image.open(io.BytesIO(png(30 * row))))
+        assert torch.equal(found.batch(position, 1).inputs[0], wanted)
+    assert torch.equal(found.batch(0, 1).inputs, found.batch(0, 6).inputs[:1])  # and back to the first rows
+
+
+def test_a_packs_own_data_set_has_its_own_columns(spoilt_pack, fetched, monkeypatch):
+    source = {"repo_id": "user/fruit", "revision": "main", "file": "file.parquet", "image": "img", "label": "fine"}
+    write_manifest(spoilt_pack, examples=None, examples_source=source)
+    monkeypatch.setattr(hub, "cached", lambda file: fetched)
+    write_parquet(fetched, [png(i) for i in range(3)], [0, 1, 2], ("img", "fine"))
+    found = open_set(Pack(spoilt_pack), None, None)
+    assert found.labels.tolist() == [0, 1, 2] and found.name == SOURCE + "@main"
+
+
+@pytest.mark.parametrize("damage", ["cut", "no label", "no image", "missing", "no classes", "empty"])
+def test_unusable_test_sets_are_a_sentence(pack, fetched, tmp_path, damage):
+    write_parquet(fetched, [png(i) for i in range(4)], ["0", "1", "2", "0"] if damage == "no classes" else [0, 1, 2, 0])
+    source, columns = SOURCE, ("image", "label")
+    if damage == "cut":
+        fetched.write_bytes(fetched.read_bytes()[:300])
+    elif damage == "no label":
+        columns = ("image", "kind")
+    elif damage == "no image":
+        columns = ("picture", "label")
+    elif damage == "missing":
+        source = str(tmp_path / "nowhere")
+    elif damage == "empty":
+        (tmp_path / "none" / "apple").mkdir(parents=True)
+        source = str(tmp_path / "none")
+    with pytest.raises(ValueError) as caught:
+        open_set(pack, source, None, columns)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) > 20
+
+
+@pytest.mark.parametrize("content", [b"words", png(0)[:40], None, 5])
+def test_a_damaged_image_is_named(pack, fetched, content):
+    if content == 5:
+        write_parquet(fetched, [5, 5], [0, 1])
+    else:
+        write_parquet(fetched, [png(0) if content else None, content], [0, 1])
+    data = open_set(pack, SOURCE, None)
+    with pytest.raises(images.ImageError, match=f"^test image [01] of {SOURCE}: [^\n]*$"):
+        data.batch(0, 2)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_test_images_are_refused(pack, canvas_pack, count):
+    for its_pack in (pack, canvas_pack):
+        with pytest.raises(ValueError, match="test images"):
+            open_set(its_pack, None, count)
 
 
 # ---------------------------------------------------------------- a pack with the canvas world
@@ -206,12 +592,8 @@ def test_the_test_set_of_a_pack_without_a_world_is_its_examples(pack):
 @pytest.fixture
 def canvas_pack(spoilt_pack) -> Pack:
     """The tiny pack, its three classes made the canvas world's ten."""
-    write_manifest(
-        spoilt_pack,
-        classes=list(canvas.OBJECTS),
-        world="canvas",
-        image={"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3},
-    )
+    image = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}
+    write_manifest(spoilt_pack, classes=list(canvas.OBJECTS), world="canvas", image=image)
     shape = vits.ViTShape(**{**SHAPE.__dict__, "classes": len(canvas.OBJECTS)})
     torch.save(transformers_4_names(random_vit(0, shape)), spoilt_pack / "vit_fruit_original.pth")
     experts = {c: [6 * c + i for i in range(6)] for c in range(10)}
@@ -223,83 +605,197 @@ def canvas_pack(spoilt_pack) -> Pack:
 
 
 def test_the_test_set_of_the_canvas_world(canvas_pack):
-    found = evaluate.test_set(canvas_pack, 13)
-    assert found.inputs.shape == (13, 3, 32, 32) and found.masks.shape == (13, 4, 4)
-    assert found.labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2]
-    assert 0 <= found.masks.min() and found.masks.max() <= 1 and (found.masks.max((1, 2)) > 0.3).all()
-    again = evaluate.test_set(canvas_pack, 12)
-    assert torch.equal(again.inputs, found.inputs[:12])
+    found = open_set(canvas_pack, None, 13)
+    batch = found.batch(0, 100)
+    assert batch.inputs.shape == (13, 3, 32, 32) and batch.masks.shape == (13, 4, 4)
+    assert found.labels.tolist() == batch.labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2]
+    assert 0 <= batch.masks.min() and batch.masks.max() <= 1 and (batch.masks.max((1, 2)) > 0.3).all()
     # image 11: a tree in the second style, its mask averaged over each patch
-    image, mask = canvas.render("tree", canvas.STYLES[1], np.random.default_rng((evaluate.TEST_SEED, 11)), 32)
-    torch.testing.assert_close(found.inputs[11], canvas_pack.preprocess(image))
-    assert found.masks[11][1, 2] == pytest.approx(np.asarray(mask)[8:16, 16:24].mean() / 255)
-
-
-@pytest.mark.parametrize("count", [0, -1])
-def test_no_test_images_are_refused(canvas_pack, count):
-    with pytest.raises(ValueError, match="test images"):
-        evaluate.test_set(canvas_pack, count)
+    image, mask = canvas.render("tree", canvas.STYLES[1], np.random.default_rng((testset.WORLD_SEED, 11)), 32)
+    torch.testing.assert_close(batch.inputs[11], canvas_pack.preprocess(image))
+    assert batch.masks[11][1, 2] == pytest.approx(np.asarray(mask)[8:16, 16:24].mean() / 255)
 
 
 def test_a_world_of_other_classes_is_refused(spoilt_pack):
     write_manifest(spoilt_pack, world="canvas")
     with pytest.raises(ValueError, match="classes of pack fruit"):
-        evaluate.test_set(Pack(spoilt_pack), 10)
+        open_set(Pack(spoilt_pack), None, 10)
 
 
-def test_the_pointing_game_by_hand(canvas_pack):
-    found = evaluate.pointing_game(canvas_pack, 1, 20)
-    data = evaluate.test_set(canvas_pack, 20)
-    hits = 0
-    for i in range(20):
+def test_the_pointing_game_by_hand(canvas_pack, monkeypatch):
+    monkeypatch.setattr(evaluate, "BATCH", 7)
+    data = open_set(canvas_pack, None, 20)
+    found = evaluate.pointing_game(canvas_pack, 1, data)
+    hits, whole = 0, data.batch(0, 20)
+    for i, c in enumerate(data.labels.tolist()):
         with torch.inference_mode():
-            latents = canvas_pack.sae(1).encode(vits.head(canvas_pack.original(), data.inputs[i : i + 1], 1))[0, 1:]
-        c = int(data.labels[i])
+            latents = canvas_pack.sae(1).encode(vits.head(canvas_pack.original(), whole.inputs[i : i + 1], 1))[0, 1:]
         heat = [sum(latents[p, j].item() for j in range(6 * c, 6 * c + 6)) for p in range(16)]
         hottest = heat.index(max(heat))
-        hits += max(heat) > 0 and data.masks[i][hottest // 4, hottest % 4] >= 0.1
+        hits += max(heat) > 0 and whole.masks[i][hottest // 4, hottest % 4] >= 0.1
     assert found == (hits, 20) and 0 < hits < 20
-    assert evaluate.pointing_line(found) == f"Pointing game: {hits / 20:.1%} of 20 images."
+    assert report.pointing_line(found) == f"Pointing game: {hits / 20:.1%} of 20 images."
 
 
-# ---------------------------------------------------------------- the table
+# ---------------------------------------------------------------- files and the table
 
 
-def row(**changes) -> Row:
-    figures = dict(id="salun-boat", target="boat", original=0.975, unlearned=0.02, restored=0.9, alpha=1.5)
-    figures |= dict(retain_unlearned=0.95, retain_restored=0.8, overshoot=1.0, verdict="suppressed")
-    figures["scores"] = {"experts": 0.921, "random": -0.01, "matched": 0.05, "cls_copy": 1.0, "patches": 0.0, "all": 1}
-    return Row(**(figures | changes))
+@pytest.fixture(scope="module")
+def rows(pack, few) -> list[Row]:
+    return evaluate.run(pack, evaluate.subjects(pack, list(UNLEARNED)), few, SETTINGS)
 
 
-def test_the_table_is_markdown():
-    lines = evaluate.table([row(), row(id="retrain-cat", scores=dict.fromkeys(row().scores))]).splitlines()
-    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
-    assert set(lines[1]) == {"|", "-"}
+def test_the_files(pack, few, rows, tmp_path):
+    out = tmp_path / "a" / "b"
+    report.write(out, pack, few, SETTINGS, rows)
+    board = json.loads((out / "scoreboard.json").read_text())
+    assert board == json.loads(json.dumps(report.scoreboard(pack, few, SETTINGS, rows)))
+    assert board["settings"] == {"layer": LAYER, "mode": "inject", "max_alpha": 2.0, "seed": 0}
+    assert board["images"] == 42 and board["alphas"] == list(ALPHAS)
+    assert [row["id"] for row in board["rows"]] == list(UNLEARNED)
+    assert board["rows"][0]["scores"]["experts"] == rows[0].scores["experts"]._asdict()
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    results = {
+        f"{id}/restoration_class{c}{end}" for id, (_, c) in UNLEARNED.items() for end in (".png", "_results.json")
+    }
+    assert names == {"scoreboard.json", "scores.csv"} | results
+    with Image.open(out / "retrain-pear" / "restoration_class1.png") as plot:
+        assert plot.format == "PNG" and plot.width > 500 and len(plot.convert("RGB").getcolors(10**6)) > 10
+
+
+def test_the_csv_round_trips(rows):
+    stored = json.loads(json.dumps([row.as_dict() for row in rows]))
+    text = report.as_csv(stored)
+    assert text == report.as_csv([row.as_dict() for row in rows])
+    for found, row in zip(csv.DictReader(io.StringIO(text)), rows, strict=True):
+        assert None not in found and None not in found.values()
+        assert (found["id"], found["target"], found["verdict"]) == (row.id, row.target, row.verdict)
+        for name in ("original", "unlearned", "restored", "alpha", "retain_original", "retain_unlearned"):
+            assert float(found[name]) == pytest.approx(getattr(row, name), abs=1e-4), name
+        assert float(found["retain_gate_none"]) == pytest.approx(row.retain_restored, abs=1e-4)
+        assert float(found["retain_gate_label"]) == pytest.approx(row.retain_unlearned, abs=1e-4)
+        assert float(found["R_overshoot"]) == pytest.approx(row.overshoot, abs=1e-4)
+        for name in ("experts", *CONTROLS):
+            read = [float(found[f"R_{name}{end}"]) for end in ("", "_low", "_high", "_alpha")]
+            assert read == pytest.approx(list(row.scores[name]), abs=1e-4)
+        for layer in LAYERS:
+            assert float(found[f"probe_layer{layer}"]) == pytest.approx(row.probe[layer], abs=1e-4)
+
+
+def test_the_csv_leaves_out_what_is_not_defined(rows):
+    nothing = Score(None, None, None, None)
+    row = replace(rows[0], scores=dict.fromkeys(rows[0].scores, nothing), overshoot=None, probe={1: None, 2: 0.0})
+    (found,) = csv.DictReader(io.StringIO(report.as_csv([row.as_dict()])))
+    assert found["R_experts"] == found["R_overshoot"] == found["probe_layer1"] == "" and found["probe_layer2"] == "0.0"
+
+
+def test_the_released_codes_results(pack, few, rows):
+    found = report.released(pack, SETTINGS, rows[1])
+    assert list(found) == [
+        *("dataset", "sae_config", "target_class", "class_name", "num_expert_features"),
+        *("alpha_values", "unlearned_performance", "restoration_results"),
+    ]
+    assert found["sae_config"] == {"k": K, "layer": LAYER}
+    assert (found["target_class"], found["class_name"], found["num_expert_features"]) == (1, "pear", 5)
+    assert list(found["unlearned_performance"]) == ["overall", "target", "retain_avg"]
+    assert list(found["restoration_results"]) == [str(alpha) for alpha in ALPHAS]
+    with torch.inference_mode():
+        right = vits.logits(pack.unlearned("retrain-pear"), few.batch(0, 42).inputs).argmax(1) == few.labels
+    wanted = {"overall": right, "target": right[few.labels == 1], "retain_avg": right[few.labels != 1]}
+    means = {name: hits.float().mean().item() for name, hits in wanted.items()}
+    assert found["unlearned_performance"] == pytest.approx(means)
+    for alpha, result in zip(ALPHAS, found["restoration_results"].values()):
+        target = rows[1].curves["experts"][ALPHAS.index(alpha)]
+        assert result["target_acc"] == pytest.approx(target)
+        assert result["retain_acc"] == pytest.approx(means["retain_avg"])  # its gate leaves other images alone
+        assert result["overall_acc"] == pytest.approx((14 * target + 28 * means["retain_avg"]) / 42)
+
+
+def test_the_table_is_markdown(rows):
+    r = {"experts": 0.921, "random": -0.01, "matched": 0.05, "cls_copy": 1.0, "patches": 0.0, "all": 1.0}
+    known = replace(
+        rows[0],
+        **dict(id="salun-boat", original=0.975, unlearned=0.02, restored=0.9, alpha=1.5, verdict="suppressed"),
+        **dict(retain_unlearned=0.95, retain_restored=0.8, overshoot=1.0, probe={1: 0.7, 2: 0.9}),
+        scores={name: Score(value, value - 0.1, value + 0.05, 1.5) for name, value in r.items()},
+    )
+    nothing = replace(known, scores=dict.fromkeys(r, Score(None, None, None, None)), probe={1: None}, overshoot=None)
+    lines = report.table([known, nothing]).splitlines()
+    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1 and set(lines[1]) == {"|", "-"}
     heads, cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], lines[2]))
     found = dict(zip(heads, cells, strict=True))
     assert found["model"] == "salun-boat" and found["forget: original"] == "97.5%" and found["at alpha"] == "1.5"
     assert found["unlearned"] == "2.0%" and found["restored"] == "90.0%" and found["verdict"] == "suppressed"
     assert found["retain: unlearned"] == "95.0%" and found["edited too"] == "80.0%"
-    assert [found[f"R {name}"] for name in ("experts", *CONTROLS)] == ["0.92", "-0.01", "0.05", "1.00", "0.00", "1.00"]
-    assert lines[3].count("–") == 6 and found["R overshoot"] == "1.00"
+    assert found["R experts"] == "0.92 [0.82, 0.97]" and found["R overshoot"] == "1.00" and found["probe"] == "0.90"
+    assert [found[f"R {name}"] for name in CONTROLS] == ["-0.01", "0.05", "1.00", "0.00", "1.00"]
+    assert lines[3].count("–") == 8
 
 
-def test_the_command_prints_the_table(pack_folder, capsys, tmp_path):
-    from sod_core.__main__ import main
+# ---------------------------------------------------------------- the command line
 
-    line = ["evaluate", "--pack", str(pack_folder), "--layer", "1"]
-    assert main([*line, "--json", str(tmp_path / "rows.json")]) == 0
+
+def test_the_command(spoilt_pack, fruit_images, capsys, tmp_path):
+    line = ["evaluate", "--pack", str(spoilt_pack), "--layer", "1", "--data", str(fruit_images), "--images", "30"]
+    assert main([*line, "--json", str(tmp_path / "rows.json"), "--out", str(tmp_path / "out"), "--store"]) == 0
     printed, err = capsys.readouterr()
     assert "| random_labels-apple |" in printed and "no masks" in printed and "Traceback" not in err
-    assert [row["id"] for row in json.loads((tmp_path / "rows.json").read_text())] == list(UNLEARNED)
-    assert main([*line, "--json", "-", "--unlearned", "retrain-pear"]) == 0
-    assert [row["id"] for row in json.loads(capsys.readouterr().out)] == ["retrain-pear"]
-    for more in (["--mode", "wish"], ["--unlearned", "nobody"], ["--layer", "0"]):
-        assert main([*line, *more]) == 2
-        assert capsys.readouterr().err.count("\n") == 1
+    found = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["id"] for row in found] == list(UNLEARNED)
+    stored = json.loads((spoilt_pack / "scoreboard.json").read_text())
+    assert stored["rows"] == found and stored["images"] == 30
+    assert json.loads((tmp_path / "out" / "scoreboard.json").read_text()) == stored
+    assert (tmp_path / "out" / "retrain-pear" / "restoration_class1_results.json").is_file()
+    own = tmp_path / "mine.pth"
+    own.write_bytes((spoilt_pack / "unlearned" / "retrain-pear.pth").read_bytes())
+    assert main([*line, "--json", "-", "--unlearned", "retrain-pear", f"pear={own}"]) == 0
+    pear, mine = json.loads(capsys.readouterr().out)
+    assert (mine["id"], mine["method"], mine["target"]) == ("mine", "own", "pear")
+    assert pear["curves"] == mine["curves"] and pear == found[1]
 
 
-def test_the_settings_are_what_the_documentation_says():
-    assert ALPHAS[0] == 0 and ALPHAS[-1] == 10 and list(ALPHAS) == sorted(ALPHAS)
-    assert evaluate.SUPPRESSED == 0.5 and evaluate.DELETED == 0.1
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--mode", "wish"],
+        ["--unlearned", "nobody"],
+        ["--unlearned", "pear=nowhere.pth"],
+        ["--unlearned", "kiwi={pack}/unlearned/retrain-pear.pth"],
+        ["--unlearned", "pear={pack}/unlearned/retrain-pear.pth", "apple={pack}/unlearned/retrain-pear.pth"],
+        ["--unlearned", "pear={pack}/pack.json"],
+        ["--layer", "0"],
+        ["--max-alpha", "-1"],
+        ["--max-alpha", "nan"],
+        ["--images", "0"],
+        ["--images", "x"],
+        ["--data", "nowhere"],
+        ["--data", "canvas"],
+        ["--data", "hub:user"],
+        ["--out", "{pack}/pack.json"],
+    ],
+)
+def test_mistakes_are_one_line(pack_folder, capsys, more):
+    line = ["evaluate", "--pack", str(pack_folder), "--layer", "1", *(text.format(pack=pack_folder) for text in more)]
+    try:
+        assert main(line) == 2
+    except SystemExit as exit:  # argparse
+        assert exit.code == 2
+    printed, err = capsys.readouterr()
+    assert printed == "" and err.count("\n") == 1 and "evaluate" in err
+
+
+def test_two_processes_find_what_one_does(pack_folder, fruit_images, tmp_path, capsys):
+    """120 images are two batches: each process takes one."""
+    line = ["evaluate", "--pack", str(pack_folder), "--layer", "1", "--data", str(fruit_images)]
+    line += ["--unlearned", "retrain-pear"]
+    assert main([*line, "--json", str(tmp_path / "one.json")]) == 0
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "sod_core"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf")}
+    many = [*launch, *line, "--out", str(tmp_path / "out"), "--json", str(tmp_path / "two.json")]
+    done = subprocess.run(many, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "two.json").read_text()) == json.loads((tmp_path / "one.json").read_text())
+    assert {path.name for path in (tmp_path / "out").glob("predictions*")} == {
+        f"predictions-{rank}-of-2.npz" for rank in (0, 1)
+    }
+    assert done.stdout.count("| retrain-pear |") == 1  # the first one speaks

@@ -67,6 +67,8 @@ class UnlearnedEntry:
     """Accuracy on fresh images of the forgotten class, 0 to 1; None where nobody measured it."""
     retain_accuracy: float | None = None
     """Accuracy on fresh images of the other classes."""
+    seconds: float | None = None
+    """How long unlearning took."""
     source: Source | None = None
     """Where the hub has the file; None where it is the pack's own."""
     measured_on: str = "fresh images"
@@ -217,6 +219,7 @@ def _entry(item: dict[str, Any]) -> UnlearnedEntry:
         file=str(item["file"]),
         forget_accuracy=item.get("forget_accuracy"),
         retain_accuracy=item.get("retain_accuracy"),
+        seconds=item.get("seconds"),
         source=_source(item.get("source")),
     )
 
@@ -244,7 +247,7 @@ def _faults(m: Manifest) -> Iterator[tuple[bool, str]]:
     for entry in m.unlearned:
         outside = not 0 <= entry.target_class < len(m.classes)
         yield outside, f"{entry.id!r} names class {entry.target_class}, the pack has 0 to {len(m.classes) - 1}"
-        measured = (entry.forget_accuracy, entry.retain_accuracy)
-        yield not all(isinstance(a, int | float | None) for a in measured), f"an accuracy of {entry.id!r} is no number"
+        measured = (entry.forget_accuracy, entry.retain_accuracy, entry.seconds)
+        yield not all(isinstance(a, int | float | None) for a in measured), f"a figure of {entry.id!r} is no number"
     yield not isinstance(m.examples, str | None), "examples must be the name of a folder"
     yield m.world not in (None, *WORLDS), f"world {m.world!r} is unknown; known: {', '.join(WORLDS)}"

@@ -12,7 +12,7 @@ from ..images import MAX_BYTES
 from ..packs import download
 from ..packs.errors import PackError
 from ..packs.find import folders, shared_pack
-from . import api, restore_tab
+from . import api, restore_tab, scoreboard_tab
 from .intake import most_bytes, uploads_allowed
 from .visitor import needed, warm
 
@@ -34,8 +34,11 @@ def build() -> gr.Blocks:
             f"<header class='sod-header'><h1>{TITLE}?</h1><p>An unlearned model was told to forget a class. Pull its "
             "hidden features back towards the original's, and see whether it remembers.</p></header>"
         )
-        with gr.Tab("Restore"):
-            restore_tab.build(app, first)
+        with gr.Tabs() as tabs:
+            with gr.Tab("Restore", id="restore"):
+                opener, settled = restore_tab.build(app, first)
+            with gr.Tab("Scoreboard", id="scoreboard") as tab:
+                scoreboard_tab.build(tab, tabs, opener, settled)
         api.build(first)
     app.queue(default_concurrency_limit=8, max_size=256)
     return app

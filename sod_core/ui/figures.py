@@ -74,6 +74,42 @@ def alpha_curves(curves: Sequence[Curve], alpha: float, target_name: str) -> go.
     return _calm(figure)
 
 
+_VERDICTS = {  # colour, symbol: told apart without colour too
+    "suppressed": (ACCENT, "circle"),
+    "partly": ("#e8a06c", "diamond"),
+    "deleted": ("#5d7590", "square"),
+    "not forgotten": ("#a3b5c8", "x"),
+}
+
+
+def scores(rows: Sequence[dict]) -> go.Figure:
+    """R of the experts against retain accuracy, a point a model, with its bootstrap interval. Rows as stored."""
+    figure = go.Figure()
+    for verdict, (colour, symbol) in _VERDICTS.items():
+        chosen = [row for row in rows if row["verdict"] == verdict and row["scores"]["experts"]["value"] is not None]
+        if not chosen:
+            continue
+        r = [row["scores"]["experts"] for row in chosen]
+        figure.add_scatter(
+            name=verdict,
+            x=[row["retain_unlearned"] for row in chosen],
+            y=[score["value"] for score in r],
+            error_y={
+                "array": [max(0, score["high"] - score["value"]) for score in r],
+                "arrayminus": [max(0, score["value"] - score["low"]) for score in r],
+                "thickness": 1,
+            },
+            text=[row["id"] for row in chosen],
+            mode="markers",
+            marker={"color": colour, "symbol": symbol, "size": 12},
+            hovertemplate="%{text}: R %{y:.2f}, retain %{x:.1%}<extra>" + verdict + "</extra>",
+        )
+    figure.update_layout(height=380)
+    figure.update_xaxes(title="retain accuracy of the unlearned model", tickformat=".0%")
+    figure.update_yaxes(title="R of the experts", range=[-0.15, 1.15], tickvals=[0, 0.5, 1])
+    return _calm(figure)
+
+
 def _calm(figure: go.Figure) -> go.Figure:
     figure.update_layout(
         template="none",

@@ -47,10 +47,11 @@ class Opener:
 
     def __init__(self, panel: Panel, visitor: gr.State):
         self.panel, self.visitor = panel, visitor
+        self.turn = gr.State(Turn())  # Gradio gives each page a copy of its own
 
     def wire(self, app: gr.Blocks, settled: dict) -> None:
         """Connects the pack and model menus, and the visitor's own model. `settled`: what runs after each."""
-        p, visitor, turn = self.panel, self.visitor, gr.State(Turn())  # Gradio gives each page a copy of its own
+        p, visitor, turn = self.panel, self.visitor, self.turn
         every = {"trigger_mode": "multiple", "concurrency_limit": 32, "show_progress": "hidden"}
         opened = [visitor, p.pack, p.progress, p.model, p.layer, p.expert_class, p.own_class, *p.everything]
         gr.on(

@@ -22,17 +22,22 @@ QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 BENCHMARKED = {"show_progress": "hidden", "api_visibility": "undocumented"}  # benchmarks/slider.py calls these
 
 
-def build(app: gr.Blocks, default_pack: str) -> None:
-    """Lays out the tab in `app` and wires it. `default_pack` is opened when a page loads."""
+def build(app: gr.Blocks, default_pack: str) -> tuple[Opener, dict]:
+    """Lays out the tab in `app` and wires it. `default_pack` is opened when a page loads.
+
+    Gives what other tabs need to open a model here, and what has to run after that.
+    """
     visitor = gr.State(None)
     panel = panels.layout(default_pack)
     measured = [panel.verdict, panel.curves]
     settled = {"fn": kept(handling.settle, len(measured)), "inputs": visitor, "outputs": measured}
     settled |= {"trigger_mode": "multiple", "concurrency_limit": 8, "api_name": "settle", **BENCHMARKED}
-    Opener(panel, visitor).wire(app, settled)
+    opener = Opener(panel, visitor)
+    opener.wire(app, settled)
     _wire_menus(panel, visitor, settled)
     _wire_clicks(panel, visitor, settled)
     _wire_alpha(panel, visitor, settled)
+    return opener, settled
 
 
 def _wire_menus(panel: Panel, visitor: gr.State, settled: dict) -> None:

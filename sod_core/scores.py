@@ -1,0 +1,124 @@
+"""The numbers an evaluation ends in: R with its interval, the verdict, the linear probe. No models in here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SUPPRESSED, DELETED = 0.5, 0.1
+"""Margin of the experts' R over the better of the two random controls: from 0.5 on "suppressed", below 0.1
+"deleted", between them "partly"."""
+SMALLEST_DROP = 0.05
+"""R is not defined where unlearning cost the class less accuracy than this."""
+RESAMPLES, CONFIDENCE = 1000, 0.95
+"""Of the bootstrap over the class's images."""
+PROBE_FOLDS = 2
+
+
+class Score(NamedTuple):
+    """R of one edit; all None where unlearning took nothing away."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    """The bootstrap interval."""
+    alpha: float | None
+    """The smallest alpha that restores most."""
+
+
+def restoration(original: float, unlearned: float, restored: float) -> float | None:
+    """R = (restored - unlearned) / (original - unlearned) on the class (Suppression or Deletion, section 4).
+
+    None where unlearning cost less than SMALLEST_DROP.
+    """
+    drop = original - unlearned
+    return None if drop < SMALLEST_DROP else (restored - unlearned) / drop
+
+
+def score(original: np.ndarray, unlearned: np.ndarray, restored: np.ndarray, alphas: list[float], seed: int) -> Score:
+    """R at the alpha that suits the edit best, and its interval.
+
+    original, unlearned [n], restored [S, A, n], bool: whether each image of the class is named rightly; S seeds of a
+    random edit (each at its own best alpha, then averaged), or 1. The interval is the bootstrap's over images: every
+    resample takes all three from the same images and looks for the best alpha again.
+    """
+    value = _best(original.mean(), unlearned.mean(), restored.mean(2))
+    if value is None:
+        return Score(None, None, None, None)
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(RESAMPLES):
+        rows = rng.integers(0, len(original), len(original))
+        found = _best(original[rows].mean(), unlearned[rows].mean(), restored[:, :, rows].mean(2))
+        drawn += [] if found is None else [found]
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    alpha = alphas[int(restored.mean((0, 2)).argmax())]
+    return Score(value, float(low), float(high), alpha)
+
+
+def _best(original: float, unlearned: float, restored: np.ndarray) -> float | None:
+    """restored [S, A]: accuracies."""
+    found = restoration(float(original), float(unlearned), float(restored.max(1).mean()))
+    return None if found is None else float(found)
+
+
+def verdict(experts: float | None, random: float, matched: float) -> str:
+    """ "suppressed", "partly" or "deleted", by the margin of the experts' R over the better random control's."""
+    if experts is None:
+        return "not forgotten"
+    margin = experts - max(random, matched)
+    if margin >= SUPPRESSED:
+        return "suppressed"
+    return "deleted" if margin < DELETED else "partly"
+
+
+def probe(cls: Tensor, labels: Tensor, target: int) -> float | None:
+    """Balanced accuracy, 0.5 to 1, of a linear classifier that reads "is it the class" in CLS tokens.
+
+    cls [n, D] of one layer; labels [n]. Logistic regression on standardised tokens (both sides weighted alike, L2 of
+    1e-3), trained on one half of the images and tested on the other, and the other way round. None for fewer than two
+    images of the class, or of the others, in a half.
+    """
+    wanted = (labels == target).float()
+    halves = _halves(wanted)
+    if min(int((wanted[half] == kind).sum()) for half in halves for kind in (0, 1)) < 2:
+        return None
+    found = []
+    for train, test in (halves, halves[::-1]):
+        mean, std = cls[train].mean(0), cls[train].std(0).clamp(min=1e-6)
+        scores = _fit((cls[train] - mean) / std, wanted[train])((cls[test] - mean) / std)
+        said = scores > 0
+        hits = [(said[wanted[test] == kind] == bool(kind)).float().mean().item() for kind in (0, 1)]
+        found.append(sum(hits) / 2)
+    return sum(found) / len(found)
+
+
+def _halves(wanted: Tensor) -> list[Tensor]:
+    """Every other image of the class, and every other one of the rest."""
+    order = torch.cat([(wanted == kind).nonzero().flatten() for kind in (1, 0)])
+    return [order[0::PROBE_FOLDS], order[1::PROBE_FOLDS]]
+
+
+def _fit(x: Tensor, y: Tensor):
+    """Weighted logistic regression by L-BFGS; gives the function x -> logits."""
+    weight = torch.where(y > 0, (1 - y.mean()), y.mean())
+    with torch.inference_mode(False), torch.enable_grad():
+        x, y, weight = x.clone(), y.clone(), weight.clone()
+        coefficients = torch.zeros(x.shape[1] + 1, requires_grad=True)
+        optimiser = torch.optim.LBFGS([coefficients], max_iter=100, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimiser.zero_grad()
+            logits = x @ coefficients[1:] + coefficients[0]
+            value = F.binary_cross_entropy_with_logits(logits, y, weight) + 1e-3 * coefficients[1:].square().sum()
+            value.backward()
+            return value
+
+        optimiser.step(loss)
+        found = coefficients.detach()
+    return lambda test: test @ found[1:] + found[0]
