@@ -789,8 +789,9 @@ def test_two_processes_find_what_one_does(pack_folder, fruit_images, tmp_path, c
     line = ["evaluate", "--pack", str(pack_folder), "--layer", "1", "--data", str(fruit_images)]
     line += ["--unlearned", "retrain-pear"]
     assert main([*line, "--json", str(tmp_path / "one.json")]) == 0
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "sod_core"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf")}
+    # without GPUs `accelerate launch` needs MPI to start more than one; this sets the same variables
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "sod_core"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     many = [*launch, *line, "--out", str(tmp_path / "out"), "--json", str(tmp_path / "two.json")]
     done = subprocess.run(many, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -67,7 +67,12 @@ def _show(visitor: Visitor | None) -> list:
     board = read(pack)
     if board is None:
         command = f"python -m sod_core evaluate --pack {pack.manifest.name} --store"
-        return [f"Nothing is stored for {pack.manifest.title}; `{command}` does it.", [], None, gr.DownloadButton(visible=False)]
+        return [
+            f"Nothing is stored for {pack.manifest.title}; `{command}` does it.",
+            [],
+            None,
+            gr.DownloadButton(visible=False),
+        ]
     settings, data = board["settings"], f"{board['images']} images ({board['data']})"
     note = (
         f"**{pack.manifest.title}**: {data}, layer {settings['layer']}, mode {settings['mode']}, alpha up to "

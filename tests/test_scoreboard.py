@@ -1,0 +1,199 @@
+"""The Scoreboard tab: what its table holds, and what a visitor does with it in a browser."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT, UNLEARNED, Server, _wait_until_it_answers, write_manifest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from sod_core.packs.pack import Pack
+from sod_core.ui import scoreboard_tab
+
+PATIENCE = 60_000
+NAMES = ("experts", "random", "matched", "cls_copy", "patches", "all")
+
+
+def row(id: str, target: str, values: tuple | None, verdict: str, alpha: float) -> dict:
+    """A stored row; `values` are R of NAMES."""
+    scores = dict(zip(NAMES, values or [None] * 6))
+    return {
+        **{"id": id, "method": "salun", "target": target, "images": 30, "target_images": 10, "verdict": verdict},
+        **{"original": 0.9, "unlearned": 0.1, "restored": 0.7, "alpha": alpha, "overshoot": values and 0.95},
+        **{"retain_original": 0.9, "retain_unlearned": 0.87654, "retain_restored": 0.8},
+        "scores": {
+            name: {"value": r, "low": r and r - 0.1, "high": r and r + 0.05, "alpha": r and alpha}
+            for name, r in scores.items()
+        },
+        **{"probe": {"1": 0.7, "2": 0.81}, "probe_original": {"1": None, "2": None}, "curves": {}},
+        **{"confusion_before": [], "confusion_after": []},
+    }
+
+
+def board() -> dict:
+    apple, pear = UNLEARNED
+    return {
+        "pack": "fruit",
+        "data": "examples",
+        "images": 30,
+        "settings": {"layer": 2, "mode": "inject", "max_alpha": 2.0, "seed": 0},
+        "rows": [
+            row(apple, "apple", (0.75, 0.0, 0.05, 1.0, 0.02, 0.9), "suppressed", 1.5),
+            row(pear, "pear", (0.25, 0.2, 0.2, 0.5, 0.01, 0.4), "deleted", 1.0),
+        ],
+    }
+
+
+@pytest.fixture
+def scored(spoilt_pack: Path) -> Pack:
+    (spoilt_pack / "scoreboard.json").write_text(json.dumps(board()))
+    return Pack(spoilt_pack)
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_the_cells(scored):
+    first, second = scoreboard_tab.cells(board(), scored)
+    found = dict(zip(scoreboard_tab.HEADERS, first, strict=True))
+    assert found == {
+        **{"model": scoreboard_tab.TITLES.get("salun", "salun"), "forgot": "apple", "forget": 0.1, "retain": 0.877},
+        **{"R experts": 0.75, "interval": "0.65 to 0.80", "R random": 0.0, "R matched": 0.05, "R copied CLS": 1.0},
+        **{"R patches": 0.02, "R all": 0.9, "overshoot": 0.95, "probe": 0.81, "verdict": "suppressed"},
+        **{"seconds": None, "id": "random_labels-apple"},
+    }
+    assert second[-1] == "retrain-pear" and len(second) == len(first)
+
+
+def test_cells_of_what_is_not_defined(scored):
+    lost = board()
+    lost["rows"] = [row("retrain-pear", "pear", None, "not forgotten", 0) | {"probe": {"1": None}}]
+    (found,) = (dict(zip(scoreboard_tab.HEADERS, cells)) for cells in scoreboard_tab.cells(lost, scored))
+    assert found["interval"] == "" and found["verdict"] == "not forgotten"
+    assert {found[name] for name in ("R experts", "R random", "overshoot", "probe", "seconds")} == {None}
+
+
+def test_the_csv(scored):
+    path = Path(scoreboard_tab._csv(board()))
+    assert path.name == "scores-fruit.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["id"], first["R_experts"], first["R_experts_low"]) == ("random_labels-apple", "0.75", "0.65")
+    assert (second["retain_gate_none"], second["probe_layer2"], second["verdict"]) == ("0.8", "0.81", "deleted")
+    shutil.rmtree(path.parent)
+
+
+def test_what_is_shown(scored):
+    note, cells, figure, download = scoreboard_tab._show(SimpleNamespace(pack=scored))
+    assert "30 images (examples), layer 2, mode inject, alpha up to 2." in note
+    assert cells == scoreboard_tab.cells(board(), scored)
+    points = {trace.name: (list(trace.x), list(trace.y)) for trace in figure.data}
+    assert points == {"suppressed": ([0.87654], [0.75]), "deleted": ([0.87654], [0.25])}
+    assert download.visible and Path(
+        str(download.value["path"] if isinstance(download.value, dict) else download.value)
+    )
+
+
+def test_a_pack_without_scores(pack):
+    note, cells, figure, download = scoreboard_tab._show(SimpleNamespace(pack=pack))
+    assert "`python -m sod_core evaluate --pack fruit --store`" in note
+    assert cells == [] and figure is None and not download.visible  # no other pack's file stays on offer
+
+
+def test_a_page_that_the_server_forgot():
+    with pytest.raises(ValueError, match="reload"):
+        scoreboard_tab._show(None)
+
+
+# ---------------------------------------------------------------- in a browser
+
+
+@pytest.fixture
+def own_server(scored: Pack, tmp_path: Path) -> Iterator[Server]:
+    """app.py on two packs: fruit with scores, plain without."""
+    packs = tmp_path / "packs"
+    shutil.copytree(scored.manifest.folder, packs / "fruit")
+    shutil.copytree(scored.manifest.folder, packs / "plain")
+    (packs / "plain" / "scoreboard.json").unlink()
+    write_manifest(packs / "plain", name="plain", title="Plain fruit")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        **{"SOD_PACKS": str(packs), "SOD_DEFAULT_PACK": "fruit", "GRADIO_ANALYTICS_ENABLED": "False"},
+        **{"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "TMPDIR": str(tmp_path)},
+    }
+    found = Server(f"http://127.0.0.1:{port}", packs, tmp_path / "log.txt")
+    with found.log.open("w") as log:
+        process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=log, stderr=log)
+    try:
+        _wait_until_it_answers(found, process)
+        yield found
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def page(own_server: Server) -> Iterator[Page]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.fail("the page's tests need a browser: apt-get install chromium")
+    expect.set_options(timeout=PATIENCE)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page.set_default_timeout(PATIENCE)
+        page.goto(own_server.url)
+        expect(page.locator("#verdict h3")).to_be_visible()
+        expect(page.locator("#verdict h3")).not_to_contain_text("Measuring")
+        yield page
+        browser.close()
+
+
+def verdicts(page: Page) -> list[str]:
+    """Of the table's rows, from top to bottom."""
+    text = page.locator("#board tbody").all_inner_texts()
+    return re.findall("suppressed|deleted", max(text, key=len, default=""))
+
+
+def wait_for(page: Page, wanted: list[str]) -> None:
+    for _ in range(300):
+        if verdicts(page) == wanted:
+            return
+        page.wait_for_timeout(100)
+    assert verdicts(page) == wanted
+
+
+def test_the_tab(page, own_server):
+    page.get_by_role("tab", name="Scoreboard").click()
+    wait_for(page, ["suppressed", "deleted"])
+    expect(page.locator("#board-note")).to_contain_text("30 images (examples), layer 2")
+    expect(page.locator("#board-plot .js-plotly-plot .points path").first).to_be_visible()
+    expect(page.get_by_role("button", name="Download as CSV")).to_be_visible()
+    page.locator("#board thead th").filter(has_text="R experts").last.click()  # ascending: 0.25 comes first
+    wait_for(page, ["deleted", "suppressed"])
+    page.locator("#board tbody td").filter(has_text="deleted").last.click()  # the row now on top, second as stored
+    expect(page.get_by_role("tab", name="Restore")).to_have_attribute("aria-selected", "true")
+    expect(page.get_by_role("combobox", name="Unlearned model")).to_have_value(re.compile("forgot pear"))
+    expect(page.locator("#alpha input[type=number]")).to_have_value("1")
+    expect(page.locator("#verdict h3")).to_contain_text("pear")
+    page.get_by_role("combobox", name="Pack", exact=True).click()
+    page.get_by_role("option", name="Plain fruit").click()
+    expect(page.get_by_role("combobox", name="Unlearned model")).to_have_value(re.compile("forgot apple"))
+    page.get_by_role("tab", name="Scoreboard").click()
+    expect(page.locator("#board-note")).to_contain_text("python -m sod_core evaluate --pack plain --store")
+    expect(page.get_by_role("button", name="Download as CSV")).to_be_hidden()
+    wait_for(page, [])
+    assert "Traceback" not in own_server.log.read_text()
