@@ -152,7 +152,8 @@ def process() -> tuple[int, int]:
         return 0, 1
     from accelerate import PartialState
 
-    state = PartialState()
+    on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    state = PartialState(cpu=on_cpu)  # unless told, it finds itself alone on a computer without GPUs
     return state.process_index, state.num_processes
 
 

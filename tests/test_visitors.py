@@ -1039,6 +1039,7 @@ def test_the_owner_allows_uploads(monkeypatch, pack_folder, tmp_path):
         intake.own_model("", str(path), True)
 
 
+@pytest.mark.filterwarnings("ignore:The value passed into gr.Dropdown")
 def test_what_a_visitor_makes_the_server_fetch_is_bounded(handlers, visitor, monkeypatch, tmp_path):
     """Who sits at the server is not bounded."""
     monkeypatch.setenv("SOD_ALLOW_UPLOADS", "1")
