@@ -391,7 +391,7 @@ IMAGE, VIT, ENTRY = manifest()["image"], manifest()["vit"], manifest()["unlearne
         ({"unlearned": [ENTRY | {"target_class": 3}]}, "class 3"),
         ({"unlearned": [ENTRY | {"target_class": -1}]}, "class -1"),
         ({"unlearned": [{"id": "x"}]}, "'method'"),
-        ({"unlearned": [ENTRY | {"forget_accuracy": "low"}]}, "accuracy of 'random_labels-apple'"),
+        ({"unlearned": [ENTRY | {"forget_accuracy": "low"}]}, "figure of 'random_labels-apple'"),
         ({"unlearned": [ENTRY, ENTRY]}, "random_labels-apple"),
         ({"unlearned": {"id": "x"}}, "wrong kind"),
         ({"examples": 5}, "examples"),
