@@ -28,6 +28,8 @@ class Turn:
 
     def __init__(self) -> None:
         self.number = 0
+        self.coming = ""
+        """Which menu's choice is on its way: "pack", "model" or "" for neither."""
         self._asked, self._when = "", 0.0
 
     def again(self, name: str) -> bool:
@@ -82,10 +84,12 @@ class Opener:
 
     def open_pack(self, before: Visitor | None, turn: Turn, name: str, *values: Any) -> Iterator[dict]:
         """Fetches what the pack lacks, then shows it. A page that opens falls back to a pack that is here."""
-        if before is not None and (before.pack_name == name or turn.again(name)):
-            yield self._nothing()
-            return
-        yield from self._until_overtaken(turn, lambda: self._opened(before, name, values))
+        if before is not None:
+            again = turn.again(name)
+            if again or before.pack_name == name:
+                yield self._nothing() if again else self._stay(turn, "pack")
+                return
+        yield from self._until_overtaken(turn, lambda: self._opened(before, name, values), "pack")
 
     def _opened(self, before: Visitor | None, name: str, values: tuple) -> Iterator[dict]:
         if before is not None:
@@ -108,18 +112,20 @@ class Opener:
     def choose_model(self, visitor: Visitor | None, turn: Turn, id: str, *values: Any) -> Iterator[dict]:
         """Fetches the model if it is not here, then shows it."""
         visitor = handling.there(visitor)
-        if visitor.entry.id == id or turn.again(id):
-            yield self._nothing()
+        again = turn.again(id)
+        if again or visitor.entry.id == id:
+            yield self._nothing() if again else self._stay(turn, "model")
             return
         yield from self.show_model(visitor, turn, id, values)
 
     def show_model(self, visitor: Visitor, turn: Turn, id: str, values: tuple) -> Iterator[dict]:
         """As `choose_model`, also for the model that is shown already."""
-        yield from self._until_overtaken(turn, lambda: self._chosen(visitor, id, values))
+        yield from self._until_overtaken(turn, lambda: self._chosen(visitor, id, values), "model")
 
     def _chosen(self, visitor: Visitor, id: str, values: tuple) -> Iterator[dict]:
         if id in [entry.id for entry in visitor.pack.manifest.unlearned]:
             yield from self._watched(visitor.pack.lacking(id))
+        yield self._nothing()  # who was overtaken ends here, before the visitor's model changes
         yield self._model_shown(visitor, id, values)
 
     def own_model(
@@ -157,9 +163,17 @@ class Opener:
 
     # ------------------------------------------------------------ parts
 
-    def _until_overtaken(self, turn: Turn, steps: Callable[[], Iterator[dict]]) -> Iterator[dict]:
+    def _stay(self, turn: Turn, menu: str) -> dict:
+        """What is open already was chosen, or sent once more by a menu that was left: what the menu had sent for goes."""
+        if turn.coming != menu:
+            return self._nothing()
+        turn.take()
+        turn.coming = ""
+        return {self.panel.progress: gr.HTML(visible=False)}
+
+    def _until_overtaken(self, turn: Turn, steps: Callable[[], Iterator[dict]], menu: str = "") -> Iterator[dict]:
         """The steps as long as the page asks for nothing else to be opened; after that not even their errors."""
-        mine = turn.take()
+        mine, turn.coming = turn.take(), menu
         try:
             for step in steps():
                 if turn.number != mine:
@@ -168,6 +182,9 @@ class Opener:
         except Exception:
             if turn.number == mine:
                 raise
+        finally:
+            if turn.number == mine:
+                turn.coming = ""
         if turn.number != mine:
             yield self._nothing()
 
