@@ -164,7 +164,7 @@ class Opener:
     # ------------------------------------------------------------ parts
 
     def _stay(self, turn: Turn, menu: str) -> dict:
-        """What is open already was chosen, or sent once more by a menu that was left: what the menu had sent for goes."""
+        """What is open was chosen again, or sent again by a menu that was left: what the menu had sent for goes."""
         if turn.coming != menu:
             return self._nothing()
         turn.take()
