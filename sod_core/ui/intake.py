@@ -10,7 +10,7 @@ import gradio as gr
 from ..packs import hub, own
 from ..packs.errors import PackError
 
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+_FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 CHECKPOINT_SUFFIXES = [".pth", ".pt", ".safetensors", ".bin"]
 

@@ -45,7 +45,7 @@ def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict) -> None:
         at = (settings["layer"], settings["mode"], alpha, *values[3:])
         menus = {panel.alpha: alpha, panel.layer: settings["layer"], panel.mode: settings["mode"]}
         yield {tabs: gr.Tabs(selected="restore")} | menus
-        yield from opener.choose_model(visitor, turn, id, *at)
+        yield from opener.show_model(visitor, turn, id, at)
 
     table.select(
         handling.kept_stream(open_row, lambda event, *arguments: opener.not_chosen(*arguments)),
