@@ -165,12 +165,7 @@ def packs_get(options: argparse.Namespace) -> None:
     files = list(dict.fromkeys(files))
     for file in files:
         with tqdm(desc=file.name, unit="B", unit_scale=True, file=sys.stderr) as bar:
-
-            def show(here: int, total: int, bar: tqdm = bar) -> None:
-                bar.total = total
-                bar.update(here - bar.n)
-
-            hub.fetch(file, show)
+            hub.fetch(file, hub.shown_by(bar))
     print(f"{pack.manifest.name}: {len(files)} files fetched" if files else f"{pack.manifest.name}: all is here")
 
 

@@ -26,6 +26,7 @@ from PIL import Image  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from sod_core import vit as vits  # noqa: E402
+from sod_core.__main__ import main  # noqa: E402
 from sod_core.packs import convert  # noqa: E402
 from sod_core.packs.pack import Pack  # noqa: E402
 from sod_core.sae import TokenStats, TopKSAE  # noqa: E402
@@ -210,6 +211,28 @@ def models(request) -> Models:
     normalised = request.param == "normalised"
     saes = {layer: random_sae(10 + layer, random_stats(layer) if normalised else None) for layer in LAYERS}
     return Models(random_vit(0), random_vit(1), saes, random_images(0, 2))
+
+
+class Outcome(NamedTuple):
+    """Of a command."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys) -> Callable[..., Outcome]:
+    """Runs the command line in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as exit:  # argparse
+            code = exit.code
+        return Outcome(code, *capsys.readouterr())
+
+    return run
 
 
 class Server(NamedTuple):

@@ -7,35 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import CLASSES, EXPERTS, SHAPE, K, random_vit, transformers_4_names, write_manifest
+from conftest import CLASSES, EXPERTS, SHAPE, K, Outcome, random_vit, transformers_4_names, write_manifest
 from PIL import Image
 
 from sod_core import images
-from sod_core.__main__ import main
 
 ROOT = Path(__file__).parents[1]
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments: object) -> Outcome:
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as exit:  # argparse
-            code = exit.code
-        return Outcome(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

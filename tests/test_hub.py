@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -35,6 +35,7 @@ from conftest import (
     UNLEARNED,
     WIDTH,
     K,
+    Outcome,
     cut_short,
     manifest,
     random_images,
@@ -48,7 +49,6 @@ from fake_hub import FakeHub
 from PIL import Image
 
 from sod_core import vit as vits
-from sod_core.__main__ import main
 from sod_core.packs import convert, download, examples, hub, own
 from sod_core.packs.errors import PackError
 from sod_core.packs.hub import HubFile
@@ -1079,24 +1079,6 @@ def test_a_packs_name_leads_nowhere_else(fake, fruit, tmp_path, name):
 
 
 # ---------------------------------------------------------------- the command line
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments: object) -> Outcome:
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as exit:  # argparse
-            code = exit.code
-        return Outcome(code, *capsys.readouterr())
-
-    return run
 
 
 def assert_one_line(outcome: Outcome, *says: str) -> None:

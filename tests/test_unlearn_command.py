@@ -8,19 +8,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, ROOT, SHAPE, random_vit
+from conftest import CLASSES, ROOT, SHAPE, Outcome, random_vit
 from PIL import Image
 
 from sod_core import vit as vits
-from sod_core.__main__ import main
 from sod_core.build.images import UNKNOWN
 from sod_core.packs import safe
 from sod_core.packs.hub import HubFile
@@ -31,24 +28,6 @@ from sod_core.unlearn.task import Stop
 
 A_CLASS = 10
 """Pictures of each class: 7 to train with, 1 to check, 2 to test."""
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capsys) -> Callable[..., Outcome]:
-    def run(*arguments: object) -> Outcome:
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as exit:  # argparse
-            code = exit.code
-        return Outcome(code, *capsys.readouterr())
-
-    return run
 
 
 def picture(label: int, number: int) -> Image.Image:

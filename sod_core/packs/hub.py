@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 from .errors import PackError
 
 Progress = Callable[[int, int], None]
@@ -70,6 +72,16 @@ def fetch(file: HubFile, progress: Progress = lambda here, total: None, most_byt
         raise
     except Exception as error:
         raise _explained(file, error) from error
+
+
+def shown_by(bar: tqdm) -> Progress:
+    """A progress that a bar shows."""
+
+    def show(here: int, total: int) -> None:
+        bar.total = total
+        bar.update(here - bar.n)
+
+    return show
 
 
 def _download(file: HubFile, progress: Progress, most_bytes: int | None) -> Path:

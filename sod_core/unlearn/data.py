@@ -139,7 +139,7 @@ def _table(pack: Pack, source: Source) -> tuple[list[Opener], list[int]]:
 
     file = own.parse_hub(source.data)._replace(repo_type="dataset")
     with processes.one_first():
-        path = hub.fetch(file, _show(file.name))
+        path = hub.fetch(file, hub.shown_by(tqdm(desc=file.name, unit="B", unit_scale=True, disable=None)))
     columns = [source.image_column, source.label_column]
     try:
         table = ParquetFile(path)
@@ -167,16 +167,6 @@ def _label(pack: Pack, value: object, row: int, file: str) -> int:
         return pack.manifest.class_index(value if isinstance(value, int) else str(value))
     except PackError as error:
         raise ValueError(f"{file}, row {row}: {error}") from error
-
-
-def _show(name: str) -> hub.Progress:
-    bar = tqdm(desc=name, unit="B", unit_scale=True, disable=None)
-
-    def show(here: int, total: int) -> None:
-        bar.total = total
-        bar.update(here - bar.n)
-
-    return show
 
 
 def _divided(pack: Pack, source: Source, openers: Sequence[Opener], labels: Sequence[int]) -> Data:
