@@ -16,8 +16,9 @@ import sys  # noqa: E402
 import time  # noqa: E402
 import urllib.request  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
+from contextlib import contextmanager  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any, NamedTuple  # noqa: E402
+from typing import TYPE_CHECKING, Any, NamedTuple  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -30,6 +31,9 @@ from sod_core.__main__ import main  # noqa: E402
 from sod_core.packs import convert  # noqa: E402
 from sod_core.packs.pack import Pack  # noqa: E402
 from sod_core.sae import TokenStats, TopKSAE  # noqa: E402
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[1]
 SHAPE = vits.ViTShape(image_size=32, patch=8, dim=32, depth=4, heads=2, classes=3)
@@ -254,26 +258,54 @@ def server(pack_folder: Path, tmp_path_factory) -> Iterator[Server]:
     write_manifest(packs / "cut", title="Cut")
     (packs / "broken").mkdir()
     (packs / "broken" / "pack.json").write_text('{"format": 1,')
+    with serving(packs, folder) as found:
+        yield found
+
+
+@contextmanager
+def serving(packs: Path, folder: Path, *command: str, **environment: str) -> Iterator[Server]:
+    """app.py (or another command of Python's) as a process of its own that opens on the pack `fruit` of `packs`.
+
+    Its log and uploads lie in `folder`.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {
+    variables = os.environ | {
         "SOD_PACKS": str(packs),
         "SOD_DEFAULT_PACK": "fruit",
         "GRADIO_SERVER_NAME": "127.0.0.1",
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_TEMP_DIR": str(folder / "uploads"),
         "GRADIO_ANALYTICS_ENABLED": "False",
+        **environment,
     }
     found = Server(f"http://127.0.0.1:{port}", packs, folder / "log.txt")
     with found.log.open("w") as log:
-        process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, *(command or ["app.py"])], cwd=ROOT, env=variables, stdout=log, stderr=log
+        )
     try:
         _wait_until_it_answers(found, process)
         yield found
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Debian's browser, without a window."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.fail("the page's tests need a browser: apt-get install chromium")
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=path, args=options)
+        yield browser
+        browser.close()
 
 
 def _wait_until_it_answers(server: Server, process: subprocess.Popen) -> None:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, UNLEARNED, Server, _wait_until_it_answers, write_manifest
-from playwright.sync_api import Page, expect, sync_playwright
+from conftest import UNLEARNED, Server, chromium, serving, write_manifest
+from playwright.sync_api import Page, expect
 
 from sod_core.packs.pack import Pack
 from sod_core.ui import scoreboard_tab
@@ -127,39 +123,20 @@ def own_server(scored: Pack, tmp_path: Path) -> Iterator[Server]:
     shutil.copytree(scored.manifest.folder, packs / "plain")
     (packs / "plain" / "scoreboard.json").unlink()
     write_manifest(packs / "plain", name="plain", title="Plain fruit")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        **{"SOD_PACKS": str(packs), "SOD_DEFAULT_PACK": "fruit", "GRADIO_ANALYTICS_ENABLED": "False"},
-        **{"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "TMPDIR": str(tmp_path)},
-    }
-    found = Server(f"http://127.0.0.1:{port}", packs, tmp_path / "log.txt")
-    with found.log.open("w") as log:
-        process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, stdout=log, stderr=log)
-    try:
-        _wait_until_it_answers(found, process)
+    with serving(packs, tmp_path, TMPDIR=str(tmp_path)) as found:
         yield found
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture
 def page(own_server: Server) -> Iterator[Page]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.fail("the page's tests need a browser: apt-get install chromium")
     expect.set_options(timeout=PATIENCE)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
         page.set_default_timeout(PATIENCE)
         page.goto(own_server.url)
         expect(page.locator("#verdict h3")).to_be_visible()
         expect(page.locator("#verdict h3")).not_to_contain_text("Measuring")
         yield page
-        browser.close()
 
 
 def verdicts(page: Page) -> list[str]:

@@ -8,9 +8,6 @@ import json
 import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,12 +25,12 @@ import torch
 from conftest import (
     CLASSES,
     LAYERS,
-    ROOT,
     SHAPE,
     UNLEARNED,
     Server,
-    _wait_until_it_answers,
+    chromium,
     random_vit,
+    serving,
     transformers_4_names,
     write_manifest,
 )
@@ -42,7 +39,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from gradio_client.utils import apply_diff
 from PIL import Image
-from playwright.sync_api import BrowserContext, Error, Page, expect, sync_playwright
+from playwright.sync_api import BrowserContext, Error, Page, expect
 from pyarrow import parquet
 from starlette.datastructures import Headers
 from test_page import choose, classes, eventually, figures, move_alpha, opened, traces, warning
@@ -165,23 +162,9 @@ def place(pack_folder: Path, tmp_path_factory) -> Iterator[Place]:
     torch.save(schooled(packs / "grove").state_dict(), packs / "grove" / "vit_fruit_original.pth")
     with FakeHub({}) as hub:
         plant(packs, hub, pack_folder, "orchard")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        environment = os.environ | hub.environment(folder / "home")
-        environment |= {"SOD_PACKS": str(packs), "SOD_DEFAULT_PACK": "fruit", "SOD_ALLOW_UPLOADS": ""}
-        environment |= {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
-        environment |= {"GRADIO_TEMP_DIR": str(folder / "uploads"), "GRADIO_ANALYTICS_ENABLED": "False"}
-        server = Server(f"http://127.0.0.1:{port}", packs, folder / "log.txt")
-        with server.log.open("w") as log:
-            command = [sys.executable, "-c", START]
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        try:
-            _wait_until_it_answers(server, process)
+        home = hub.environment(folder / "home")
+        with serving(packs, folder, "-c", START, **home, SOD_ALLOW_UPLOADS="") as server:
             yield Place(server, hub, folder / "home" / "hub", pack_folder)
-        finally:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture(autouse=True)
@@ -195,14 +178,8 @@ def sound_hub(request) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def window() -> Iterator[BrowserContext]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.fail("the page's tests need a browser: apt-get install chromium")
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=options)
+    with chromium() as browser:
         yield browser.new_context(viewport={"width": 1400, "height": 1000})
-        browser.close()
 
 
 # ---------------------------------------------------------------- visitors without a browser
