@@ -182,7 +182,7 @@ def _parse(folder: Path, data: dict[str, Any]) -> Manifest:
         unlearned=tuple(_entry(item) for item in data.get("unlearned", [])),
         examples=data.get("examples"),
         world=data.get("world"),
-        source=_source(data.get("source")),
+        source=read_source(data.get("source")),
         examples_source=_examples_source(data.get("examples_source")),
     )
 
@@ -191,7 +191,8 @@ def _vit(item: dict[str, Any], size: int, classes: int) -> ViTShape:
     return ViTShape(size, int(item["patch"]), int(item["dim"]), int(item["depth"]), int(item["heads"]), classes)
 
 
-def _source(item: dict[str, Any] | None) -> Source | None:
+def read_source(item: dict[str, Any] | None) -> Source | None:
+    """The key `source` of a manifest or of one of its entries."""
     if item is None:
         return None
     size = item.get("megabytes")
@@ -220,7 +221,7 @@ def _entry(item: dict[str, Any]) -> UnlearnedEntry:
         forget_accuracy=item.get("forget_accuracy"),
         retain_accuracy=item.get("retain_accuracy"),
         seconds=item.get("seconds"),
-        source=_source(item.get("source")),
+        source=read_source(item.get("source")),
     )
 
 

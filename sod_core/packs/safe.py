@@ -61,6 +61,15 @@ def read_npy(path: Path) -> np.ndarray | dict:
         return np.load(file, allow_pickle=False)
 
 
+def read_pickle(path: Path) -> Any:
+    """Tensors, arrays and plain containers of a plain pickle (.pkl), on the CPU. Raises PackError.
+
+    It may be as large as a checkpoint: the tensors of a plain pickle lie inside it.
+    """
+    with _opened(path) as (file, size):
+        return Arrays(size, _checkpoint).load(file)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """A regular file and its size. Whatever goes wrong while it is read becomes a PackError of one sentence."""
