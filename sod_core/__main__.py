@@ -32,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m sod_core", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_restore(verbs.add_parser("restore", help="one image, one unlearned model, a list of alphas"))
+    _add_erase(verbs.add_parser("erase", help="a diffusion model draws with a concept erased, or the whole benchmark"))
     _add_evaluate(verbs.add_parser("evaluate", help="every unlearned model of a pack, experts against controls"))
     _add_unlearn(verbs.add_parser("unlearn", help="make an unlearned model, and the record to make it again"))
     _add_packs(verbs.add_parser("packs", help="list, fetch, check and describe packs"))
@@ -68,6 +69,49 @@ def _run_restore(options: argparse.Namespace) -> None:
     from . import commands
 
     commands.restore(options)
+
+
+def _add_erase(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    image = actions.add_parser("image", help="one prompt, before and after")
+    benchmark = actions.add_parser("benchmark", help="UA, IRA and CRA over all concepts; a killed run goes on")
+    judge = actions.add_parser("judge", help="UA, IRA and CRA of images that are there already, ours or the authors'")
+    statistics = actions.add_parser("statistics", help="the concepts' mean latents, which erasing needs")
+    for action in (image, benchmark, judge, statistics):
+        action.add_argument("--pack", default="canvas-diffusion", help="a diffusion pack's name or folder")
+        action.add_argument("--device", help="cuda, mps or cpu; default: SOD_DEVICE, else the best there is")
+    for action in (image, benchmark, statistics):
+        action.add_argument("--sae", metavar="ID", help="default: the pack's first")
+        action.add_argument("--steps", type=int, help="denoising steps; default: the pack's")
+        action.add_argument("--guidance", type=float, help="default: the pack's")
+    for action in (image, benchmark):
+        action.add_argument("--fidelity", choices=["exact", "reference"], default="exact")
+        action.add_argument("--factor", type=float, help="of the concept's latents; default: what was found best")
+        action.add_argument("--multiplier", type=float, help="the authors' scale: times the concept's mean latent")
+        action.add_argument("--percentile", type=float, help="of the scores; latents above it are selected")
+        action.add_argument("--start-step", type=int, default=0, help="the first denoising step that is edited")
+        action.add_argument("--beta", action="store_true", help="scale by norms in place of the mean latent")
+        action.add_argument("--params", type=Path, metavar="FILE", help="settings: class_params.pth, or .json")
+    image.add_argument("--prompt", required=True)
+    image.add_argument("--concept", nargs="+", required=True, help="what to erase; several are erased together")
+    image.add_argument("--seed", type=int, default=0)
+    image.add_argument("--out", type=Path, required=True, metavar="DIR", help="before.png, after.png and result.json")
+    for action in (benchmark, judge):
+        action.add_argument("--concepts", nargs="*", default=[], help="default: all of the pack")
+        action.add_argument("--styles", nargs="*", help="default: all of the pack")
+        action.add_argument("--objects", nargs="*", help="what is drawn; default: all of the pack's concepts")
+        action.add_argument("--seeds", nargs="+", type=int, default=[0])
+        action.add_argument("--out", type=Path, required=True, metavar="DIR", help="CONCEPT/STYLE_OBJECT_seedN.jpg")
+        action.add_argument("--json", metavar="FILE", help="also write every figure to this file; - is standard output")
+    statistics.add_argument("--seeds", type=int, default=4, help="images of every prompt")
+    statistics.add_argument("--out", type=Path, metavar="FILE", help="default: where the pack looks for it")
+    parser.set_defaults(run=_run_erase)
+
+
+def _run_erase(options: argparse.Namespace) -> None:
+    from . import erase_commands
+
+    getattr(erase_commands, options.action)(options)
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -171,10 +215,18 @@ def _run_packs(options: argparse.Namespace) -> None:
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("world", choices=["canvas"])
+    parser.add_argument("what", choices=["canvas", "canvas-diffusion", "erase-saes"])
     parser.add_argument("--only", nargs="*", default=[], metavar="STAGE", help="default: every stage not made yet")
-    parser.add_argument("--out", type=Path, default=Path("assets/canvas"), help="the pack's folder")
+    parser.add_argument("--out", type=Path, help="the pack's folder; default: assets/WHAT")
     parser.add_argument("--work", type=Path, default=Path(".build/canvas"), help="drawn images and checkpoints")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="changes",
+        help="of erase-saes: see sod_core/build/erase_sae.py, such as gathering.kept_steps=4",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads; one a process is most efficient for these models")
     parser.add_argument("--device", help="cuda, mps or cpu; default: SOD_DEVICE, else the best there is")
     parser.set_defaults(run=_run_build)

@@ -139,15 +139,36 @@ def _judged(pack: Pack, names: list[str]) -> list:
 
 
 def build(options: argparse.Namespace) -> None:
-    """`build`: trains what is missing of an embedded pack."""
-    from .build import canvas
-
+    """`build`: trains what is missing of an embedded pack, or the SAEs of any diffusion pack."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    unknown = [stage for stage in options.only if stage not in canvas.stages()]
+    if options.what == "erase-saes":
+        _build_saes(options)
+        return
+    from .build import canvas, canvas_diffusion
+
+    module = {"canvas": canvas, "canvas-diffusion": canvas_diffusion}[options.what]
+    unknown = [stage for stage in options.only if stage not in module.stages()]
     if unknown:
-        raise ValueError(f"unknown stage {unknown[0]!r}; known: {', '.join(canvas.stages())}")
-    canvas.Builder(options.out, options.work, vits.choose_device(options.device)).run(options.only)
+        raise ValueError(f"unknown stage {unknown[0]!r}; known: {', '.join(module.stages())}")
+    out = options.out or Path("assets") / options.what
+    module.Builder(out, options.work, vits.choose_device(options.device)).run(options.only)
+
+
+def _build_saes(options: argparse.Namespace) -> None:
+    from .build import erase_sae
+    from .packs.find import open_erase_pack
+    from .unlearn import record
+
+    if options.out is None:
+        raise ValueError("--out must name the diffusion pack's folder, where its SAEs will lie")
+    plan = erase_sae.Plan()
+    for text in options.changes:
+        plan = record.changed(plan, text)
+    pack = open_erase_pack(str(options.out), vits.choose_device(options.device))
+    figures = erase_sae.Maker(pack, options.work / f"{pack.manifest.name}-saes", plan).run()
+    (options.out / "figures").mkdir(exist_ok=True)
+    record.write_json(figures, options.out / "figures" / "saes.json")
 
 
 def packs_list(options: argparse.Namespace) -> None:

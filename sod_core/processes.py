@@ -63,6 +63,17 @@ def part(size: int) -> slice:
     return slice(each * _state.process_index, each * (_state.process_index + 1))
 
 
+def share(items: list[T]) -> list[T]:
+    """This process's share of a list of things to do, which need not divide evenly."""
+    return items if _state is None else items[_state.process_index :: _state.num_processes]
+
+
+def wait() -> None:
+    """Waits until every process is here."""
+    if _state is not None:
+        _state.wait_for_everyone()
+
+
 def average(tensors: Iterable[Tensor]) -> None:
     """Replaces each tensor by its mean over the processes, all in one message."""
     if _state is None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from .. import erase
 from ..sae import TopKSAE
 from . import loop
+from .activations import Activations
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,6 @@ class Supervision:
     """Of the mean latent."""
     batch_topk: bool = True
     """The k * n largest of a batch in training, the k largest of a token in use, as the authors do."""
-
-
-class Activations(NamedTuple):
-    """What a hook point put out while a pipeline drew images."""
-
-    tokens: Tensor
-    """[images, T, N, D] half precision; T denoising steps, of the half with the prompt."""
-    concepts: Tensor
-    """[images] int64: index into the concepts."""
-    unprompted: Tensor
-    """[m, T, N, D]: of the half without prompt, for m of the images."""
 
 
 class Report(NamedTuple):
@@ -105,13 +96,6 @@ def bind(statistics: erase.ConceptStatistics) -> Tensor:
 
 
 @torch.inference_mode()
-def gather_statistics(sae: TopKSAE, data: Activations, names: tuple[str, ...]) -> erase.ConceptStatistics:
-    """Latents averaged over tokens, for every image and step, summed up by concept."""
-    means = torch.stack([sae.encode(image.float()).mean(1) for image in data.tokens])
-    return erase.statistics({name: means[data.concepts == i] for i, name in enumerate(names)})
-
-
-@torch.inference_mode()
 def report(sae: TopKSAE, data: Activations, bound: Tensor) -> Report:
     """Measured on activations that training did not see."""
     error = variance = 0.0
@@ -119,7 +103,7 @@ def report(sae: TopKSAE, data: Activations, bound: Tensor) -> Report:
     right = []
     mean = _some(data, 1).mean(0)
     for image, concept in zip(data.tokens, data.concepts):
-        x = image.float()
+        x = torch.from_numpy(np.array(image)).float()
         pre = sae.pre_activations(x)
         latents = sae.activate(pre)
         ever |= (latents > 0).flatten(0, 1).any(0)
@@ -161,7 +145,7 @@ def _train(sae: TopKSAE, data: Activations, recipe: Recipe, checkpoint: Path, bo
             sae.decoder.weight.copy_(F.normalize(sae.decoder.weight, dim=0))
         return shown
 
-    made_from = asdict(recipe) | {"tokens": data.tokens[0].double().sum().item()}
+    made_from = asdict(recipe) | {"tokens": float(data.tokens[0].sum(dtype=np.float64))}
     made_from |= {"bound": bound[0].tolist()} | asdict(bound[1]) if bound else {}
     loop.train(step, recipe.steps, checkpoint, {"sae": sae, "optimiser": optimiser, "idle": idle}, made_from)
     return sae.requires_grad_(False).eval()
@@ -169,13 +153,13 @@ def _train(sae: TopKSAE, data: Activations, recipe: Recipe, checkpoint: Path, bo
 
 def _batch(data: Activations, recipe: Recipe, step: int) -> tuple[Tensor, Tensor]:
     """(tokens [images, N, D], concepts [images]; -1 for the eighth of them that had no prompt)."""
-    rng = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    rng = np.random.default_rng((recipe.seed, step))
     without = recipe.images // 8
-    steps = torch.randint(data.tokens.shape[1], (recipe.images,), generator=rng)
-    chosen = torch.randint(len(data.tokens), (recipe.images - without,), generator=rng)
-    empty = torch.randint(len(data.unprompted), (without,), generator=rng)
-    x = torch.cat([data.tokens[chosen, steps[without:]], data.unprompted[empty, steps[:without]]]).float()
-    return x, torch.cat([data.concepts[chosen], torch.full((without,), -1)])
+    steps = rng.integers(data.tokens.shape[1], size=recipe.images)
+    chosen = rng.integers(len(data.tokens), size=recipe.images - without)
+    empty = rng.integers(len(data.unprompted), size=without)
+    tokens = np.concatenate([data.tokens[chosen, steps[without:]], data.unprompted[empty, steps[:without]]])
+    return torch.from_numpy(tokens).float(), torch.as_tensor([*data.concepts[chosen], *[-1] * without])
 
 
 def _batch_topk(pre: Tensor, k: int) -> Tensor:
@@ -193,7 +177,8 @@ def _aux_loss(sae: TopKSAE, pre: Tensor, error: Tensor, dead: Tensor, aux_k: int
 
 
 def _some(data: Activations, seed: int) -> Tensor:
-    """[n, D] of the tokens, for means and variances."""
-    rng = torch.Generator().manual_seed(seed)
-    flat = data.tokens.flatten(0, 2)
-    return flat[torch.randint(len(flat), (min(len(flat), 50_000),), generator=rng)].float()
+    """[n, D]: the tokens of at most 500 images at one step each, for means and variances."""
+    rng = np.random.default_rng((seed, 500))
+    images = rng.integers(len(data.tokens), size=min(len(data.tokens), 500))
+    steps = rng.integers(data.tokens.shape[1], size=len(images))
+    return torch.from_numpy(data.tokens[images, steps]).float().flatten(0, 1)

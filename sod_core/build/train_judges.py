@@ -32,6 +32,12 @@ class Recipe:
     seed: int = 0
 
 
+class Trained(NamedTuple):
+    model: nn.Module
+    """In evaluation mode."""
+    seconds: float
+
+
 class Seen(NamedTuple):
     """The images of a training, and what the autoencoder makes of some of them."""
 
@@ -40,8 +46,8 @@ class Seen(NamedTuple):
     """[m, 64, 64, 3] uint8: the first m images, encoded and decoded."""
 
 
-def train(data: Seen, labels: np.ndarray, spec: judges.JudgeSpec, recipe: Recipe, checkpoint: Path) -> nn.Module:
-    """A judge of `labels` [n], in evaluation mode. Batch i depends on (seed, i) alone."""
+def train(data: Seen, labels: np.ndarray, spec: judges.JudgeSpec, recipe: Recipe, checkpoint: Path) -> Trained:
+    """A judge of `labels` [n]. Batch i depends on (seed, i) alone."""
     torch.manual_seed(recipe.seed)
     model = judges.new(spec).train().to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
@@ -66,5 +72,5 @@ def train(data: Seen, labels: np.ndarray, spec: judges.JudgeSpec, recipe: Recipe
         return {"loss": f"{loss.item():.3f}"}
 
     made_from = asdict(recipe) | {"names": list(spec.names)}
-    loop.train(step, recipe.steps, checkpoint, {"model": model, "optimiser": optimiser}, made_from)
-    return model.requires_grad_(False).eval()
+    seconds = loop.train(step, recipe.steps, checkpoint, {"model": model, "optimiser": optimiser}, made_from)
+    return Trained(model.requires_grad_(False).eval(), seconds)

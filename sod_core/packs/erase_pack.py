@@ -72,6 +72,10 @@ class ErasePack:
         file = self._file(entry, *WEIGHTS)
         return convert.load_sae(safe.read_torch(file), k, dim, file.name).to(self.device)
 
+    def eraser(self, id: str) -> erase.Eraser:
+        """An SAE with its weights laid out for erasing."""
+        return self._kept.get(("eraser", id), lambda: erase.Eraser(self.sae(id)))
+
     def statistics(self, id: str) -> erase.ConceptStatistics | None:
         """The concepts' mean latents for an SAE; None where the pack names none or they are not here yet."""
         return self._kept.get(("statistics", id), lambda: self._load_statistics(self.manifest.sae(id)))

@@ -1,0 +1,84 @@
+"""Draws the images that a diffusion pack is asked for, with concepts erased or not, in batches."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+from PIL import Image
+from torch import Tensor
+
+from . import diffusion, erase
+from .packs.erase_pack import ConceptSetting, ErasePack
+from .packs.errors import PackError
+from .unlearncanvas import Asked
+
+BATCH = 60
+
+
+def settings(
+    pack: ErasePack, id: str, concepts: tuple[str, ...], fidelity: str, setting: ConceptSetting | None = None
+) -> erase.Settings:
+    """How `concepts` are erased with the SAE `id`: by `setting`, or else as was found best for the first of them.
+
+    In reference fidelity a factor becomes the multiplier that has it on average, since the released code knows
+    multipliers only. Raises PackError where the pack has no statistics or no setting.
+    """
+    statistics = pack.statistics(id)
+    if statistics is None:
+        raise PackError(
+            f"the statistics of {id} are missing: `python -m sod_core erase statistics {pack.manifest.name}`"
+        )
+    chosen = setting or pack.settings(id).get(concepts[0])
+    if chosen is None:
+        raise PackError(f"pack {pack.manifest.name} has no setting for {concepts[0]}; give a factor or a multiplier")
+    found = erase.Settings(
+        concepts=concepts,
+        percentile=chosen.percentile,
+        factor=chosen.factor,
+        multiplier=chosen.multiplier,
+        residual=pack.manifest.sae(id).residual,
+        fidelity=fidelity,
+    )
+    if fidelity == "reference" and found.factor is not None:
+        multiplier = erase.multiplier_for(statistics, concepts[0], found.factor, found.percentile)
+        found = replace(found, factor=None, multiplier=multiplier)
+    return found
+
+
+def draw(
+    pack: ErasePack,
+    wanted: list[Asked],
+    steps: int,
+    guidance: float,
+    id: str | None = None,
+    how: erase.Settings | None = None,
+) -> list[Image.Image]:
+    """The images of `wanted`; with `how`, erased by the SAE `id`. An image does not depend on its batch."""
+    m, pipeline, found = pack.manifest, pack.pipeline(), []
+    edit = None if how is None else editor(pack, id, how, steps)
+    for start in range(0, len(wanted), BATCH):
+        batch = wanted[start : start + BATCH]
+        prompts = [m.prompt(item.object, item.style) for item in batch]
+        seeds = [noise_seed(pack, item) for item in batch]
+        look = None if edit is None else lambda tokens, step, given: edit(tokens, step, given).tokens
+        with nullcontext() if look is None else diffusion.hooked(pipeline, m.hook_point, look):
+            found += diffusion.draw(pipeline, prompts, seeds, steps, guidance)
+    return found
+
+
+def editor(pack: ErasePack, id: str, how: erase.Settings, steps: int, heat: bool = False) -> diffusion.Edit:
+    """(tokens, step, the block's input) -> what erasing makes of them, for `steps` denoising steps."""
+    eraser, plans = pack.eraser(id), erase.plan(pack.statistics(id), how, steps)
+
+    def edit(tokens: Tensor, step: int, given: Tensor) -> erase.Erased:
+        return eraser.erase_step(tokens, plans[step], how, given, heat)
+
+    return edit
+
+
+def noise_seed(pack: ErasePack, item: Asked) -> int:
+    """Every image of a benchmark has noise of its own: else all objects would share one composition."""
+    m = pack.manifest
+    style = 0 if item.style is None else 1 + m.styles.index(item.style)
+    return (item.seed * (len(m.styles) + 1) + style) * len(m.concepts) + m.concepts.index(item.object)
