@@ -12,7 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from . import erase_images, processes, unlearncanvas
-from .packs.erase_pack import ConceptSetting, ErasePack
+from .erase import Settings
+from .packs.erase_pack import ErasePack
 from .packs.errors import PackError
 from .unlearncanvas import Asked, ConceptResult
 
@@ -20,42 +21,18 @@ QUALITY = 95
 """Of the JPEG files."""
 
 
-def run(
-    pack: ErasePack,
-    id: str,
-    fidelity: str,
-    concepts: tuple[str, ...],
-    wanted: list[Asked],
-    steps: int,
-    guidance: float,
-    folder: Path,
-    settings: dict[str, ConceptSetting] | None = None,
-    told: Callable[[Iterable], Iterable] = lambda batches: batches,
-) -> list[ConceptResult]:
-    """UA, IRA and CRA for every concept; its images are in folder/CONCEPT.
-
-    `settings`: by concept, in place of the pack's. Raises PackError where judges, statistics or settings are missing.
-    """
-    judged = [pack.judge(what) for what in ("object", "style")]
-    if None in judged:
-        raise PackError(f"pack {pack.manifest.name} has no judges here; the images can be judged elsewhere")
-    draw_all(pack, id, fidelity, concepts, wanted, steps, guidance, folder, settings, told)
-    return [unlearncanvas.judge(folder / concept, concept, wanted, *judged) for concept in concepts]
-
-
 def draw_all(
     pack: ErasePack,
     id: str,
-    fidelity: str,
+    how: Callable[[str], Settings],
     concepts: tuple[str, ...],
     wanted: list[Asked],
     steps: int,
     guidance: float,
     folder: Path,
-    settings: dict[str, ConceptSetting] | None = None,
     told: Callable[[Iterable], Iterable] = lambda batches: batches,
 ) -> None:
-    """Draws what is not in `folder` yet: this process's share of it."""
+    """Draws what is not in folder/CONCEPT yet, each concept erased as `how` says: this process's share of it."""
     batches = []
     for concept in concepts:
         (folder / concept).mkdir(parents=True, exist_ok=True)
@@ -64,10 +41,17 @@ def draw_all(
         batches += [(concept, lacking[start : start + size]) for start in range(0, len(lacking), size)]
     processes.wait()  # until all have seen what is lacking
     for concept, batch in told(processes.share(batches)):
-        how = erase_images.settings(pack, id, (concept,), fidelity, (settings or {}).get(concept))
-        for item, image in zip(batch, erase_images.draw(pack, batch, steps, guidance, id, how)):
+        for item, image in zip(batch, erase_images.draw(pack, batch, steps, guidance, id, how(concept))):
             write(image, folder / concept / item.file)
     processes.wait()
+
+
+def judge_all(pack: ErasePack, concepts: tuple[str, ...], wanted: list[Asked], folder: Path) -> list[ConceptResult]:
+    """UA, IRA and CRA of the images in folder/CONCEPT. Raises PackError where the pack has no judges here."""
+    judged = [pack.judge(what) for what in ("object", "style")]
+    if None in judged:
+        raise PackError(f"pack {pack.manifest.name} has no judges here; the images can be judged elsewhere")
+    return [unlearncanvas.judge(folder / concept, concept, wanted, *judged) for concept in concepts]
 
 
 def write(image: Image.Image, path: Path) -> None:

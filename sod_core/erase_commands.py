@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ def image(options: argparse.Namespace) -> None:
     names = tuple(m.concept(name) for name in options.concept)
     steps, guidance = _sampling(pack, options)
     how = _settings(pack, id, names, options)
+    edit = erase_images.editor(pack, id, how, steps, heat=True)
     order = diffusion.Order((options.prompt,), (options.seed,), steps, guidance)
-    drawn = diffusion.generate(pack.pipeline(), order, m.hook_point, erase_images.edit_step(pack, id, how, steps))
+    drawn = diffusion.generate(pack.pipeline(), order, m.hook_point, edit)
     options.out.mkdir(parents=True, exist_ok=True)
     drawn.before[0].save(options.out / "before.png")
     drawn.after[0].save(options.out / "after.png")
@@ -37,18 +38,17 @@ def image(options: argparse.Namespace) -> None:
         "sae": id,
         "prompt": options.prompt,
         "concepts": list(names),
-        "settings": how._asdict() if hasattr(how, "_asdict") else vars(how) | {"concepts": list(names)},
+        "settings": asdict(how),
         "steps": steps,
         "guidance": guidance,
         "seed": options.seed,
-        "judged": {
-            which: erase_images.judged(pack, [drawn_image])
-            for which, drawn_image in (("before", drawn.before[0]), ("after", drawn.after[0]))
-        },
+        "judged": erase_images.judged(pack, [drawn.before[0], drawn.after[0]]),
         "latent_by_step": drawn.heat[:, 0].mean((1, 2)).tolist(),
     }
     (options.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["judged"]))
+    for what, (before, after) in result["judged"].items():
+        seen = [max(row, key=row.get) for row in (before, after)]
+        print(f"{what}: {seen[0]} ({before[seen[0]]:.0%}) before, {seen[1]} ({after[seen[1]]:.0%}) after")
 
 
 def benchmark(options: argparse.Namespace) -> None:
@@ -63,7 +63,7 @@ def benchmark(options: argparse.Namespace) -> None:
 
     erase_benchmark.draw_all(pack, id, how, names, wanted, steps, guidance, options.out, _told)
     if processes.is_main():
-        _judge(pack, names, wanted, options, {"sae": id, "settings": {name: vars(how(name)) for name in names}})
+        _judge(pack, names, wanted, options, {"sae": id, "settings": {name: asdict(how(name)) for name in names}})
 
 
 def judge(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import diffusion, erase
 from .packs.erase_pack import ConceptSetting, ErasePack
 from .packs.errors import PackError
-from .unlearncanvas import Asked
+from .unlearncanvas import Asked, asked
 
 BATCH = 60
 
@@ -82,3 +82,23 @@ def noise_seed(pack: ErasePack, item: Asked) -> int:
     m = pack.manifest
     style = 0 if item.style is None else 1 + m.styles.index(item.style)
     return (item.seed * (len(m.styles) + 1) + style) * len(m.concepts) + m.concepts.index(item.object)
+
+
+def statistics_prompts(pack: ErasePack, seeds: int, first: int = 5000) -> dict[str, list[tuple[str, int]]]:
+    """Concept -> (prompt, noise seed) pairs: in every style and without one, `seeds` times."""
+    m = pack.manifest
+    wanted = {name: [] for name in m.concepts}
+    for item in asked(m.concepts, m.styles, tuple(range(first, first + seeds))):
+        wanted[item.object].append((m.prompt(item.object, item.style), noise_seed(pack, item)))
+    return wanted
+
+
+def judged(pack: ErasePack, images: list[Image.Image]) -> dict[str, list[dict[str, float]]]:
+    """For "object" and "style", where the pack has the judge: each image's probability of every name."""
+    found = {}
+    for what in ("object", "style"):
+        judge = pack.judge(what)
+        if judge is not None:
+            rows = judge.probabilities(images).tolist()
+            found[what] = [dict(zip(judge.names, (round(p, 4) for p in row))) for row in rows]
+    return found

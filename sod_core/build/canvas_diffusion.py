@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from .. import erase_benchmark, erase_images, judges, torchvision_guard, unlearncanvas
+from ..erase import Settings
 from ..packs.erase_manifest import KIND
 from ..packs.erase_pack import ErasePack
 from ..unlearn import record
@@ -144,12 +146,20 @@ class Builder:
         figures = {"images_a_concept": len(wanted), "steps": STEPS, "guidance": GUIDANCE, "rows": []}
         for id in (erase_sae.SUPERVISED, erase_sae.UNSUPERVISED):
             for fidelity in ("exact", "reference"):
-                folder = self.work / "erased" / f"{id}-{fidelity}"
-                results = erase_benchmark.run(pack, id, fidelity, canvas.OBJECTS, wanted, STEPS, GUIDANCE, folder)
+                results = self._benchmark(pack, id, fidelity, wanted)
                 row = {"sae": id, "fidelity": fidelity} | unlearncanvas.mean(results)
                 by_concept = {r.concept: {"ua": r.ua, "ira": r.ira, "cra": r.cra} for r in results}
                 figures["rows"].append(row | {"by_concept": by_concept})
         return figures
+
+    def _benchmark(self, pack: ErasePack, id: str, fidelity: str, wanted: list) -> list[unlearncanvas.ConceptResult]:
+        folder = self.work / "erased" / f"{id}-{fidelity}"
+
+        def how(concept: str) -> Settings:
+            return erase_images.settings(pack, id, (concept,), fidelity)
+
+        erase_benchmark.draw_all(pack, id, how, canvas.OBJECTS, wanted, STEPS, GUIDANCE, folder, tqdm)
+        return erase_benchmark.judge_all(pack, canvas.OBJECTS, wanted, folder)
 
     # ------------------------------------------------------------ what they share
 

@@ -84,7 +84,7 @@ class Maker:
 
     def _statistics(self, saes: list[TopKSAE]) -> list[erase.ConceptStatistics]:
         g = self.plan.gathering
-        wanted = statistics_prompts(self.pack, self.plan.statistics_seeds)
+        wanted = erase_images.statistics_prompts(self.pack, self.plan.statistics_seeds)
         m = self.pack.manifest
         return concepts.gather(self.pack.pipeline(), m.hook_point, saes, wanted, g.steps, g.guidance, told=tqdm)
 
@@ -115,15 +115,6 @@ class Maker:
         path = self.pack.manifest.folder / "sae" / id / "settings.json"
         path.write_text(json.dumps(settings, indent=1) + "\n")
         return found
-
-
-def statistics_prompts(pack: ErasePack, seeds: int, first: int = 5000) -> dict[str, list[tuple[str, int]]]:
-    """Concept -> (prompt, noise seed) pairs in every style and without one."""
-    m = pack.manifest
-    wanted: dict[str, list[tuple[str, int]]] = {name: [] for name in m.concepts}
-    for item in activations.prompts(m.concepts, m.styles, m.prompt, range(first, first + seeds)):
-        wanted[m.concepts[item.concept]].append((item.text, item.seed))
-    return wanted
 
 
 def worth(tried: dict) -> float:

@@ -12,7 +12,7 @@ from ..images import MAX_BYTES
 from ..packs import download
 from ..packs.errors import PackError
 from ..packs.find import folders, shared_pack
-from . import api, restore_tab, scoreboard_tab
+from . import api, erase_tab, restore_tab, scoreboard_tab
 from .intake import most_bytes, uploads_allowed
 from .visitor import needed, warm
 
@@ -39,6 +39,8 @@ def build() -> gr.Blocks:
                 opener, settled = restore_tab.build(app, first)
             with gr.Tab("Scoreboard", id="scoreboard") as tab:
                 scoreboard_tab.build(tab, tabs, opener, settled)
+            with gr.Tab("Erase", id="erase") as tab:
+                erase_tab.build(tab)
         api.build(first)
     app.queue(default_concurrency_limit=8, max_size=256)
     return app

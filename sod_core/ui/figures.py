@@ -44,7 +44,7 @@ def prediction_bars(names: Sequence[str], found: Probabilities, target: int) -> 
         figure.add_vrect(x0=at - 0.5, x1=at + 0.5, fillcolor=ACCENT, opacity=0.08, line_width=0, layer="below")
     figure.update_layout(barmode="group", bargap=0.22, bargroupgap=0.04, height=290)
     figure.update_yaxes(range=[0, 1], tickformat=".0%", tickvals=[0, 0.5, 1])
-    return _calm(figure)
+    return calm(figure)
 
 
 def alpha_curves(curves: Sequence[Curve], alpha: float, target_name: str) -> go.Figure:
@@ -71,7 +71,7 @@ def alpha_curves(curves: Sequence[Curve], alpha: float, target_name: str) -> go.
         title=f"probability of {target_name}", range=[-0.02, 1.02], tickformat=".0%", tickvals=[0, 0.5, 1]
     )
     figure.update_yaxes(title_standoff=6)
-    return _calm(figure)
+    return calm(figure)
 
 
 _VERDICTS = {  # colour, symbol: told apart without colour too
@@ -107,10 +107,11 @@ def scores(rows: Sequence[dict]) -> go.Figure:
     figure.update_layout(height=380)
     figure.update_xaxes(title="retain accuracy of the unlearned model", tickformat=".0%")
     figure.update_yaxes(title="R of the experts", range=[-0.15, 1.15], tickvals=[0, 0.5, 1])
-    return _calm(figure)
+    return calm(figure)
 
 
-def _calm(figure: go.Figure) -> go.Figure:
+def calm(figure: go.Figure) -> go.Figure:
+    """The page's look: no background, no zooming, large type."""
     figure.update_layout(
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",

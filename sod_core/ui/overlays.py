@@ -51,32 +51,37 @@ def heat_panels(heat: dict[str, Sequence[float]], grid: int, title: str, selecte
     fixed = [value for which, values in heat.items() if which != "restored" for value in values]
     top = max(fixed, default=0.0) or max(heat["restored"], default=0.0) or 1.0
     panels = "".join(
-        f'<figure class="sod-heat"><div class="sod-picture">{_grid(values, grid, top, selected)}</div>'
+        f'<figure class="sod-heat"><div class="sod-picture">{squares(values, grid, grid, top, selected)}</div>'
         f"<figcaption>{which}</figcaption></figure>"
         for which, values in heat.items()
     )
+    above = max(heat["restored"], default=0) > top * 1.001
+    return f'<div class="sod-title">{escape(title)}</div><div class="sod-heats">{panels}</div>{scale_bar(top, above)}'
+
+
+def scale_bar(top: float, above: bool = False) -> str:
+    """The colour bar of heatmaps that end at `top`; `above`: some values are larger."""
     gradient = ", ".join(colours()[::7])
-    bar = (
+    return (
         f'<div class="sod-bar"><span>0</span><i style="background:linear-gradient(90deg,{gradient})"></i>'
-        f"<span>{top:.2g}{' and above' if max(heat['restored'], default=0) > top * 1.001 else ''}</span></div>"
+        f"<span>{top:.2g}{' and above' if above else ''}</span></div>"
     )
-    return f'<div class="sod-title">{escape(title)}</div><div class="sod-heats">{panels}</div>{bar}'
 
 
-def _grid(values: Sequence[float], grid: int, top: float, selected: int | None) -> str:
-    """One heatmap as an SVG of grid x grid squares; warmer is more opaque, cold patches show the picture."""
+def squares(values: Sequence[float], columns: int, rows: int, top: float, selected: int | None = None) -> str:
+    """One heatmap as an SVG of rows x columns squares; warmer is more opaque, cold ones show the picture."""
     scale = colours()
     cells = []
     for i, value in enumerate(values):
         share = min(max(value / top, 0.0), 1.0)
-        y, x = divmod(i, grid)
+        y, x = divmod(i, columns)
         mark = ' class="on"' if i == selected else ""
         cells.append(
             f'<rect x="{x}" y="{y}" width="1" height="1" fill="{scale[round(share * (_STEPS - 1))]}" '
             f'fill-opacity="{0.12 + 0.73 * share if share > 0 else 0:.2f}" data-kind="patch" data-pick="{i}"{mark}>'
             f"<title>{value:.2f}</title></rect>"
         )
-    return f'<svg viewBox="0 0 {grid} {grid}" role="img" aria-label="heatmap">{"".join(cells)}</svg>'
+    return f'<svg viewBox="0 0 {columns} {rows}" role="img" aria-label="heatmap">{"".join(cells)}</svg>'
 
 
 def example_picker(thumbs: Sequence[str], labels: Sequence[int], names: Sequence[str], first: int) -> str:

@@ -1,0 +1,382 @@
+"""The Erase tab: a diffusion model draws a prompt with and without a concept."""
+
+from __future__ import annotations
+
+import json
+import queue
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from .. import diffusion, erase, erase_images
+from ..packs.erase_pack import ConceptSetting, ErasePack
+from ..packs.find import folders, shared_erase_pack
+from ..unlearncanvas import Asked
+from . import erase_figures as figures
+from . import erase_panel as panels
+from . import handling
+from .erase_panel import NO_STYLE, Panel
+
+PREVIEW_STEPS = 2
+"""A preview is shown after every so many denoising steps."""
+PREFERRED = "canvas-diffusion"
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+DRAWING = {"concurrency_limit": 1, "concurrency_id": "draw", "trigger_mode": "once", **QUIET}
+"""One drawing at a time on the server: the pipeline's scheduler and hook belong to one. Others wait in the queue."""
+FIDELITY_NOTES = {
+    "exact": "The block's output plus what the edit changes; a factor of 1 changes nothing.",
+    "reference": "As the released code: the SAE's error enters with its sign reversed, so that even a factor of 1 "
+    "changes the image. Compare with papers in this mode.",
+}
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What the controls say."""
+
+    prompt: str
+    concepts: tuple[str, ...]
+    sae: str
+    factor: float
+    fidelity: str
+    start_step: int
+    percentile: float
+    beta: bool
+    steps: int
+    guidance: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the page shows, kept for the step slider and the downloads."""
+
+    pack_name: str
+    asking: Asking
+    how: erase.Settings
+    drawn: diffusion.Drawn
+    judged: dict[str, list[dict[str, float]]]
+
+
+def build(tab: gr.Tab) -> None:
+    """Fills the current tab. Nothing where no diffusion pack is on this computer."""
+    names = list(folders("erase"))
+    if not names:
+        gr.Markdown("There is no diffusion pack here: `python -m sod_core build canvas-diffusion` makes one.")
+        return
+    first = PREFERRED if PREFERRED in names else names[0]
+    panel = panels.layout(first)
+    state = gr.State(None)
+    menus = [panel.note, panel.object, panel.style, panel.prompt, panel.concepts, panel.sae, panel.factor]
+    menus += [
+        panel.fidelity_note,
+        panel.percentile,
+        panel.steps,
+        panel.guidance,
+        panel.step,
+        panel.grid,
+        panel.generate,
+    ]
+    tab.select(handling.kept(_first_look, len(menus)), [panel.pack, panel.prompt], menus, **QUIET)
+    panel.pack.input(handling.kept(_open, len(menus)), panel.pack, menus, **QUIET)
+    _wire_menus(panel)
+    _wire_drawing(panel, state)
+    panel.step.input(handling.kept(_at_step, 2), [state, panel.step], [panel.heat, panel.curve], **QUIET)
+
+
+def _wire_menus(panel: Panel) -> None:
+    for menu in (panel.object, panel.style):
+        menu.input(
+            handling.kept(_write, 2), [panel.pack, panel.object, panel.style], [panel.prompt, panel.concepts], **QUIET
+        ).then(**_best(panel))
+    for menu in (panel.concepts, panel.sae):
+        menu.input(**_best(panel))
+    panel.fidelity.input(FIDELITY_NOTES.get, panel.fidelity, panel.fidelity_note, **QUIET)
+
+
+def _best(panel: Panel) -> dict:
+    inputs = [panel.pack, panel.sae, panel.concepts]
+    return {"fn": handling.kept(_found_best, 2), "inputs": inputs, "outputs": [panel.factor, panel.percentile], **QUIET}
+
+
+def _wire_drawing(panel: Panel, state: gr.State) -> None:
+    p = panel
+    buttons = [p.generate, p.cancel, p.grid]
+    shown = [state, *buttons, p.headline, p.preview, p.pictures, p.heat, p.step, p.curve, p.bars, p.png, p.gif, p.json]
+
+    def undone(*_: Any) -> dict:
+        return {p.preview: ""} | _idle(p)
+
+    drawing = gr.on(
+        [p.generate.click, p.prompt.submit],
+        handling.kept_stream(lambda *values: _generate(p, state, *values), undone),
+        [p.pack, *p.controls],
+        shown,
+        **DRAWING,
+    )
+    rows = p.grid.click(
+        handling.kept_stream(lambda *values: _all_objects(p, *values), undone),
+        [p.pack, p.style, *p.controls],
+        [*buttons, p.rows, p.preview],
+        **DRAWING,
+    )
+    p.cancel.click(
+        lambda: [gr.Button(visible=True), gr.Button(visible=False), gr.Button(visible=True), ""],
+        None,
+        [*buttons, p.preview],
+        cancels=[drawing, rows],
+        queue=False,
+        **QUIET,
+    )
+
+
+# ------------------------------------------------------------ menus
+
+
+def _open(name: str) -> list:
+    """Fills the menus for a pack."""
+    pack = shared_erase_pack(name)
+    m = pack.manifest
+    missing = pack.missing()
+    if not missing:
+        threading.Thread(target=_warm, args=(pack,), daemon=True).start()
+    object, style = m.concepts[-1], m.styles[-1] if m.styles else NO_STYLE
+    setting = pack.settings(m.saes[0].id).get(object, ConceptSetting(erase.Settings.percentile, factor=-1.0))
+    return [
+        "\n".join(f"* {line}" for line in missing),
+        gr.Dropdown(list(m.concepts), value=object),
+        gr.Dropdown([NO_STYLE, *m.styles], value=style),
+        m.prompt(object, None if style == NO_STYLE else style),
+        gr.Dropdown(list(m.concepts), value=[object]),
+        gr.Dropdown(panels.sae_choices(m), value=m.saes[0].id),
+        _factor(pack, m.saes[0].id, object, setting),
+        FIDELITY_NOTES["exact"],
+        setting.percentile,
+        m.steps,
+        m.guidance,
+        gr.Slider(maximum=m.steps - 1, visible=False),
+        panels.grid_label(m),
+        gr.Button(interactive=not missing),
+    ]
+
+
+def _first_look(name: str, prompt: str) -> list:
+    """Fills the menus when the tab is opened for the first time; later it stays as the visitor left it."""
+    return [gr.skip()] * 14 if prompt else _open(name)
+
+
+def _warm(pack: ErasePack) -> None:
+    """Loads what the first drawing needs while the visitor looks at the menus; errors are told by that drawing."""
+    try:
+        pack.pipeline(), pack.eraser(pack.manifest.saes[0].id), pack.judge("object"), pack.judge("style")
+    except ValueError:
+        return
+
+
+def _write(name: str, object: str, style: str) -> list:
+    """The prompt that the two menus stand for; the object is what is erased."""
+    return [shared_erase_pack(name).manifest.prompt(object, None if style == NO_STYLE else style), [object]]
+
+
+def _found_best(name: str, sae: str, concepts: list[str]) -> list:
+    """The factor and percentile that the search found best for the first concept."""
+    pack = shared_erase_pack(name)
+    setting = pack.settings(sae).get(concepts[0]) if concepts else None
+    if setting is None:
+        return [gr.skip(), gr.skip()]
+    return [_factor(pack, sae, concepts[0], setting), setting.percentile]
+
+
+def _factor(pack: ErasePack, sae: str, concept: str, setting: ConceptSetting) -> float:
+    """What the slider shows: the setting's factor, or the one that its multiplier has on average."""
+    if setting.factor is not None:
+        return setting.factor
+    statistics = pack.statistics(sae)
+    if statistics is None:
+        return -1.0
+    return round(erase.factor_for(statistics, concept, setting.multiplier, setting.percentile), 1)
+
+
+# ------------------------------------------------------------ drawing
+
+
+def read(values: tuple) -> Asking:
+    """The values of Panel.controls. Raises ValueError for what cannot be drawn."""
+    prompt, concepts, sae, factor, fidelity, start_step, percentile, beta, steps, guidance, seed = values
+    if not (prompt or "").strip():
+        raise ValueError("write a prompt, or choose an object")
+    numbers = {"percentile": percentile, "seed": seed, "factor": factor}
+    empty = [name for name, value in numbers.items() if value is None]
+    if empty:
+        raise ValueError(f"give a number for the {empty[0]}")
+    steps = min(max(int(steps), 2), 100)
+    return Asking(
+        prompt.strip()[:500],
+        tuple(concepts or ()),
+        sae,
+        float(factor),
+        fidelity,
+        int(start_step),
+        float(percentile),
+        bool(beta),
+        steps,
+        float(guidance),
+        int(seed),
+    )
+
+
+def settings(pack: ErasePack, asking: Asking) -> erase.Settings:
+    """What the engine is told; with no concept nothing is edited."""
+    if not asking.concepts:
+        return erase.Settings(fidelity=asking.fidelity, residual=pack.manifest.sae(asking.sae).residual)
+    setting = ConceptSetting(asking.percentile, factor=asking.factor)
+    found = erase_images.settings(pack, asking.sae, asking.concepts, asking.fidelity, setting)
+    beta = asking.beta and found.multiplier is not None
+    return replace(found, start_step=asking.start_step, beta=beta)
+
+
+def _generate(p: Panel, state: gr.State, name: str, *values: Any) -> Iterator[dict]:
+    """Draws before and after in one batch, with a preview; the visitor may cancel at any step."""
+    pack, asking = shared_erase_pack(name), read(values)
+    how = settings(pack, asking)
+    yield _busy(p) | {p.preview: figures.preview([], 0, asking.steps)}
+    drawing = _Drawing(pack, asking, how)
+    try:
+        for progress in drawing.progress():
+            if progress.step % PREVIEW_STEPS == 0:
+                pictures = diffusion.decode(pack.pipeline(), progress.latents)
+                drawing.frames.append(pictures)
+                yield {p.preview: figures.preview(pictures, progress.step, progress.steps)}
+        drawn = drawing.result()
+    finally:
+        drawing.stop()
+    judged = erase_images.judged(pack, [drawn.before[0], drawn.after[0]])
+    shown = Shown(name, asking, how, drawn, judged)
+    best = int(drawn.heat[:, 0].mean((1, 2)).argmax())
+    yield _idle(p) | {
+        state: shown,
+        p.preview: "",
+        p.headline: figures.headline(shown),
+        p.pictures: (figures.enlarged(drawn.before[0]), figures.enlarged(drawn.after[0])),
+        p.heat: figures.heat(shown, best),
+        p.step: gr.Slider(maximum=asking.steps - 1, value=best, visible=True),
+        p.curve: figures.curve(shown, best),
+        p.bars: figures.judge_bars(judged, asking.concepts),
+        p.png: gr.DownloadButton(value=_file("png", _side_by_side(drawn)), visible=True),
+        p.gif: gr.DownloadButton(value=_file("gif", *map(_pair, drawing.frames)), visible=bool(drawing.frames)),
+        p.json: gr.DownloadButton(value=_json(shown), visible=True),
+    }
+
+
+class _Drawing:
+    """A drawing in a thread of its own, whose progress can be waited for and which can be stopped."""
+
+    def __init__(self, pack: ErasePack, asking: Asking, how: erase.Settings):
+        self.frames: list[list[Image.Image]] = []
+        self._told: queue.Queue = queue.Queue()
+        self._stopped = threading.Event()
+        edit = erase_images.editor(pack, asking.sae, how, asking.steps, heat=True)
+        order = diffusion.Order((asking.prompt,), (asking.seed,), asking.steps, asking.guidance)
+        self._arguments = (pack.pipeline(), order, pack.manifest.hook_point, edit, self._watch)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._told.put(diffusion.generate(*self._arguments))
+        except BaseException as error:  # told where it is waited for
+            self._told.put(error)
+
+    def _watch(self, progress: diffusion.Progress) -> None:
+        if self._stopped.is_set():
+            raise diffusion.Cancelled
+        self._told.put(progress)
+
+    def progress(self) -> Iterator[diffusion.Progress]:
+        """Every step as it is done; ends with the drawing. Raises what the drawing raised."""
+        while isinstance(found := self._told.get(), diffusion.Progress):
+            yield found
+        if isinstance(found, BaseException):
+            raise found
+        self._found = found
+
+    def result(self) -> diffusion.Drawn:
+        return self._found
+
+    def stop(self) -> None:
+        """Ends the drawing at its next step, if it has not ended."""
+        self._stopped.set()
+
+
+def _all_objects(p: Panel, name: str, style: str, *values: Any) -> Iterator[dict]:
+    """Every object of the pack in one style, before and after: what is kept, and what is not."""
+    pack, asking = shared_erase_pack(name), read(values)
+    if not asking.concepts:
+        raise ValueError("choose a concept to erase")
+    how, m = settings(pack, asking), pack.manifest
+    wanted = [Asked(object, None if style == NO_STYLE else style, asking.seed) for object in m.concepts]
+    yield _busy(p) | {p.preview: figures.waiting(f"drawing {len(wanted)} objects, without the edit")}
+    before = erase_images.draw(pack, wanted, asking.steps, asking.guidance)
+    yield {p.preview: figures.waiting(f"drawing {len(wanted)} objects, with the edit")}
+    after = erase_images.draw(pack, wanted, asking.steps, asking.guidance, asking.sae, how)
+    judged = erase_images.judged(pack, [*before, *after])
+    yield _idle(p) | {p.preview: "", p.rows: figures.object_rows(wanted, before, after, judged, asking.concepts)}
+
+
+def _busy(p: Panel) -> dict:
+    return {p.generate: gr.Button(visible=False), p.cancel: gr.Button(visible=True), p.grid: gr.Button(visible=False)}
+
+
+def _idle(p: Panel) -> dict:
+    return {p.generate: gr.Button(visible=True), p.cancel: gr.Button(visible=False), p.grid: gr.Button(visible=True)}
+
+
+def _at_step(shown: Shown | None, step: int) -> list:
+    if shown is None:
+        return [gr.skip(), gr.skip()]
+    step = min(int(step), len(shown.drawn.heat) - 1)
+    return [figures.heat(shown, step), figures.curve(shown, step)]
+
+
+# ------------------------------------------------------------ files
+
+
+def _side_by_side(drawn: diffusion.Drawn) -> Image.Image:
+    return _pair([drawn.before[0], drawn.after[0]])
+
+
+def _pair(images: list[Image.Image]) -> Image.Image:
+    left, right = (figures.enlarged(image) for image in images)
+    found = Image.new("RGB", (left.width + right.width, left.height))
+    found.paste(left, (0, 0))
+    found.paste(right, (left.width, 0))
+    return found
+
+
+def _file(kind: str, *frames: Image.Image) -> str | None:
+    """A picture, or an animation, in a folder that Gradio may serve from."""
+    if not frames:
+        return None
+    path = Path(tempfile.mkdtemp(prefix="sod-erased-"), f"erased.{kind}")
+    more = {"save_all": True, "append_images": frames[1:], "duration": 120, "loop": 0} if kind == "gif" else {}
+    frames[0].save(path, **more)
+    return str(path)
+
+
+def _json(shown: Shown) -> str:
+    """Everything that draws the same images again, and what was measured on them."""
+    asking = asdict(shown.asking)
+    data = {"pack": shown.pack_name} | {name: asking[name] for name in ("prompt", "sae", "steps", "guidance", "seed")}
+    data |= {
+        "settings": asdict(shown.how),
+        "judged": {w: dict(zip(("before", "after"), r)) for w, r in shown.judged.items()},
+    }
+    data["latent_by_step"] = [round(v, 5) for v in shown.drawn.heat[:, 0].mean((1, 2)).tolist()]
+    path = Path(tempfile.mkdtemp(prefix="sod-erased-"), "erased.json")
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    return str(path)
