@@ -118,6 +118,8 @@ def read(folder: Path) -> ErasePackManifest:
     for wrong, sentence in _faults(found):
         if wrong:
             raise PackError(f"{path}: {sentence}")
+    for file in _files(found):
+        found.path(file)  # refuses names that lead elsewhere
     return found
 
 
@@ -167,6 +169,13 @@ def _judge(item: dict[str, Any], names: tuple[str, ...]) -> JudgeEntry:
         str(item["architecture"]), names, int(item["size"]), float(item.get("mean", 0.5)), float(item.get("std", 0.5))
     )
     return JudgeEntry(str(item["file"]), spec)
+
+
+def _files(m: ErasePackManifest) -> Iterator[str]:
+    yield m.pipeline
+    yield from (entry.file for entry in m.judges.values())
+    for entry in m.saes:
+        yield from (file for file in (entry.folder, entry.statistics, entry.settings) if file is not None)
 
 
 def _faults(m: ErasePackManifest) -> Iterator[tuple[bool, str]]:

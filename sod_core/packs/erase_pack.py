@@ -78,12 +78,11 @@ class ErasePack:
 
     def statistics(self, id: str) -> erase.ConceptStatistics | None:
         """The concepts' mean latents for an SAE; None where the pack names none or they are not here yet."""
-        return self._kept.get(("statistics", id), lambda: self._load_statistics(self.manifest.sae(id)))
-
-    def _load_statistics(self, entry: SAEEntry) -> erase.ConceptStatistics | None:
+        entry = self.manifest.sae(id)
         path = self._beside(entry.statistics)
-        if path is None:
-            return None
+        return None if path is None else self._kept.get(("statistics", id), lambda: self._load_statistics(entry, path))
+
+    def _load_statistics(self, entry: SAEEntry, path: Path) -> erase.ConceptStatistics:
         found = read_statistics(path)
         if found.means.shape[2] != self.sae(entry.id).latents:
             raise PackError(
@@ -94,20 +93,16 @@ class ErasePack:
 
     def settings(self, id: str) -> dict[str, ConceptSetting]:
         """The best setting of each concept, by name; empty where the pack has none."""
-        return self._kept.get(("settings", id), lambda: self._load_settings(self.manifest.sae(id)))
-
-    def _load_settings(self, entry: SAEEntry) -> dict[str, ConceptSetting]:
-        path = self._beside(entry.settings)
-        return {} if path is None else read_settings(path)
+        path = self._beside(self.manifest.sae(id).settings)
+        return {} if path is None else self._kept.get(("settings", id), lambda: read_settings(path))
 
     def judge(self, what: str) -> judges.Judge | None:
         """The judge of "object" or "style"; None where the pack has none here. Raises PackError for a broken one."""
-        return self._kept.get(("judge", what), lambda: self._load_judge(what))
-
-    def _load_judge(self, what: str) -> judges.Judge | None:
         entry = self.manifest.judges.get(what)
         path = None if entry is None else self._beside(entry.file)
-        return None if path is None else judges.load(path, entry.spec, self.device)
+        if path is None:
+            return None
+        return self._kept.get(("judge", what), lambda: judges.load(path, entry.spec, self.device))
 
     # ------------------------------------------------------------ files
 
