@@ -19,7 +19,7 @@ from tqdm import tqdm
 from . import features, images
 from . import vit as vits
 from .packs import card, hub, own
-from .packs.find import open_pack
+from .packs.find import folders, open_erase_pack, open_pack
 from .packs.pack import Pack
 from .restore import FIDELITY, MODES
 
@@ -157,7 +157,6 @@ def build(options: argparse.Namespace) -> None:
 
 def _build_saes(options: argparse.Namespace) -> None:
     from .build import erase_sae
-    from .packs.find import open_erase_pack
     from .unlearn import record
 
     if options.out is None:
@@ -178,22 +177,35 @@ def packs_list(options: argparse.Namespace) -> None:
 
 def packs_get(options: argparse.Namespace) -> None:
     """`packs get`: fetches a pack's files from the hub, with a progress bar each."""
+    if options.name in folders("erase"):
+        pack = open_erase_pack(options.name)
+        _fetch(options.name, pack.lacking())
+        print("\n".join(f"still to do: {line}" for line in pack.missing()))
+        return
     pack = open_pack(options.name)
     entries = pack.manifest.unlearned
     ids = [entry.id for entry in entries] if "all" in options.unlearned else options.unlearned
     ids = ids if options.unlearned else [entry.id for entry in entries[:1]]
     files = [*pack.lacking(), *(file for id in ids for file in pack.lacking(id)), *pack.lacking_examples()]
-    files = list(dict.fromkeys(files))
+    _fetch(pack.manifest.name, list(dict.fromkeys(files)))
+
+
+def _fetch(name: str, files: list[hub.HubFile]) -> None:
     for file in files:
         with tqdm(desc=file.name, unit="B", unit_scale=True, file=sys.stderr) as bar:
             hub.fetch(file, hub.shown_by(bar))
-    print(f"{pack.manifest.name}: {len(files)} files fetched" if files else f"{pack.manifest.name}: all is here")
+    print(f"{name}: {len(files)} files fetched" if files else f"{name}: all is here")
 
 
 def packs_check(options: argparse.Namespace) -> None:
     """`packs check`: loads every file of a pack; a line each. Raises ValueError if one cannot be used."""
     problems = 0
-    for what, problem in card.check(open_pack(options.name, vits.choose_device(options.device))):
+    if options.name in folders("erase"):
+        pack = open_erase_pack(options.name, vits.choose_device(options.device))
+        checked = card.check_erase(pack)
+    else:
+        checked = card.check(open_pack(options.name, vits.choose_device(options.device)))
+    for what, problem in checked:
         problems += problem is not None
         print(f"{what}: {problem or 'ok'}", flush=True)
     if problems:

@@ -66,7 +66,12 @@ def load(source: Path | str, device: torch.device, dtype: torch.dtype = torch.fl
     """
     import_timm()  # with the guard before anything imports torchvision
     from diffusers import DDIMScheduler, DiffusionPipeline
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
 
+    for log in (diffusers_log, transformers_log):  # what goes wrong raises; the rest is not for visitors
+        log.disable_progress_bar()
+        log.set_verbosity_error()
     pipeline = DiffusionPipeline.from_pretrained(
         str(source), dtype=dtype, use_safetensors=True, local_files_only=not fetch, safety_checker=None
     )

@@ -118,6 +118,7 @@ def new_scheduler():
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,  # trailing time steps do not use it, but diffusers asks for it
     )
 
 

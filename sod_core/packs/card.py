@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from .. import images
 from . import hub
+from .erase_pack import ErasePack
 from .errors import PackError
-from .find import folders, open_pack
+from .find import folders, open_erase_pack, open_pack
 from .manifest import UnlearnedEntry
 from .pack import Pack
 
@@ -25,6 +27,13 @@ def listing() -> Iterator[str]:
             continue
         counted = f"{len(models)} unlearned models" + (f", {away} of them not on this computer" if away else "")
         yield f"{name}: {pack.manifest.title}; {where}; {counted}"
+    for name in folders("erase"):
+        try:
+            pack = open_erase_pack(name)
+            where = "not whole on this computer" if pack.missing() else "here"
+            yield f"{name}: {pack.manifest.title}; {where}; {len(pack.manifest.concepts)} concepts to erase"
+        except PackError as error:
+            yield f"{name}: cannot be used: {error}"
 
 
 def whereabouts(pack: Pack) -> str:
@@ -58,6 +67,21 @@ def check(pack: Pack) -> Iterator[tuple[str, str | None]]:
             load()
             yield what, None
         except ValueError as error:  # PackError, ImageError
+            yield what, str(error)
+
+
+def check_erase(pack: ErasePack) -> Iterator[tuple[str, str | None]]:
+    """Loads every part of a diffusion pack, one (what, problem or None) at a time."""
+    steps: list[tuple[str, Callable]] = [("pipeline", pack.pipeline)]
+    for entry in pack.manifest.saes:
+        steps.append((f"SAE {entry.id}", partial(pack.sae, entry.id)))
+        steps.append((f"statistics of {entry.id}", partial(pack.statistics, entry.id)))
+        steps.append((f"settings of {entry.id}", partial(pack.settings, entry.id)))
+    steps += [(f"judge of the {what}", partial(pack.judge, what)) for what in pack.manifest.judges]
+    for what, load in steps:
+        try:
+            yield what, None if load() is not None else "it is not on this computer"
+        except ValueError as error:
             yield what, str(error)
 
 

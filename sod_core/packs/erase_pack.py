@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -79,8 +79,15 @@ class ErasePack:
     def statistics(self, id: str) -> erase.ConceptStatistics | None:
         """The concepts' mean latents for an SAE; None where the pack names none or they are not here yet."""
         entry = self.manifest.sae(id)
-        path = self._beside(entry.statistics)
+        path = self.statistics_file(entry)
         return None if path is None else self._kept.get(("statistics", id), lambda: self._load_statistics(entry, path))
+
+    def statistics_file(self, entry: SAEEntry) -> Path | None:
+        """The file that the manifest names, or else what our command made in its place; None if neither is here."""
+        if entry.statistics is None:
+            return None
+        ours = str(PurePosixPath(entry.statistics).with_suffix(".safetensors"))
+        return self._beside(entry.statistics) or self._beside(ours)
 
     def _load_statistics(self, entry: SAEEntry, path: Path) -> erase.ConceptStatistics:
         found = read_statistics(path)
@@ -129,7 +136,7 @@ class ErasePack:
             found.append(f"the pipeline is missing: {m.note}")
         found += [f"{file.repo_id}/{file.path}: `python -m sod_core packs get {m.name}`" for file in self.lacking()]
         for entry in m.saes:
-            if self._beside(entry.statistics) is None:
+            if self.statistics_file(entry) is None:
                 found.append(
                     f"the statistics of {entry.title} are missing: `python -m sod_core erase statistics {m.name}`"
                 )
