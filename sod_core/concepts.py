@@ -65,7 +65,6 @@ def _batch(
             total[step] += sae.encode(prompted.to(sae.pre_bias.dtype)).mean(1).sum(0).float().cpu()
         return tokens
 
-    with diffusion.hooked(pipeline, hook_point, look):
-        texts, seeds = zip(*pairs)
-        diffusion.draw(pipeline, list(texts), list(seeds), steps, guidance, decoded=False)
+    texts, seeds = zip(*pairs)
+    diffusion.draw(pipeline, diffusion.Order(texts, seeds, steps, guidance), look, hook_point, decoded=False)
     return sums

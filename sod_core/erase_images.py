@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 
 from PIL import Image
-from torch import Tensor
 
 from . import diffusion, erase
 from .packs.erase_pack import ConceptSetting, ErasePack
@@ -24,11 +22,7 @@ def settings(
     In reference fidelity a factor becomes the multiplier that has it on average, since the released code knows
     multipliers only. Raises PackError where the pack has no statistics or no setting.
     """
-    statistics = pack.statistics(id)
-    if statistics is None:
-        raise PackError(
-            f"the statistics of {id} are missing: `python -m sod_core erase statistics {pack.manifest.name}`"
-        )
+    statistics = _statistics(pack, id)
     chosen = setting or pack.settings(id).get(concepts[0])
     if chosen is None:
         raise PackError(f"pack {pack.manifest.name} has no setting for {concepts[0]}; give a factor or a multiplier")
@@ -55,26 +49,32 @@ def draw(
     how: erase.Settings | None = None,
 ) -> list[Image.Image]:
     """The images of `wanted`; with `how`, erased by the SAE `id`. An image does not depend on its batch."""
-    m, pipeline, found = pack.manifest, pack.pipeline(), []
-    edit = None if how is None else editor(pack, id, how, steps)
+    m, found = pack.manifest, []
+    edit = None if how is None else _edit(pack, id, how, steps)
     for start in range(0, len(wanted), BATCH):
         batch = wanted[start : start + BATCH]
-        prompts = [m.prompt(item.object, item.style) for item in batch]
-        seeds = [noise_seed(pack, item) for item in batch]
-        look = None if edit is None else lambda tokens, step, given: edit(tokens, step, given).tokens
-        with nullcontext() if look is None else diffusion.hooked(pipeline, m.hook_point, look):
-            found += diffusion.draw(pipeline, prompts, seeds, steps, guidance)
+        prompts = tuple(m.prompt(item.object, item.style) for item in batch)
+        order = diffusion.Order(prompts, tuple(noise_seed(pack, item) for item in batch), steps, guidance)
+        found += diffusion.draw(pack.pipeline(), order, edit, m.hook_point)
     return found
 
 
-def editor(pack: ErasePack, id: str, how: erase.Settings, steps: int, heat: bool = False) -> diffusion.Edit:
-    """(tokens, step, the block's input) -> what erasing makes of them, for `steps` denoising steps."""
+def _edit(pack: ErasePack, id: str, how: erase.Settings, steps: int) -> diffusion.Edit:
     eraser, plans = pack.eraser(id), erase.plan(pack.statistics(id), how, steps)
+    return lambda tokens, step, given: eraser.step(tokens, plans[step], how, given).tokens
 
-    def edit(tokens: Tensor, step: int, given: Tensor) -> erase.Erased:
-        return eraser.erase_step(tokens, plans[step], how, given, heat)
 
-    return edit
+def erasing(pack: ErasePack, id: str, how: erase.Settings) -> diffusion.Erasing:
+    """What diffusion.generate is told. Raises PackError where the pack has no statistics."""
+    return diffusion.Erasing(pack.eraser(id), _statistics(pack, id), how, pack.manifest.hook_point)
+
+
+def _statistics(pack: ErasePack, id: str) -> erase.ConceptStatistics:
+    found = pack.statistics(id)
+    if found is None:
+        command = f"python -m sod_core erase statistics --pack {pack.manifest.name} --sae {id}"
+        raise PackError(f"the statistics of {id} are missing: `{command}` makes them")
+    return found
 
 
 def noise_seed(pack: ErasePack, item: Asked) -> int:

@@ -11,6 +11,7 @@ os.environ.pop("SOD_PACKS", None)
 import json  # noqa: E402
 import shutil  # noqa: E402
 import socket  # noqa: E402
+import string  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
@@ -26,6 +27,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from sod_core import diffusion, torchvision_guard  # noqa: E402
 from sod_core import vit as vits  # noqa: E402
 from sod_core.__main__ import main  # noqa: E402
 from sod_core.packs import convert  # noqa: E402
@@ -33,6 +35,7 @@ from sod_core.packs.pack import Pack  # noqa: E402
 from sod_core.sae import TokenStats, TopKSAE  # noqa: E402
 
 if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[1]
@@ -215,6 +218,80 @@ def models(request) -> Models:
     normalised = request.param == "normalised"
     saes = {layer: random_sae(10 + layer, random_stats(layer) if normalised else None) for layer in LAYERS}
     return Models(random_vit(0), random_vit(1), saes, random_images(0, 2))
+
+
+HOOK_POINT = "up_blocks.0.attentions.1"
+"""Of the tiny pipelines: tokens [B, 4 * 4, 32]."""
+
+
+def tiny_parts(**unet: Any) -> dict[str, Any]:
+    """The parts of a tiny Stable Diffusion pipeline with random weights: 32 px images from 8x8 latents."""
+    torchvision_guard.install()
+    from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    letters = string.ascii_lowercase + ".,"
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    text = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=24,
+        projection_dim=32,
+        bos_token_id=len(words) - 2,
+        eos_token_id=len(words) - 1,
+        pad_token_id=len(words) - 1,
+    )
+    return {
+        "tokenizer": CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=24),
+        "text_encoder": CLIPTextModel(text),
+        "unet": UNet2DConditionModel(
+            **{
+                "sample_size": 8,
+                "block_out_channels": (16, 32),
+                "layers_per_block": 1,
+                "norm_num_groups": 8,
+                "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+                "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+                "cross_attention_dim": 32,
+                "attention_head_dim": 8,
+                **unet,
+            }
+        ),
+        "vae": AutoencoderTiny(
+            encoder_block_out_channels=(16, 16, 16),
+            decoder_block_out_channels=(16, 16, 16),
+            num_encoder_blocks=(1, 1, 1),
+            num_decoder_blocks=(1, 1, 1),
+        ),
+        "scheduler": DDIMScheduler(
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
+            clip_sample=False,
+            steps_offset=1,
+        ),
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A tiny Stable Diffusion pipeline as a folder, as published ones are."""
+    parts = tiny_parts()
+    from diffusers import StableDiffusionPipeline
+
+    folder = tmp_path_factory.mktemp("diffusion") / "tiny"
+    none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    StableDiffusionPipeline(**parts, **none).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tiny_folder: Path) -> StableDiffusionPipeline:
+    return diffusion.load(tiny_folder)
 
 
 class Outcome(NamedTuple):

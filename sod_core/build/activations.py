@@ -91,8 +91,8 @@ def _drawn(pipeline: Any, hook_point: str, batch: list[Prompted], how: Gathering
         seen.append(tokens.detach().to("cpu", torch.float16))
         return tokens
 
-    with diffusion.hooked(pipeline, hook_point, look):
-        diffusion.draw(pipeline, [item.text for item in batch], [item.seed for item in batch], how.steps, how.guidance)
+    texts, _, seeds = zip(*batch)
+    diffusion.draw(pipeline, diffusion.Order(texts, seeds, how.steps, how.guidance), look, hook_point, decoded=False)
     return torch.stack(seen, dim=1).unflatten(0, (2, len(batch))).numpy()
 
 

@@ -83,7 +83,7 @@ def bind(statistics: erase.ConceptStatistics) -> Tensor:
     """
     scores = torch.stack(
         [
-            torch.stack([erase.scores(statistics, name, step) for step in range(statistics.means.shape[1])]).mean(0)
+            torch.stack([statistics.scores(name, step) for step in range(statistics.means.shape[1])]).mean(0)
             for name in statistics.names
         ]
     )

@@ -53,9 +53,13 @@ class ErasePack:
         here = folder is not None and (folder / "model_index.json").is_file()
         dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         try:
-            return diffusion.load(folder if here else m.pipeline, self.device, dtype)
-        except (OSError, ValueError) as error:
+            pipeline = diffusion.load(folder if here else m.pipeline, self.device, dtype)
+        except ValueError as error:
             raise PackError(f"the pipeline of {m.name} is not on this computer: {m.note or error}") from error
+        from diffusers import DDIMScheduler
+
+        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)  # as the released code does
+        return pipeline
 
     def sae(self, id: str) -> TopKSAE:
         """An SAE of the hook point. Raises PackError."""
@@ -137,9 +141,8 @@ class ErasePack:
         found += [f"{file.repo_id}/{file.path}: `python -m sod_core packs get {m.name}`" for file in self.lacking()]
         for entry in m.saes:
             if self.statistics_file(entry) is None:
-                found.append(
-                    f"the statistics of {entry.title} are missing: `python -m sod_core erase statistics {m.name}`"
-                )
+                command = f"python -m sod_core erase statistics --pack {m.name} --sae {entry.id}"
+                found.append(f"the statistics of {entry.title} are missing: `{command}`")
         return found
 
     def _hub_file(self, entry: SAEEntry, name: str) -> HubFile:

@@ -41,7 +41,7 @@ def headline(shown: Shown) -> str:
         first, now = (max(row, key=row.get) for row in (before, after))
         same = f"still {first}" if now == first else f"{first} before, now {now}"
         said.append(f"{what}: {same} ({before[first]:.0%} to {after[first]:.0%})")
-    cut = float((shown.drawn.heat > 0).any((2, 3)).mean())
+    cut = float((shown.drawn.heat > 0).any((1, 2, 3)).mean())
     how = f"factor {shown.how.factor:g}" if shown.how.factor is not None else f"multiplier {shown.how.multiplier:.3g}"
     note = f"{how}, {shown.how.fidelity}; its latent fires in {cut:.0%} of the steps."
     return f"{title}\nThe judges: {'; '.join(said)}. {note}" if said else f"{title}\n{note}"
@@ -58,8 +58,15 @@ def waiting(text: str) -> str:
     return f'<div class="sod-preview">{overlays.progress_bar(text, None)}</div>'
 
 
+def hottest(shown: Shown) -> int:
+    """The step at which the concept's latents are largest."""
+    return 0 if shown.drawn.heat is None else int(shown.drawn.heat[:, 0].mean((1, 2)).argmax())
+
+
 def heat(shown: Shown, step: int) -> str:
     """The concept's latents over the picture before the edit, at one step, on the scale of all steps."""
+    if shown.drawn.heat is None:
+        return ""
     maps = shown.drawn.heat[:, 0]
     rows, columns = maps.shape[1:]
     top = float(maps.max()) or 1.0
@@ -73,8 +80,10 @@ def heat(shown: Shown, step: int) -> str:
     )
 
 
-def curve(shown: Shown, step: int) -> go.Figure:
+def curve(shown: Shown, step: int) -> go.Figure | None:
     """The latents' mean over the picture, step by step; the chosen step is marked."""
+    if shown.drawn.heat is None:
+        return None
     mean = shown.drawn.heat[:, 0].mean((1, 2))
     share = (shown.drawn.heat[:, 0] > 0).mean((1, 2))
     figure = go.Figure()

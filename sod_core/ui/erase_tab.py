@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import torch
 from PIL import Image
 
 from .. import diffusion, erase, erase_images
@@ -60,7 +61,7 @@ class Shown:
     pack_name: str
     asking: Asking
     how: erase.Settings
-    drawn: diffusion.Drawn
+    drawn: diffusion.Generated
     judged: dict[str, list[dict[str, float]]]
 
 
@@ -113,6 +114,8 @@ def _wire_drawing(panel: Panel, state: gr.State) -> None:
     def undone(*_: Any) -> dict:
         return {p.preview: ""} | _idle(p)
 
+    for button in (p.generate, p.grid):
+        button.click(lambda: figures.waiting("waiting for a turn to draw"), None, p.preview, queue=False, **QUIET)
     drawing = gr.on(
         [p.generate.click, p.prompt.submit],
         handling.kept_stream(lambda *values: _generate(p, state, *values), undone),
@@ -234,7 +237,7 @@ def read(values: tuple) -> Asking:
 def settings(pack: ErasePack, asking: Asking) -> erase.Settings:
     """What the engine is told; with no concept nothing is edited."""
     if not asking.concepts:
-        return erase.Settings(fidelity=asking.fidelity, residual=pack.manifest.sae(asking.sae).residual)
+        return erase.Settings((), fidelity=asking.fidelity)
     setting = ConceptSetting(asking.percentile, factor=asking.factor)
     found = erase_images.settings(pack, asking.sae, asking.concepts, asking.fidelity, setting)
     beta = asking.beta and found.multiplier is not None
@@ -250,7 +253,7 @@ def _generate(p: Panel, state: gr.State, name: str, *values: Any) -> Iterator[di
     try:
         for progress in drawing.progress():
             if progress.step % PREVIEW_STEPS == 0:
-                pictures = diffusion.decode(pack.pipeline(), progress.latents)
+                pictures = diffusion.decode(pack.pipeline(), torch.cat([progress.before, progress.after]))
                 drawing.frames.append(pictures)
                 yield {p.preview: figures.preview(pictures, progress.step, progress.steps)}
         drawn = drawing.result()
@@ -258,14 +261,14 @@ def _generate(p: Panel, state: gr.State, name: str, *values: Any) -> Iterator[di
         drawing.stop()
     judged = erase_images.judged(pack, [drawn.before[0], drawn.after[0]])
     shown = Shown(name, asking, how, drawn, judged)
-    best = int(drawn.heat[:, 0].mean((1, 2)).argmax())
+    best = figures.hottest(shown)
     yield _idle(p) | {
         state: shown,
         p.preview: "",
         p.headline: figures.headline(shown),
         p.pictures: (figures.enlarged(drawn.before[0]), figures.enlarged(drawn.after[0])),
         p.heat: figures.heat(shown, best),
-        p.step: gr.Slider(maximum=asking.steps - 1, value=best, visible=True),
+        p.step: gr.Slider(maximum=asking.steps - 1, value=best, visible=drawn.heat is not None),
         p.curve: figures.curve(shown, best),
         p.bars: figures.judge_bars(judged, asking.concepts),
         p.png: gr.DownloadButton(value=_file("png", _side_by_side(drawn)), visible=True),
@@ -280,10 +283,10 @@ class _Drawing:
     def __init__(self, pack: ErasePack, asking: Asking, how: erase.Settings):
         self.frames: list[list[Image.Image]] = []
         self._told: queue.Queue = queue.Queue()
-        self._stopped = threading.Event()
-        edit = erase_images.editor(pack, asking.sae, how, asking.steps, heat=True)
+        self._cancel = threading.Event()
         order = diffusion.Order((asking.prompt,), (asking.seed,), asking.steps, asking.guidance)
-        self._arguments = (pack.pipeline(), order, pack.manifest.hook_point, edit, self._watch)
+        erasing = erase_images.erasing(pack, asking.sae, how) if how.concepts else None
+        self._arguments = (pack.pipeline(), order, erasing, self._told.put, self._cancel)
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
@@ -291,11 +294,6 @@ class _Drawing:
             self._told.put(diffusion.generate(*self._arguments))
         except BaseException as error:  # told where it is waited for
             self._told.put(error)
-
-    def _watch(self, progress: diffusion.Progress) -> None:
-        if self._stopped.is_set():
-            raise diffusion.Cancelled
-        self._told.put(progress)
 
     def progress(self) -> Iterator[diffusion.Progress]:
         """Every step as it is done; ends with the drawing. Raises what the drawing raised."""
@@ -305,12 +303,12 @@ class _Drawing:
             raise found
         self._found = found
 
-    def result(self) -> diffusion.Drawn:
+    def result(self) -> diffusion.Generated:
         return self._found
 
     def stop(self) -> None:
         """Ends the drawing at its next step, if it has not ended."""
-        self._stopped.set()
+        self._cancel.set()
 
 
 def _all_objects(p: Panel, name: str, style: str, *values: Any) -> Iterator[dict]:
@@ -337,7 +335,7 @@ def _idle(p: Panel) -> dict:
 
 
 def _at_step(shown: Shown | None, step: int) -> list:
-    if shown is None:
+    if shown is None or shown.drawn.heat is None:
         return [gr.skip(), gr.skip()]
     step = min(int(step), len(shown.drawn.heat) - 1)
     return [figures.heat(shown, step), figures.curve(shown, step)]
@@ -346,7 +344,7 @@ def _at_step(shown: Shown | None, step: int) -> list:
 # ------------------------------------------------------------ files
 
 
-def _side_by_side(drawn: diffusion.Drawn) -> Image.Image:
+def _side_by_side(drawn: diffusion.Generated) -> Image.Image:
     return _pair([drawn.before[0], drawn.after[0]])
 
 
@@ -376,7 +374,8 @@ def _json(shown: Shown) -> str:
         "settings": asdict(shown.how),
         "judged": {w: dict(zip(("before", "after"), r)) for w, r in shown.judged.items()},
     }
-    data["latent_by_step"] = [round(v, 5) for v in shown.drawn.heat[:, 0].mean((1, 2)).tolist()]
+    if shown.drawn.heat is not None:
+        data["latent_by_step"] = [round(v, 5) for v in shown.drawn.heat[:, 0].mean((1, 2)).tolist()]
     path = Path(tempfile.mkdtemp(prefix="sod-erased-"), "erased.json")
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     return str(path)

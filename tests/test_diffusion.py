@@ -1,0 +1,258 @@
+"""The erasure on a pipeline: what is generated, what is refused, and that nothing stays behind on the pipeline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import HOOK_POINT, tiny_parts
+from PIL import Image
+from torch import Tensor
+
+from sod_core import diffusion
+from sod_core.diffusion import Cancelled, Erasing, Order, Progress, generate, hooked
+from sod_core.erase import Eraser, Settings, plan, statistics
+from sod_core.sae import TopKSAE
+
+ORDER = Order(("a dog.", "a cat."), (3, 4), steps=4, guidance=4.0)
+WIDTH = 48
+
+
+@pytest.fixture(scope="module")
+def erasing() -> Erasing:
+    """An SAE of random weights, whose latents of "dog" are 0 and 1, and those of "cat" 2 and 3."""
+    torch.manual_seed(0)
+    sae = TopKSAE(32, WIDTH, 12).requires_grad_(False)
+    sae.decoder.weight.data *= 8
+    latents = {name: torch.zeros(2, 4, WIDTH) for name in ("dog", "cat")}
+    latents["dog"][..., :2], latents["cat"][..., 2:4] = 0.05, 0.05
+    settings = Settings(("dog",), 95, factor=-20.0)
+    return Erasing(Eraser(sae), statistics(latents), settings, HOOK_POINT)
+
+
+def with_settings(erasing: Erasing, **changes) -> Erasing:
+    return erasing._replace(settings=replace(erasing.settings, **changes))
+
+
+def pixels(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image, dtype=np.int16) for image in images])
+
+
+def distance(one: list[Image.Image], other: list[Image.Image]) -> int:
+    """The largest difference of a pixel, of 255."""
+    return int(np.abs(pixels(one) - pixels(other)).max())
+
+
+def hooks(pipeline) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pipeline.unet.modules())
+
+
+# ---------------------------------------------------------------- images
+
+
+@pytest.mark.parametrize("fidelity", ["exact", "reference"])
+@pytest.mark.parametrize("guidance", [4.0, 1.0])
+def test_images_are_those_of_a_plain_hook_over_one_image_at_a_time(tiny_pipeline, erasing, guidance, fidelity):
+    """So an image depends on its seed alone, not on its companions, and only the second copy is edited."""
+    erasing, order = with_settings(erasing, fidelity=fidelity), replace(ORDER, guidance=guidance)
+    found = generate(tiny_pipeline, order, erasing)
+    plans, block = plan(erasing.statistics, erasing.settings, 4), tiny_pipeline.unet.up_blocks[0].attentions[1]
+    for i, (prompt, seed) in enumerate(zip(order.prompts, order.seeds)):
+        calls, heats = [], []
+
+        def edit(module, args, output, calls=calls, heats=heats):
+            tokens = output[0].permute(0, 2, 3, 1).reshape(len(output[0]), 16, 32)
+            erased = erasing.eraser.step(tokens, plans[len(calls)], erasing.settings, heat=True)
+            calls.append(len(tokens))
+            heats.append(erased.latents[-1].sum(-1).reshape(4, 4))
+            return (erased.tokens.reshape(-1, 4, 4, 32).permute(0, 3, 1, 2),)
+
+        def image(prompt=prompt, seed=seed):
+            generator = torch.Generator().manual_seed(seed)
+            return tiny_pipeline(prompt, num_inference_steps=4, guidance_scale=guidance, generator=generator).images
+
+        before = image()
+        with block.register_forward_hook(edit):
+            after = image()
+        assert calls == [2 if guidance > 1 else 1] * 4
+        assert distance(found.before[i : i + 1], before) <= 1 and distance(found.after[i : i + 1], after) <= 1
+        assert distance(before, after) > 5
+        np.testing.assert_allclose(found.heat[:, i], torch.stack(heats), atol=1e-3)
+    assert found.heat.shape == (4, 2, 4, 4) and found.heat.dtype == np.float32 and found.heat.max() > 0
+
+
+def test_without_concepts_both_are_the_same(tiny_pipeline, erasing):
+    for nothing in (None, with_settings(erasing, concepts=())):
+        found = generate(tiny_pipeline, ORDER, nothing)
+        assert distance(found.before, found.after) == 0 and found.heat is None
+    found = generate(tiny_pipeline, ORDER, with_settings(erasing, factor=1.0))
+    assert distance(found.before, found.after) <= 1
+
+
+def test_one_batch_or_two(tiny_pipeline, erasing):
+    seen: list[Progress] = []
+    one = generate(tiny_pipeline, ORDER, erasing)
+    two = generate(tiny_pipeline, ORDER, erasing, on_step=seen.append, together=False, heat=False)
+    assert distance(one.before, two.before) <= 1 and distance(one.after, two.after) <= 1 and two.heat is None
+    assert [(at.step, at.steps) for at in seen] == [(i, 8) for i in range(1, 9)]
+    assert all((at.after is None) == (at.step <= 4) and (at.before is None) == (at.step > 4) for at in seen)
+
+
+def test_the_last_preview_is_the_image(tiny_pipeline, erasing):
+    seen: list[Progress] = []
+    found = generate(tiny_pipeline, ORDER, erasing, on_step=seen.append)
+    assert [(at.step, at.steps) for at in seen] == [(i, 4) for i in range(1, 5)]
+    assert distance(diffusion.decode(tiny_pipeline, seen[-1].before), found.before) <= 1
+    assert distance(diffusion.decode(tiny_pipeline, seen[-1].after), found.after) <= 1
+
+
+def test_concurrent_runs_give_what_each_gives_alone(tiny_pipeline, erasing):
+    runs = [with_settings(erasing, concepts=concepts) for concepts in (("dog",), ("cat",), ("dog", "cat"))]
+    alone = [generate(tiny_pipeline, ORDER, run) for run in runs]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda run: generate(tiny_pipeline, ORDER, run), runs))
+    for one, other in zip(alone, together):
+        assert distance(one.after, other.after) == 0 and np.array_equal(one.heat, other.heat)
+    assert distance(alone[0].after, alone[1].after) > 5
+
+
+def test_sdxl(erasing):
+    parts = tiny_parts(
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 32,
+        cross_attention_dim=64,
+    )
+    from diffusers import StableDiffusionXLPipeline
+    from transformers import CLIPTextModelWithProjection
+
+    second = CLIPTextModelWithProjection(parts["text_encoder"].config)
+    pipeline = StableDiffusionXLPipeline(
+        **parts, text_encoder_2=second, tokenizer_2=parts["tokenizer"], add_watermarker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    found = generate(pipeline, ORDER, erasing)
+    assert distance(found.before, found.after) > 5 and found.heat.shape == (4, 2, 4, 4)
+    assert distance(found.before, generate(pipeline, ORDER).before) <= 1
+
+
+# ---------------------------------------------------------------- the hook
+
+
+@pytest.mark.parametrize("kind", ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "PNDMScheduler"])
+def test_steps_are_right_where_the_unet_is_called_more_often(kind):
+    import diffusers
+
+    scheduler = getattr(diffusers, kind)(num_train_timesteps=100)
+    scheduler.register_to_config(skip_prk_steps=True)
+    scheduler.set_timesteps(4)
+    found = [diffusion.step_of(scheduler, t) for t in scheduler.timesteps]
+    assert len(found) > 4 and found == sorted(found) and set(found) == set(range(4))
+
+
+@pytest.mark.parametrize("name", [HOOK_POINT, f"unet.{HOOK_POINT}", "up_blocks.0.resnets.1", "mid_block"])
+def test_hook_points_of_every_output(tiny_pipeline, name):
+    """A tuple, a tensor, and a block that is no square: the edit sees row-major tokens, and what it adds comes out."""
+    seen: list[tuple[Tensor, int]] = []
+
+    def edit(tokens: Tensor, step: int, given: Tensor | None) -> Tensor:
+        seen.append((tokens, step))
+        return tokens + 1
+
+    arguments = (torch.randn(1, 4, 8, 12), 999, torch.randn(1, 5, 32))
+    with torch.no_grad():
+        plain = tiny_pipeline.unet(*arguments).sample
+        with hooked(tiny_pipeline, name, edit) as moment:
+            moved = tiny_pipeline.unet(*arguments).sample
+        with hooked(tiny_pipeline, name, lambda tokens, *_: tokens):
+            assert torch.equal(tiny_pipeline.unet(*arguments).sample, plain)
+    ((tokens, step),) = seen
+    assert tokens.shape == (1, 24, 32) and step == 0 and moment.size == (4, 6)
+    assert not torch.allclose(plain, moved)
+
+
+def test_an_unknown_hook_point_names_close_ones(tiny_pipeline):
+    with pytest.raises(ValueError, match=HOOK_POINT):
+        with hooked(tiny_pipeline, "up_blocks.0.attentions.7", lambda *_: None):
+            pass
+    with pytest.raises(ValueError, match="must give"), hooked(tiny_pipeline, "time_embedding", lambda *_: None):
+        tiny_pipeline("a dog.", num_inference_steps=1)
+    assert hooks(tiny_pipeline) == 0
+
+
+class Failure(BaseException):
+    """As KeyboardInterrupt, which would end pytest."""
+
+
+@pytest.mark.parametrize("where", ["edit", "callback", "cancel"])
+def test_nothing_is_left_after_a_failure(tiny_pipeline, erasing, monkeypatch, where):
+    whole = generate(tiny_pipeline, ORDER, erasing)
+    cancel = threading.Event()
+
+    def fail(*_):
+        raise Failure
+
+    def on_step(progress: Progress) -> None:
+        if progress.step == 2:
+            fail() if where == "callback" else cancel.set()
+
+    with monkeypatch.context() as patch, pytest.raises(Cancelled if where == "cancel" else Failure):
+        if where == "edit":
+            patch.setattr(Eraser, "step", fail)
+        generate(tiny_pipeline, ORDER, erasing, on_step=on_step, cancel=cancel)
+    assert hooks(tiny_pipeline) == 0
+    with ThreadPoolExecutor(1) as pool:  # another thread gets the lock
+        again = pool.submit(generate, tiny_pipeline, ORDER, erasing).result(timeout=60)
+    assert distance(again.before, whole.before) == 0 and distance(again.after, whole.after) == 0
+
+
+def test_a_run_that_waits_can_be_cancelled(tiny_pipeline):
+    cancel = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        with diffusion.locked(tiny_pipeline):
+            waiting = pool.submit(generate, tiny_pipeline, ORDER, cancel=cancel)
+            cancel.set()
+            with pytest.raises(Cancelled):
+                waiting.result(timeout=30)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"seeds": (1,)}, {"steps": 0}, {"guidance": float("inf")}, {"seeds": (1, -1)}, {"prompts": (), "seeds": ()}],
+)
+def test_orders_that_cannot_be(wrong):
+    with pytest.raises(ValueError):
+        replace(ORDER, **wrong)
+
+
+def test_an_unknown_concept_is_refused_before_anything_runs(tiny_pipeline, erasing):
+    with pytest.raises(ValueError, match="known: dog, cat"):
+        generate(tiny_pipeline, ORDER, with_settings(erasing, concepts=("horse",)))
+
+
+def test_folders_that_cannot_be_loaded(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "copy")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save({}, weights.with_suffix(".bin"))
+    diffusion.load(folder)  # safetensors beside it
+    weights.unlink()
+    with pytest.raises(ValueError, match="pickle"):
+        diffusion.load(folder)
+    weights.with_suffix(".bin").unlink()
+    with pytest.raises(ValueError, match="safetensors"):
+        diffusion.load(folder)
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "FluxPipeline"}))
+    with pytest.raises(ValueError, match="FluxPipeline"):
+        diffusion.load(folder)
+    with pytest.raises(ValueError, match="model_index.json"):
+        diffusion.load(tmp_path)
