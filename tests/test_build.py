@@ -94,10 +94,10 @@ def test_images_cut_off_by_a_kill_are_drawn_again(tmp_path):
 # ---------------------------------------------------------------- training a ViT
 
 
-def test_token_targets_by_hand():
+def testtoken_targets_by_hand():
     """No object: background. More than 30 %: the class. Between: ignored."""
     coverage = torch.tensor([[0, 1, 77, 78, 255], [255, 0, 0, 0, 40]], dtype=torch.uint8)
-    found = train_vit._token_targets(coverage, torch.tensor([3, 0]), background=10)
+    found = train_vit.token_targets(coverage, torch.tensor([3, 0]), background=10)
     assert found.tolist() == [[10, -1, -1, 3, 3], [0, 10, 10, 10, -1]]
 
 

@@ -403,7 +403,7 @@ def test_retrain_never_sees_the_class(monkeypatch, vit, task):
     """Its images are white, so that one is known when it is seen."""
     task.data.pixels[task.data.labels == TARGET] = 255
     seen = []
-    normalise, token_targets = train_vit.normalise, train_vit._token_targets
+    normalise, token_targets = train_vit.normalise, train_vit.token_targets
 
     def spy_on_images(pixels: np.ndarray, *normalisation: object) -> Tensor:
         seen.extend(bool((one == 255).all()) for one in pixels)
@@ -414,7 +414,7 @@ def test_retrain_never_sees_the_class(monkeypatch, vit, task):
         return token_targets(coverage, labels, background)
 
     monkeypatch.setattr(train_vit, "normalise", spy_on_images)
-    monkeypatch.setattr(train_vit, "_token_targets", spy_on_labels)
+    monkeypatch.setattr(train_vit, "token_targets", spy_on_labels)
     retrain.unlearn(vit, task, retrain.Settings(recipe=train_vit.Recipe(steps=8, batch=16)))
     assert len(seen) == 8 * 16 and not any(seen)
 

@@ -26,7 +26,6 @@ from . import erase_sae, images, prompts, train_judges, train_unet, train_vae
 from .canvas import TEST, TRAIN
 
 STAGES = ("vae", "judges", "unet", "drawn", "saes", "erased")
-HOOK_POINT = "up_blocks.0.attentions.1"
 STEPS, GUIDANCE = 25, 4.0
 RECONS = 12_000
 """Images that the judges also see after the autoencoder."""
@@ -183,8 +182,8 @@ class Builder:
 
     def _latents(self, vae: nn.Module) -> train_unet.Latents:
         data = self._images("train", TRAIN)
-        labels, styles = np.array(data.labels), np.array(data.styles)
-        return train_unet.Latents(self._encoded(vae), labels, styles, canvas.OBJECTS, canvas.STYLES)
+        known = (np.array(array) for array in (data.labels, data.styles, data.coverage))
+        return train_unet.Latents(self._encoded(vae), *known, canvas.OBJECTS, canvas.STYLES)
 
     def _recons(self) -> np.ndarray:
         path = self.work / "recons.npy"
@@ -217,7 +216,7 @@ class Builder:
             "styles": list(canvas.STYLES),
             "prompts": {"object": prompts.OBJECT, "styled": prompts.STYLED},
             "pipeline": "pipeline",
-            "hook_point": HOOK_POINT,
+            "hook_point": train_unet.HOOK_POINT,
             "sampling": {"steps": STEPS, "guidance": GUIDANCE},
             "saes": [
                 {

@@ -117,7 +117,7 @@ def _step(
         pixels = pixels[:, :, ::-1]
         coverage = coverage.reshape(-1, side, side)[:, :, ::-1].reshape(len(chosen), -1)
     labels = torch.as_tensor(data.labels[chosen])
-    targets = _token_targets(torch.as_tensor(np.ascontiguousarray(coverage)), labels, model["vit"].num_classes)
+    targets = token_targets(torch.as_tensor(np.ascontiguousarray(coverage)), labels, model["vit"].num_classes)
     part = processes.part(recipe.batch)
     images, labels = normalise(pixels[part], *normalisation).to(device), labels[part].to(device)
     vit, targets = model["vit"], targets.to(device)
@@ -135,7 +135,7 @@ def _step(
     return loss + recipe.token_weight * tokens, (scores.argmax(1) == labels).float().mean().item()
 
 
-def _token_targets(coverage: Tensor, labels: Tensor, background: int) -> Tensor:
+def token_targets(coverage: Tensor, labels: Tensor, background: int) -> Tensor:
     """coverage [B, N] uint8, labels [B] -> [B, N]: the class, `background`, or -1 (ignored) for a patch between."""
     targets = torch.full(coverage.shape, -1)
     targets[coverage == 0] = background
