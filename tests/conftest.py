@@ -294,6 +294,42 @@ def tiny_pipeline(tiny_folder: Path) -> StableDiffusionPipeline:
     return diffusion.load(tiny_folder)
 
 
+@pytest.fixture(scope="session")
+def erase_folder(tiny_folder: Path, tmp_path_factory) -> Path:
+    """A diffusion pack of three objects and two styles around the tiny pipeline; SAE and judges have random weights."""
+    from safetensors.torch import save_file
+
+    from sod_core import erase, judges
+    from sod_core.packs import erase_pack
+
+    folder = tmp_path_factory.mktemp("erase-packs") / "doodles"
+    shutil.copytree(tiny_folder, folder / "pipeline")
+    concepts, styles = ["dog", "cat", "sun"], ["ink", "Van_Gogh"]
+    torch.manual_seed(0)
+    sae = {"encoder.weight": torch.randn(48, 32) * 0.3, "encoder.bias": torch.zeros(48), "b_dec": torch.zeros(32)}
+    (folder / "sae").mkdir()
+    save_file(sae | {"W_dec": torch.randn(48, 32) * 2}, folder / "sae" / "sae.safetensors")
+    (folder / "sae" / "cfg.json").write_text(json.dumps({"d_in": 32, "k": 12, "num_latents": 48}))
+    latents = {name: torch.zeros(2, 4, 48) for name in concepts}
+    for place, name in enumerate(concepts):
+        latents[name][..., 2 * place : 2 * place + 2] = 0.05
+    erase_pack.write_statistics(erase.statistics(latents), folder / "sae" / "statistics.safetensors")
+    settings = {name: {"percentile": 95, "factor": -20.0 - place} for place, name in enumerate(concepts)}
+    (folder / "sae" / "settings.json").write_text(json.dumps(settings))
+    described = {}
+    for what, names in (("object", concepts), ("style", styles)):
+        spec = judges.JudgeSpec("test_resnet", tuple(names), 32)
+        save_file(judges.new(spec).state_dict(), folder / f"{what}.safetensors")
+        described[what] = {"architecture": spec.architecture, "size": spec.size, "file": f"{what}.safetensors"}
+    pack = {"format": 1, "kind": "erase", "name": "doodles", "title": "Doodles", "concepts": concepts, "styles": styles}
+    pack |= {"prompts": {"object": "An image of {object}.", "styled": "An image of {object} in {style} style."}}
+    pack |= {"pipeline": "pipeline", "hook_point": HOOK_POINT, "sampling": {"steps": 4, "guidance": 4.0}}
+    files = {"statistics": "sae/statistics.safetensors", "settings": "sae/settings.json"}
+    pack |= {"saes": [{"id": "random", "title": "Random weights", "folder": "sae", **files}], "judges": described}
+    (folder / "pack.json").write_text(json.dumps(pack))
+    return folder
+
+
 class Outcome(NamedTuple):
     """Of a command."""
 

@@ -1,0 +1,139 @@
+"""`python -m sod_core erase`: single images, the benchmark with what it writes and resumes, statistics, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sod_core import concepts, erase, erase_images
+from sod_core.packs.erase_pack import ErasePack, read_statistics
+from sod_core.unlearncanvas import Asked
+
+
+@pytest.fixture
+def folder(erase_folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(erase_folder, tmp_path / "doodles")
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path), dtype=int)
+
+
+def test_one_image_before_and_after(run, folder, tmp_path) -> None:
+    call = ["erase", "image", "--pack", folder, "--prompt", "An image of dog.", "--concept", "dog", "--seed", 3]
+    found = run(*call, "--out", tmp_path / "a")
+    assert found.code == 0 and found.out.startswith("object: ") and "before" in found.out
+    result = json.loads((tmp_path / "a" / "result.json").read_text())
+    assert (result["settings"]["factor"], result["settings"]["fidelity"]) == (-20.0, "exact")
+    assert len(result["latent_by_step"]) == result["steps"] == 4 and set(result["judged"]) == {"object", "style"}
+    assert np.abs(pixels(tmp_path / "a" / "before.png") - pixels(tmp_path / "a" / "after.png")).max() > 5
+    run(*call, "--factor", 1, "--out", tmp_path / "b")  # a factor of one changes nothing, whatever the seed
+    assert np.abs(pixels(tmp_path / "b" / "before.png") - pixels(tmp_path / "b" / "after.png")).max() <= 1
+    assert np.array_equal(pixels(tmp_path / "a" / "before.png"), pixels(tmp_path / "b" / "before.png"))
+
+
+def test_reference_fidelity_takes_the_multiplier_that_has_the_factor_on_average(run, folder, tmp_path) -> None:
+    call = ["erase", "image", "--pack", folder, "--prompt", "x", "--concept", "cat", "--fidelity", "reference"]
+    assert run(*call, "--out", tmp_path / "a").code == 0
+    found = json.loads((tmp_path / "a" / "result.json").read_text())["settings"]
+    statistics = read_statistics(folder / "sae" / "statistics.safetensors")
+    assert found["factor"] is None
+    assert erase.factor_for(statistics, "cat", found["multiplier"], 95) == pytest.approx(-21, rel=1e-3)
+
+
+def test_the_benchmark_writes_the_authors_names_counts_and_goes_on(run, folder, tmp_path) -> None:
+    out = tmp_path / "out"
+    call = ["erase", "benchmark", "--pack", folder, "--concepts", "dog", "cat", "--styles", "ink", "--seeds", 188]
+    first = run(*call, "--out", out, "--json", tmp_path / "r.json")
+    assert first.code == 0 and "| **mean** |" in first.out
+    names = {f"{style}{name}_seed188.jpg" for name in ("dog", "cat", "sun") for style in ("ink_", "")}
+    for concept in ("dog", "cat"):
+        assert {path.name for path in (out / concept).iterdir()} == names
+    found = json.loads((tmp_path / "r.json").read_text())
+    for row in found["concepts"]:
+        assert all(0 <= row[share] <= 1 for share in ("ua", "ira", "cra"))
+        assert (row["unlearned"]["judged"], row["in_domain"]["judged"], row["cross_domain"]["judged"]) == (2, 4, 3)
+    kept, lost = out / "dog" / "ink_sun_seed188.jpg", out / "cat" / "sun_seed188.jpg"
+    Image.new("RGB", (32, 32)).save(kept)  # not drawn again
+    before = lost.read_bytes()
+    lost.unlink()
+    black = kept.read_bytes()
+    assert run(*call, "--out", out).code == 0
+    assert (kept.read_bytes(), lost.read_bytes()) == (black, before)  # an image does not depend on its batch
+
+
+def test_images_that_are_there_can_be_judged_again_and_what_is_missing_is_named(run, folder, tmp_path) -> None:
+    out = tmp_path / "out" / "dog"
+    out.mkdir(parents=True)
+    Image.new("RGB", (32, 32), "red").save(out / "dog_seed5.jpg")
+    call = ["erase", "judge", "--pack", folder, "--concepts", "dog", "--objects", "dog", "--seeds", 5]
+    found = run(*call, "--styles", "ink", "--out", tmp_path / "out", "--json", "-")
+    assert found.code == 0 and found.err.strip() == "missing: dog/ink_dog_seed5.jpg"
+    (row,) = json.loads(found.out)["concepts"]
+    assert row["unlearned"]["judged"] == 1 and row["ira"] is None and row["cra"] is None
+
+
+def test_statistics_are_the_means_of_what_the_pipeline_does(run, folder) -> None:
+    found = run("erase", "statistics", "--pack", folder, "--seeds", 2, "--guidance", 4)
+    assert found.code == 0 and "3 concepts, 4 steps, 6 images each" in found.out
+    got = read_statistics(folder / "sae" / "statistics.safetensors")
+    pack = ErasePack(folder)
+    prompts = erase_images.statistics_prompts(pack, 2)
+    assert len({seed for pairs in prompts.values() for _, seed in pairs}) == 18
+    raw = []  # the same from single images, by a plain hook on the conditional half
+    for text, seed in prompts["cat"]:
+        seen = []
+        block = pack.pipeline().unet.up_blocks[0].attentions[1]
+        handle = block.register_forward_hook(lambda m, i, output, seen=seen: seen.append(output[0][-1]))
+        import torch
+
+        pack.pipeline()(text, num_inference_steps=4, guidance_scale=4, generator=torch.Generator().manual_seed(seed))
+        handle.remove()
+        raw.append(torch.stack([pack.sae("random").encode(x.flatten(1).T).mean(0) for x in seen]))
+    torch.testing.assert_close(got.means[got.index("cat")], torch.stack(raw).mean(0), atol=2e-3, rtol=0)
+
+
+def test_several_saes_share_one_drawing(folder) -> None:
+    pack = ErasePack(folder)
+    prompts = {"dog": [("An image of dog.", 1)], "cat": [("An image of cat.", 2)]}
+    two = concepts.gather(
+        pack.pipeline(), pack.manifest.hook_point, [pack.sae("random")] * 2, prompts, steps=2, guidance=1
+    )
+    assert two[0].means.equal(two[1].means) and two[0].names == ("dog", "cat") and two[0].means.abs().sum() > 0
+
+
+def test_every_image_has_noise_of_its_own(erase_folder) -> None:
+    pack = ErasePack(erase_folder)
+    m = pack.manifest
+    asked = [Asked(name, style, seed) for name in m.concepts for style in (None, *m.styles) for seed in range(4)]
+    assert len({erase_images.noise_seed(pack, item) for item in asked}) == len(asked)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--concept", "bird"], "known: dog, cat, sun"),
+        (["--concept", "dog", "--factor", "0", "--multiplier", "1"], "not both"),
+        (["--concept", "dog", "--steps", "0"], "1 to 1000"),
+        (["--concept", "dog", "--sae", "none"], "known: random"),
+        (["--concept", "dog", "--beta"], "needs a multiplier|give it a multiplier"),
+    ],
+)
+def test_mistakes_are_one_line(run, erase_folder, tmp_path, options, said) -> None:
+    found = run("erase", "image", "--pack", erase_folder, "--prompt", "x", "--out", tmp_path, *options)
+    assert found.code == 2 and found.err.count("\n") == 1
+    import re
+
+    assert re.search(said, found.err)
+
+
+def test_a_pack_without_statistics_says_how_to_make_them(run, folder, tmp_path) -> None:
+    (folder / "sae" / "statistics.safetensors").unlink()
+    call = ["erase", "image", "--pack", folder, "--prompt", "x", "--concept", "dog"]
+    found = run(*call, "--out", tmp_path / "o")
+    assert found.code == 2 and "erase statistics --pack doodles --sae random" in found.err
