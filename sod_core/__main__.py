@@ -55,7 +55,8 @@ def _add_restore(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target-class", required=True, help="the class to restore, number or name")
     parser.add_argument("--layer", default="9")
     parser.add_argument("--alpha", nargs="+", default=["0", "1", "2", "5"], help="one or more numbers")
-    parser.add_argument("--mode", default="inject", help="direct_injection, add, inject, amplify or cls_copy")
+    modes = "direct_injection, add, inject, amplify, cls_copy or state_copy"
+    parser.add_argument("--mode", default="inject", help=modes)
     parser.add_argument("--tokens", default="all", help="patches, cls or all")
     parser.add_argument("--features", default="experts", help="experts, random, matched, all, or ids such as 1,5,9")
     parser.add_argument("--seed", type=int, default=0, help="of the random features")
