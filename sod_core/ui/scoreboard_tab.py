@@ -18,8 +18,8 @@ from . import figures, handling
 from .opening import Opener, Turn
 from .visitor import Visitor
 
-HEADERS = ["model", "forgot", "forget", "retain", "R experts", "interval", "R random", "R matched", "R copied CLS"]
-HEADERS += ["R copied state", "R patches", "R all", "overshoot", "readout", "probe", "verdict", "seconds", "id"]
+HEADERS = ["model", "forgot", "verdict", "forget", "retain", "R experts", "interval", "R random", "R matched"]
+HEADERS += ["R copied CLS", "R copied state", "R patches", "R all", "overshoot", "readout", "probe", "seconds", "id"]
 PRIVATE = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -82,7 +82,8 @@ def _show(visitor: Visitor | None) -> list:
     settings, data = board["settings"], f"{board['images']} images ({board['data']})"
     note = (
         f"**{pack.manifest.title}**: {data}, layer {settings['layer']}, mode {settings['mode']}, alpha up to "
-        f"{settings['max_alpha']:g}. Click a row to see the model in the Restore tab, at the alpha where it peaks. "
+        f"{settings['max_alpha']:g}. Click a row to see the model in the Restore tab, at the alpha where it peaks; "
+        "to sort, point at a column's head and open its ⋮. "
         f"{report.caution(board['rows'])}"
     )
     download = gr.DownloadButton(value=_csv(board), visible=True)
@@ -103,12 +104,12 @@ def cells(board: dict[str, Any], pack: Pack) -> list[list]:
             [
                 TITLES.get(row["method"], row["method"]),
                 row["target"],
+                row["verdict"],
                 _rounded(row["unlearned"]),
                 _rounded(row["retain_unlearned"]),
                 _rounded(r["experts"]),
                 interval,
                 *(_rounded(value) for value in (*numbers, row["overshoot"], row["readout"], probe)),
-                row["verdict"],
                 _rounded(seconds.get(row["id"]), 0),
                 row["id"],
             ]
