@@ -106,8 +106,8 @@ def _run_evaluate(options: argparse.Namespace) -> None:
 def _add_unlearn(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Makes an unlearned model and, beside it, the record to make it again: settings, seed, versions, figures. "
-        "Several GPUs or machines: accelerate launch --multi_gpu --num_processes N -m sod_core unlearn ...; several "
-        "processes on CPUs: the same, with --device cpu at the end."
+        "Several GPUs or machines: python -m accelerate.commands.launch --multi_gpu --num_processes N -m sod_core "
+        "unlearn ...; several processes on CPUs: the same, with --device cpu at the end."
     )
     parser.add_argument("--pack", help="a pack's name or folder")
     parser.add_argument("--method", help="see sod_core/unlearn; an unknown name lists them")
