@@ -35,7 +35,7 @@ class Score(NamedTuple):
 
 
 def restoration(original: float, unlearned: float, restored: float) -> float | None:
-    """R = (restored - unlearned) / (original - unlearned) on the class (Suppression or Deletion, section 4).
+    """R = (restored - unlearned) / (original - unlearned) on the class (Suppression or Deletion).
 
     None where unlearning cost less than SMALLEST_DROP.
     """

@@ -1016,6 +1016,31 @@ def test_the_owner_allows_uploads(monkeypatch, pack_folder, tmp_path):
         intake.own_model("", str(path), True)
 
 
+def test_own_files_of_one_name_are_told_apart(visitor, tmp_path):
+    paths = [tmp_path / str(number) / "own.pth" for number in range(2)]
+    for seed, path in enumerate(paths):
+        path.parent.mkdir()
+        torch.save(random_vit(20 + seed).state_dict(), path)
+    ids = [visitor.add_model(path, path.name, 1) for path in (*paths, *paths)]
+    assert ids == ["own-own.pth-1", "own-own.pth (2)-1"] * 2
+    assert [Path(visitor.entry_called(id).file) for id in ids[:2]] == paths and len(visitor.entries) == 4
+    assert visitor.entry_called(ids[1]).method == "Own: own.pth (2)"
+
+
+def test_a_model_that_lost_nothing_has_to_be_told_its_class(visitor, tmp_path):
+    torch.save(visitor.pack.original().state_dict(), tmp_path / "own.pth")
+    with pytest.raises(PackError, match="say which class this model forgot"):
+        visitor.add_model(tmp_path / "own.pth", "own.pth", None)
+    assert visitor.add_model(tmp_path / "own.pth", "own.pth", 2) == "own-own.pth-2"
+
+
+def test_a_class_without_examples_is_not_measured(visitor, monkeypatch):
+    of_others = [example for example in visitor.pack.examples() if example.label != 1]
+    monkeypatch.setattr(visitor.pack, "examples", lambda: of_others)
+    monkeypatch.setattr(visitor.pack, "example_predictions", lambda model: torch.zeros(len(of_others)))
+    assert visitor.pack.accuracy_on_examples(visitor.pack.original(), 1) == (None, 0.5)
+
+
 @pytest.mark.filterwarnings("ignore:The value passed into gr.Dropdown")
 def test_what_a_visitor_makes_the_server_fetch_is_bounded(handlers, visitor, monkeypatch, tmp_path):
     """Who sits at the server is not bounded."""

@@ -49,7 +49,7 @@ def model_name(entry: UnlearnedEntry, manifest: Manifest) -> str:
 def model_note(entry: UnlearnedEntry, manifest: Manifest) -> str:
     """Its forget and retain accuracy."""
     if entry.forget_accuracy is None or entry.retain_accuracy is None:
-        return "Forget and retain accuracy are not part of this pack."
+        return "Forget and retain accuracy were not measured."
     name = manifest.classes[entry.target_class]
     forget, retain = f"{entry.forget_accuracy:.1%}", f"{entry.retain_accuracy:.1%}"
     return f"Forget accuracy ({name}) **{forget}**, retain accuracy (the others) **{retain}**, on {entry.measured_on}."
