@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -55,7 +56,7 @@ from sod_core.restore import MODES
 from sod_core.ui import app as ui
 from sod_core.ui import intake, opening, restore_tab
 from sod_core.ui import panel as panels
-from sod_core.ui.visitor import Visitor
+from sod_core.ui.visitor import Controls, Visitor
 
 APPLES = ("gala", "boskoop", "cox")
 """Classes of the packs that come from the hub."""
@@ -1014,6 +1015,18 @@ def test_the_owner_allows_uploads(monkeypatch, pack_folder, tmp_path):
     monkeypatch.setenv("SOD_MAX_UPLOAD_MB", "lots")
     with pytest.raises(PackError, match="'lots' is no whole number of megabytes"):
         intake.own_model("", str(path), True)
+
+
+def test_curves_are_of_the_model_that_is_there_once_a_change_is_over(visitor, handlers):
+    controls, other = Controls(LAYERS[0], "inject", 1.0), Visitor("fruit")
+    with visitor.lock:  # as held while a model is changed
+        measuring = threading.Thread(target=visitor.measure, args=(controls, visitor.version))
+        measuring.start()
+        time.sleep(0.3)
+        visitor.choose_model(SECOND)
+    measuring.join()
+    other.choose_model(SECOND)
+    assert visitor.curves(controls) == other.measure(controls, other.version)
 
 
 def test_own_files_of_one_name_are_told_apart(visitor, tmp_path):

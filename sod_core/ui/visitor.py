@@ -299,7 +299,11 @@ class Visitor:
 
     def measure(self, controls: Controls, version: int) -> list[Curve] | None:
         """Computes what `curves` gives, one curve at a time; None if the visitor asked for something else meanwhile."""
-        for key, edit in self._edits(controls).items():
+        with self.lock:  # a change of model counts the version up first: not while it still has the old one's experts
+            if self.version != version:
+                return None
+            edits = self._edits(controls)
+        for key, edit in edits.items():
             with self.lock:
                 if self.version != version:
                     return None
