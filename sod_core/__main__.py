@@ -56,7 +56,8 @@ def _add_restore(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target-class", required=True, help="the class to restore, number or name")
     parser.add_argument("--layer", default="9")
     parser.add_argument("--alpha", nargs="+", default=["0", "1", "2", "5"], help="one or more numbers")
-    parser.add_argument("--mode", default="inject", help="direct_injection, add, inject, amplify or cls_copy")
+    modes = "direct_injection, add, inject, amplify, cls_copy or state_copy"
+    parser.add_argument("--mode", default="inject", help=modes)
     parser.add_argument("--tokens", default="all", help="patches, cls or all")
     parser.add_argument("--features", default="experts", help="experts, random, matched, all, or ids such as 1,5,9")
     parser.add_argument("--seed", type=int, default=0, help="of the random features")
@@ -149,8 +150,8 @@ def _run_evaluate(options: argparse.Namespace) -> None:
 def _add_unlearn(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Makes an unlearned model and, beside it, the record to make it again: settings, seed, versions, figures. "
-        "Several GPUs or machines: accelerate launch --multi_gpu --num_processes N -m sod_core unlearn ...; several "
-        "processes on CPUs: the same, with --device cpu at the end."
+        "Several GPUs or machines: python -m accelerate.commands.launch --multi_gpu --num_processes N -m sod_core "
+        "unlearn ...; several processes on CPUs: the same, with --device cpu at the end."
     )
     parser.add_argument("--pack", help="a pack's name or folder")
     parser.add_argument("--method", help="see sod_core/unlearn; an unknown name lists them")

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from . import features, images
+from . import features, images, processes
 from . import vit as vits
 from .packs import card, hub, own
 from .packs.find import folders, open_erase_pack, open_pack
@@ -88,12 +88,18 @@ def restore_image(
 
 def evaluate(options: argparse.Namespace) -> None:
     """`evaluate`: prints a Markdown table, one row a model; with --out or --store also writes files."""
+    try:
+        _evaluate(options)
+    finally:
+        processes.end()
+
+
+def _evaluate(options: argparse.Namespace) -> None:
     from . import evaluate as evaluation
     from . import report
     from .testset import open_set
 
-    evaluation.process()  # of several, each takes its own accelerator before anything is loaded
-    pack = _pack(options)
+    pack = open_pack(options.pack, processes.start(options.device))  # of several, each takes its own accelerator
     (max_alpha,) = _alphas([options.max_alpha])
     settings = evaluation.Settings(_layer(options.layer), options.mode, max_alpha, options.seed)
     judged = _judged(pack, options.unlearned)
@@ -103,7 +109,7 @@ def evaluate(options: argparse.Namespace) -> None:
         Path(options.out).mkdir(parents=True, exist_ok=True)
         keep = Path(options.out, "predictions")
     rows = evaluation.run(pack, judged, data, settings, keep)
-    if evaluation.process()[0] > 0:  # of several, the first one speaks
+    if not processes.is_main():  # it speaks for all
         return
     board = report.scoreboard(pack, data, settings, rows)
     if options.out:
@@ -112,6 +118,7 @@ def evaluate(options: argparse.Namespace) -> None:
         report.write_json(pack.manifest.folder / report.SCOREBOARD, board)
     if options.json != "-":
         print(report.table(rows))
+        print(report.caution(board["rows"]), end="")
         print(report.pointing_line(evaluation.pointing_game(pack, settings.layer, data)))
     if options.json:
         _write_json(board["rows"], options.json)

@@ -8,7 +8,6 @@ images whose true label is the class, as the released code's evaluation does (ut
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import features, gpu, restore, scores
+from . import features, gpu, processes, restore, scores
 from . import vit as vits
 from .packs.pack import Pack
 from .scores import Score
@@ -31,7 +30,9 @@ MAX_ALPHA = 2.0
 """Scores look no further than this unless told: at 1 a feature has the original's value, and what needs far more
 than that is written into the model rather than uncovered in it. `overshoot` says what the rest of ALPHAS adds."""
 MODES = tuple(mode for mode in restore.MODES if restore.FIDELITY[mode] != "control")
-CONTROLS = ("random", "matched", "cls_copy", "patches", "all")
+CONTROLS = ("random", "matched", "cls_copy", "state_copy", "patches", "all")
+YARDSTICK = "retrain"
+"""The method whose model never saw the class: what is read in it as well is no sign of suppression."""
 RANDOM_SEEDS = range(5)
 """Random and matched features are scored as the mean over these seeds, each at its own best alpha."""
 BATCH = 100
@@ -101,6 +102,8 @@ class Row:
     probe: dict[int, float | None]
     """{layer: balanced accuracy of a linear probe for the class} in the unlearned model."""
     probe_original: dict[int, float | None]
+    readout: float
+    """How well the original's tail finds the class in the unlearned model's hidden state (`scores.readout`)."""
     curves: dict[str, list[float]]
     """Over ALPHAS: accuracy on the class of "experts" and every control, and "retain": the others', all edited."""
     confusion_before: list[float]
@@ -127,12 +130,12 @@ def run(
     `keep`: a file for the predictions so far; a run with the same settings goes on from there. Under
     `accelerate launch` every process takes its share of the images, and all of them return the rows.
     """
-    rank, processes = process()
+    rank, count = processes.rank(), processes.count()
     _check(pack, judged, data, settings)
     found = _Predictions(pack, judged, data, settings)
-    mine = keep and keep.with_name(f"{keep.name}-{rank}-of-{processes}.npz")
+    mine = keep and keep.with_name(f"{keep.name}-{rank}-of-{count}.npz")
     done = found.resume(mine)
-    starts = list(range(0, len(data), BATCH))[rank::processes]
+    starts = list(range(0, len(data), BATCH))[rank::count]
     saved = time.monotonic()
     # None: no bar where nobody watches
     for number, start in enumerate(tqdm(starts, desc="images", unit="batch", leave=False, disable=None)):
@@ -141,20 +144,11 @@ def run(
             if number + 1 == len(starts) or time.monotonic() - saved >= SAVE_SECONDS:
                 found.save(mine, number + 1)
                 saved = time.monotonic()
-    if processes > 1:
+    if count > 1:
         found.gather()
-    return [found.row(subject) for subject in judged]
-
-
-def process() -> tuple[int, int]:
-    """(number of this process, how many there are) under `accelerate launch`; (0, 1) else."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return 0, 1
-    from accelerate import PartialState
-
-    on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    state = PartialState(cpu=on_cpu)  # unless told, it finds itself alone on a computer without GPUs
-    return state.process_index, state.num_processes
+    readouts = {subject.id: found.readout(subject) for subject in judged}
+    yardsticks = {subject.target: readouts[subject.id] for subject in judged if subject.method == YARDSTICK}
+    return [found.row(subject, readouts[subject.id], yardsticks.get(subject.target, 0.0)) for subject in judged]
 
 
 def _check(pack: Pack, judged: Sequence[Subject], data: TestSet, settings: Settings) -> None:
@@ -188,6 +182,7 @@ class _Predictions:
         self.cls: dict[str, np.ndarray] = {"original": np.zeros((layers, n, pack.shape.dim), np.float32)}
         for subject in judged:
             self.named[subject.id] = np.full(n, -1, np.int16)
+            self.named[f"{subject.id} readout"] = np.full(n, -1, np.int16)
             self.cls[subject.id] = np.zeros((layers, n, pack.shape.dim), np.float32)
             for number in range(len(self.edits[subject.id])):
                 self.named[f"{subject.id} {number}"] = np.full((len(ALPHAS), n), -1, np.int16)
@@ -200,6 +195,7 @@ class _Predictions:
         for subject in self.judged:
             model = subject.model()
             unlearned = self._hidden(subject.id, model, batch, rows)
+            self.named[f"{subject.id} readout"][rows] = self._read_by_the_original(unlearned)
             members = batch.labels == subject.target
             for number, edit in enumerate(self.edits[subject.id]):
                 wanted = torch.ones_like(members) if edit.everybody else members
@@ -218,6 +214,11 @@ class _Predictions:
         for number, layer in enumerate(layers):
             self.cls[key][number, rows] = found[layer][:, 0].float().cpu().numpy()
         return found[self.settings.layer]
+
+    def _read_by_the_original(self, u: Tensor) -> np.ndarray:
+        """[B]: the class that the original's tail names in the hidden state of an unlearned model."""
+        with gpu.turn(u.device):
+            return vits.tail(self.pack.original(), u, self.settings.layer).argmax(1).cpu().numpy()
 
     def _edited(self, model: nn.Module, u: Tensor, o: Tensor, edit: Edit) -> np.ndarray:
         """[A, B]: the class that the edited model names, for each of ALPHAS."""
@@ -272,8 +273,12 @@ class _Predictions:
 
     # ------------------------------------------------------------ numbers
 
-    def row(self, subject: Subject) -> Row:
-        """The numbers of one model."""
+    def readout(self, subject: Subject) -> float:
+        """Of its hidden state, by the original's tail."""
+        return scores.readout(self.named[f"{subject.id} readout"], self.data.labels.numpy(), subject.target)
+
+    def row(self, subject: Subject, readout: float, yardstick: float) -> Row:
+        """The numbers of one model; `yardstick` is the readout of one retrained without the class."""
         labels = self.data.labels.numpy()
         members = labels == subject.target
         alphas = [alpha for alpha in ALPHAS if alpha <= self.settings.max_alpha]
@@ -291,7 +296,6 @@ class _Predictions:
         best = int(right["experts"][0, : len(alphas)].mean(1).argmax())
         retained = (everybody == labels)[:, ~members].mean(1)
         probes = {key: self._probe(key, subject.target) for key in ("original", subject.id)}
-        r = [found[name].value for name in ("experts", "random", "matched")]
         return Row(
             id=subject.id,
             method=subject.method,
@@ -311,10 +315,11 @@ class _Predictions:
             ),
             probe=probes[subject.id],
             probe_original=probes["original"],
+            readout=readout,
             curves={name: hits.mean((0, 2)).tolist() for name, hits in right.items()} | {"retain": retained.tolist()},
             confusion_before=self._shares(self.named[subject.id][members]),
             confusion_after=self._shares(everybody[best, members]),
-            verdict=scores.verdict(*r),
+            verdict=scores.verdict({name: score.value for name, score in found.items()}, readout, yardstick),
         )
 
     def _named(self, subject: Subject, name: str) -> list[tuple[int, Edit]]:
@@ -347,6 +352,7 @@ def _edits(pack: Pack, subject: Subject, settings: Settings) -> list[Edit]:
     return [
         *found,
         Edit("cls_copy", "cls_copy", [], "all", everybody=False),
+        Edit("state_copy", "state_copy", [], "all", everybody=False),
         Edit("patches", mode, experts, "patches", everybody=False),
         Edit("all", mode, everything, "all", everybody=False),
     ]

@@ -27,7 +27,7 @@ EVERYWHERE_SHARE = 0.5
 
 
 def rank_experts(active: Tensor, labels: Tensor, classes: int, keep: int) -> dict[int, list[Expert]]:
-    """Expert features of every class by F1 (Suppression or Deletion, section 3).
+    """Expert features of every class by F1 (Suppression or Deletion).
 
     active [images, F], bool: whether a latent is in the top k on at least one patch; labels [images].
     Latents active on at least half of the images (EVERYWHERE_SHARE) in 7 or more classes are dropped; the

@@ -1,7 +1,7 @@
-"""One model made by several processes, as `accelerate launch` starts them; a single process is not concerned.
+"""Several processes at one task, as `accelerate launch` starts them; a single process is not concerned.
 
-Each process computes its equal part of every batch and the gradients are averaged, so the model is the one that a
-single process makes, but for the order of sums. Looks at the check images and files are the main process's.
+Unlearning: each process computes its equal part of every batch and the gradients are averaged, so the model is the one
+that a single process makes, but for the order of sums. Looks at the check images and files are the main process's.
 """
 
 from __future__ import annotations
@@ -44,8 +44,13 @@ def end() -> None:
 
 
 def count() -> int:
-    """How many processes make the model."""
+    """How many processes there are."""
     return 1 if _state is None else _state.num_processes
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return 0 if _state is None else _state.process_index
 
 
 def is_main() -> bool:

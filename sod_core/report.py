@@ -18,13 +18,19 @@ from .packs.pack import Pack
 from .testset import TestSet
 
 SCOREBOARD = "scoreboard.json"
+FORMAT = 2
+"""Of that file: 1 had no state_copy, no readout and other verdicts."""
 DEFINITION = (
     "R = (restored - unlearned) / (original - unlearned), accuracies on the test images of the forgotten class; "
     f"every edit at its own best alpha up to max_alpha; random and matched: mean over {len(RANDOM_SEEDS)} seeds; "
     f"intervals: {scores.CONFIDENCE:.0%} bootstrap over the class's images, {scores.RESAMPLES} resamples; "
     f"not defined where unlearning cost the class less than {scores.SMALLEST_DROP:.0%}. Verdict: margin of the "
     f"experts' R over the better of random and matched; from {scores.SUPPRESSED} suppressed, below {scores.DELETED} "
-    "deleted, between partly. Gate none: every image is edited; gate label: only images of the class are. Retain: "
+    f"deleted, between partly; but {scores.SUPPRESSED_AFTER!r} where R is not enough for suppressed and the readout "
+    f"exceeds the retrained model's (if it is judged too) by {scores.SUPPRESSED}, and {scores.CANNOT_TELL!r} where no "
+    f"edit, state_copy included, has an R of {scores.DELETED}. Readout: the original's later blocks on the unlearned "
+    "model's hidden state; share of the class's images that they name rightly, less that of the others that they take "
+    "for it. Gate none: every image is edited; gate label: only images of the class are. Retain: "
     "share of the other classes' images named rightly. Probe: balanced accuracy of a linear classifier of the class "
     "on CLS, two-fold."
 )
@@ -34,6 +40,7 @@ def scoreboard(pack: Pack, data: TestSet, settings: Settings, rows: Sequence[Row
     """Everything that was measured, and what it was measured on."""
     packages = ("torch", "timm", "numpy")
     return {
+        "format": FORMAT,
         "pack": pack.manifest.name,
         "data": data.name,
         "images": len(data),
@@ -71,7 +78,7 @@ COLUMNS = (
     *("id", "method", "target", "target_images", "original", "unlearned", "restored", "alpha"),
     *("retain_original", "retain_unlearned", "retain_gate_none", "retain_gate_label"),
     *(f"R_{name}{end}" for name in ("experts", *CONTROLS) for end in ("", "_low", "_high", "_alpha")),
-    *("R_overshoot", "verdict"),
+    *("R_overshoot", "readout", "verdict"),
 )
 
 
@@ -144,7 +151,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
 def table(rows: Sequence[Row]) -> str:
     """Markdown, one row a model."""
     head = "| model | forget: original | unlearned | restored | at alpha | retain: unlearned | edited too | R experts |"
-    lines = [head + "".join(f" R {control} |" for control in CONTROLS) + " R overshoot | probe | verdict |"]
+    lines = [head + "".join(f" R {control} |" for control in CONTROLS) + " R overshoot | readout | probe | verdict |"]
     lines.append("|---" * (lines[0].count("|") - 1) + "|")
     for row in rows:
         shares = (row.original, row.unlearned, row.restored)
@@ -152,7 +159,7 @@ def table(rows: Sequence[Row]) -> str:
         cells += [f"{row.retain_unlearned:.1%}", f"{row.retain_restored:.1%}", interval(row)]
         others = [row.scores[name].value for name in CONTROLS]
         probe = max((value for value in row.probe.values() if value is not None), default=None)
-        cells += ["–" if value is None else f"{value:.2f}" for value in (*others, row.overshoot, probe)]
+        cells += ["–" if value is None else f"{value:.2f}" for value in (*others, row.overshoot, row.readout, probe)]
         lines.append("| " + " | ".join([*cells, row.verdict]) + " |")
     return "\n".join(lines)
 
@@ -161,6 +168,22 @@ def interval(row: Row) -> str:
     """ "0.92 [0.88, 0.96]"."""
     found = row.scores["experts"]
     return "–" if found.value is None else f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def caution(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each class that too few images show for a verdict, "" for none; rows as `Row.as_dict` gives them."""
+    lines = []
+    for target in dict.fromkeys(row["target"] for row in rows):
+        of_class = [row for row in rows if row["target"] == target]
+        n, experts = of_class[0]["target_images"], [row["scores"]["experts"] for row in of_class]
+        widths = [score["high"] - score["low"] for score in experts if score["value"] is not None]
+        if n < scores.FEW and widths:
+            lines.append(
+                f"Caution: only {n} of the test images show {target}, fewer than {scores.FEW}. The intervals of R are "
+                f"up to {max(widths):.2f} wide, and where all {n} agree, up to {min(1, 3 / n):.0%} of other images "
+                "still may not: take these verdicts as hints.\n"
+            )
+    return "".join(lines)
 
 
 def pointing_line(found: Pointing | None) -> str:

@@ -5,7 +5,7 @@ edit is computed once and a whole list of alphas goes through the tail of the mo
 
 Source: "Suppression or Deletion" (arXiv 2602.18505) and its released code, utils/hook_utils.py. `direct_injection`
 and `add` do what that code computes (fidelity "reference"); `inject` and `amplify` do what the method says (fidelity
-"exact"); `cls_copy` is a control that uses no feature at all.
+"exact"); `cls_copy` and `state_copy` are controls that use no feature at all.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from . import gpu
 from . import vit as vits
 from .sae import TopKSAE
 
-MODES = ("inject", "amplify", "direct_injection", "add", "cls_copy")
+MODES = ("inject", "amplify", "direct_injection", "add", "cls_copy", "state_copy")
 FIDELITY = {
     "inject": "exact",
     "amplify": "exact",
     "direct_injection": "reference",
     "add": "reference",
     "cls_copy": "control",
+    "state_copy": "control",
 }
 TOKENS = ("all", "patches", "cls")
 
@@ -105,6 +106,11 @@ def cls_copy(u: Tensor, o: Tensor) -> Line:
     return Line(u, o - u, origin=0.0).only("cls", u)
 
 
+def state_copy(u: Tensor, o: Tensor) -> Line:
+    """Control: u + alpha (o - u). At alpha 1 the unlearned model's tail runs on the original's whole hidden state."""
+    return Line(u, o - u, origin=0.0)
+
+
 def line(mode: str, u: Tensor, o: Tensor, sae: TopKSAE, features: Tensor, tokens: str = "all") -> Line:
     """The edit of one of MODES on the chosen TOKENS; `cls_copy` touches CLS alone whatever they are.
 
@@ -122,6 +128,8 @@ def line(mode: str, u: Tensor, o: Tensor, sae: TopKSAE, features: Tensor, tokens
         return add(u, sae, features).only(tokens, u)
     if mode == "cls_copy":
         return cls_copy(u, o)
+    if mode == "state_copy":
+        return state_copy(u, o).only(tokens, u)
     raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
 
 

@@ -11,12 +11,16 @@ from torch import Tensor
 
 SUPPRESSED, DELETED = 0.5, 0.1
 """Margin of the experts' R over the better of the two random controls: from 0.5 on "suppressed", below 0.1
-"deleted", between them "partly"."""
+"deleted", between them "partly". Margin of the readout over the retrained model's: from 0.5 on the class is still in
+the hidden state. R of an edit below 0.1: it restores nothing."""
 SMALLEST_DROP = 0.05
 """R is not defined where unlearning cost the class less accuracy than this."""
 RESAMPLES, CONFIDENCE = 1000, 0.95
 """Of the bootstrap over the class's images."""
 PROBE_FOLDS = 2
+FEW = 30
+"""Fewer images of the class than this make a verdict that comes with a warning."""
+SUPPRESSED_AFTER, CANNOT_TELL = "suppressed after this layer", "cannot tell at this layer"
 
 
 class Score(NamedTuple):
@@ -31,7 +35,7 @@ class Score(NamedTuple):
 
 
 def restoration(original: float, unlearned: float, restored: float) -> float | None:
-    """R = (restored - unlearned) / (original - unlearned) on the class (Suppression or Deletion, section 4).
+    """R = (restored - unlearned) / (original - unlearned) on the class (Suppression or Deletion).
 
     None where unlearning cost less than SMALLEST_DROP.
     """
@@ -67,14 +71,33 @@ def _best(original: float, unlearned: float, restored: np.ndarray) -> float | No
     return None if found is None else float(found)
 
 
-def verdict(experts: float | None, random: float, matched: float) -> str:
-    """ "suppressed", "partly" or "deleted", by the margin of the experts' R over the better random control's."""
-    if experts is None:
+def readout(named: np.ndarray, labels: np.ndarray, target: int) -> float:
+    """How well the original's later blocks find the class in the unlearned model's hidden state, -1 to 1; chance is 0.
+
+    named [n]: what they name each image's state; labels [n]. Share of the class's images that they name rightly, less
+    the share of the others that they take for the class.
+    """
+    members = labels == target
+    return float((named[members] == target).mean() - (named[~members] == target).mean())
+
+
+def verdict(r: dict[str, float | None], readout: float, yardstick: float) -> str:
+    """What R of the "experts" and of every control says; where they are silent, what the hidden state still holds.
+
+    `readout` of the model, `yardstick` that of a model retrained without the class, 0 where there is none. A state in
+    which the original's own tail finds the class has lost nothing that an edit could put back: later layers hide it.
+    Where neither that is so nor any edit restores anything, an edit at this layer shows nothing.
+    """
+    if r["experts"] is None:
         return "not forgotten"
-    margin = experts - max(random, matched)
+    margin = r["experts"] - max(r["random"], r["matched"])
     if margin >= SUPPRESSED:
         return "suppressed"
-    return "deleted" if margin < DELETED else "partly"
+    if readout - max(0.0, yardstick) >= SUPPRESSED:
+        return SUPPRESSED_AFTER
+    if margin >= DELETED:
+        return "partly"
+    return CANNOT_TELL if max(r.values()) < DELETED else "deleted"
 
 
 def probe(cls: Tensor, labels: Tensor, target: int) -> float | None:

@@ -65,7 +65,7 @@ def test_alpha_0_is_the_unlearned_model(run, options, tokens):
 
 @pytest.mark.parametrize(
     ("mode", "fidelity"),
-    [("direct_injection", "reference"), ("add", "reference"), ("amplify", "exact"), ("cls_copy", "control")],
+    [("direct_injection", "reference"), ("add", "reference"), ("amplify", "exact"), ("state_copy", "control")],
 )
 def test_every_mode(run, options, mode, fidelity):
     found = json.loads(run(*arguments(options | {"--mode": mode})).out)

@@ -75,6 +75,7 @@ def plain_edits(pack: Pack, target: int, mode: str) -> dict[str, list[tuple[str,
         "random": [(mode, features.random_features(experts, len(activity), seed), "all") for seed in range(5)],
         "matched": [(mode, features.matched_features(experts, activity, seed), "all") for seed in range(5)],
         "cls_copy": [("cls_copy", [], "all")],
+        "state_copy": [("state_copy", [], "all")],
         "patches": [(mode, experts, "patches")],
         "all": [(mode, list(range(len(activity))), "all")],
     }
@@ -85,7 +86,7 @@ def plain_row(pack: Pack, id: str, data: TestSet, mode: str) -> dict:
     target = pack.manifest.entry(id).target_class
     edits = plain_edits(pack, target, mode)
     before, after = [], {name: [[[] for _ in ALPHAS] for _ in kinds] for name, kinds in edits.items()}
-    retained, confused, original = [[] for _ in ALPHAS], [], []
+    retained, read, original = [[] for _ in ALPHAS], [], []
     for i, label in enumerate(data.labels.tolist()):
         session = pack.session(id)
         session.set_image(data.batch(i, 1).inputs)
@@ -101,7 +102,9 @@ def plain_row(pack: Pack, id: str, data: TestSet, mode: str) -> dict:
                         after[name][seed][a].append(said)
                     else:
                         retained[a].append(said == label)
-        confused.append(label)
+        with torch.inference_mode():
+            said = vits.tail(pack.original(), session.hidden("unlearned", LAYER), LAYER).argmax().item()
+        read.append((label == target, said == target))
 
     def share(named: list[tuple[int, int]], of_target: bool) -> float:
         hits = [label == said for label, said in named if (label == target) == of_target]
@@ -128,6 +131,7 @@ def plain_row(pack: Pack, id: str, data: TestSet, mode: str) -> dict:
         "retain_unlearned": share(before, False),
         "retain_restored": sum(retained[at]) / len(retained[at]),
         "overshoot": (max(curves["experts"][0]) - u) / (o - u),
+        "readout": sum(hit for of, hit in read if of) / 14 - sum(hit for of, hit in read if not of) / 28,
         "R": r,
         "curves": {name: np.mean(kinds, axis=0).tolist() for name, kinds in curves.items()}
         | {"retain": [sum(hits) / len(hits) for hits in retained]},
@@ -153,7 +157,9 @@ def test_a_second_implementation_finds_the_same(pack, few, monkeypatch, mode):
         for key, value in wanted.items():
             assert found[key] == pytest.approx(value), key
         assert (row.images, row.target_images) == (42, 14)
-        assert row.verdict == scores.verdict(*(row.scores[name].value for name in ("experts", "random", "matched")))
+        r = {name: score.value for name, score in row.scores.items()}
+        yardstick = row.readout if row.method == "retrain" else 0
+        assert row.verdict == scores.verdict(r, row.readout, yardstick)
     assert len({str(row.curves) for row in rows}) == 2 and any(len(set(row.curves["experts"])) > 2 for row in rows)
 
 
@@ -231,7 +237,7 @@ def test_r_is_not_defined_where_nothing_was_forgotten():
 
 
 @pytest.mark.parametrize(
-    ("experts", "random", "matched", "verdict"),
+    ("experts", "random", "matched", "verdict"),  # where copying the original's state restores all
     [
         (0.9, 0.1, 0.2, "suppressed"),
         (0.75, 0.25, 0.0, "suppressed"),  # a margin of just a half
@@ -245,7 +251,30 @@ def test_r_is_not_defined_where_nothing_was_forgotten():
     ],
 )
 def test_verdict(experts, random, matched, verdict):
-    assert scores.verdict(experts, random, matched) == verdict
+    r = {"experts": experts, "random": random, "matched": matched, "state_copy": 1.0}
+    assert scores.verdict(r, 0.0, 0.0) == verdict
+
+
+@pytest.mark.parametrize(
+    ("experts", "state_copy", "readout", "yardstick", "verdict"),
+    [
+        (0.0, 0.0, 1.0, 0.0, "suppressed after this layer"),
+        (0.3, 0.9, 0.5, -0.2, "suppressed after this layer"),  # a yardstick below chance counts as chance
+        (0.6, 0.9, 1.0, 0.0, "suppressed"),
+        (0.0, 0.0, 0.9, 0.5, "cannot tell at this layer"),  # the class is read in a retrained model nearly as well
+        (0.0, 0.09, 0.49, 0.0, "cannot tell at this layer"),
+        (0.0, 0.1, 0.49, 0.0, "deleted"),  # later blocks do listen, and hear nothing of the class
+        (0.3, 0.3, 0.49, 0.0, "partly"),
+    ],
+)
+def test_verdict_where_no_edit_can_tell(experts, state_copy, readout, yardstick, verdict):
+    r = {"experts": experts, "random": 0.0, "matched": 0.0, "state_copy": state_copy}
+    assert scores.verdict(r, readout, yardstick) == verdict
+
+
+def test_the_readout_by_hand():
+    """Two of three of the class are read, and one of four others."""
+    assert scores.readout(np.array([1, 1, 0, 1, 0, 2, 0]), np.array([1, 1, 1, 0, 0, 2, 2]), 1) == pytest.approx(5 / 12)
 
 
 def test_the_settings_are_what_the_documentation_says():
@@ -337,11 +366,10 @@ def test_what_is_only_hidden_is_suppressed(boats):
 def test_with_shuffled_experts_nothing_returns(boats, monkeypatch):
     """The same model and as many latents, but not the class's: no better than random ones, because they are."""
     pack, data = boats
-    experts, kept = pack.expert_ids(9, pack.manifest.class_index("boat")), data.labels[::2]
+    experts = pack.expert_ids(9, pack.manifest.class_index("boat"))
     shuffled = features.random_features(experts, pack.sae(9).latents, 99)
     monkeypatch.setattr(pack, "expert_ids", lambda layer, target: shuffled)
-    half = TestSet("half", kept.tolist(), lambda i: data._read(2 * i), pack)
-    row = judged(pack, half, hiding(pack))
+    row = judged(pack, half(data), hiding(pack))
     assert row.unlearned == 0 and row.verdict == "deleted"
     assert row.scores["experts"].value <= row.scores["random"].value + 0.1
 
@@ -353,21 +381,38 @@ def test_a_model_that_never_saw_the_class_is_deleted(boats):
     assert row.original == 1 and row.unlearned == 0 and row.verdict == "deleted"
     assert row.scores["experts"].value < 0.1 and row.scores["experts"].high < 0.5
     assert row.scores["cls_copy"].value > 0.9 and row.probe[9] < row.probe_original[9]
+    assert row.readout < 0.1
 
 
-def test_what_is_hidden_after_the_edited_layer_is_not_seen(boats):
-    """A limit of every edit at a layer: with only the classifier changed there is nothing at it to put back.
+def half(data: TestSet) -> TestSet:
+    return TestSet("half", data.labels[::2].tolist(), lambda i: data._read(2 * i), data._pack)
 
-    The verdict is wrong here; the probe, and the controls that restore nothing either, tell the reader so.
-    """
+
+def test_what_is_hidden_after_the_edited_layer_is_suppressed(boats):
+    """With only the classifier changed there is nothing to put back at the layer; the original's tail reads it all."""
     pack, data = boats
-    boat = pack.manifest.class_index("boat")
     model = copy.deepcopy(pack.original())
-    model.head.bias[boat] -= 100
-    half = TestSet("half", data.labels[::2].tolist(), lambda i: data._read(2 * i), pack)
-    row = judged(pack, half, model)
-    assert (row.unlearned, row.verdict, row.probe) == (0, "deleted", row.probe_original)
-    assert row.probe[9] > 0.9 and {score.value for score in row.scores.values()} == {0}
+    model.head.bias[pack.manifest.class_index("boat")] -= 100
+    row = judged(pack, half(data), model)
+    assert (row.unlearned, row.readout, row.verdict) == (0, 1, "suppressed after this layer")
+    assert {score.value for score in row.scores.values()} == {0} and row.probe == row.probe_original
+
+
+def test_last_blocks_made_anew_do_not_delete(boats):
+    """EU-k: no edit restores anything, and the original's last blocks name every boat from its hidden state."""
+    pack, data = boats
+    row = judged(pack, half(data), pack.unlearned("eu_k-boat"))
+    assert row.unlearned == 0 and max(score.value for score in row.scores.values()) < 0.1
+    assert row.readout > 0.9 and row.verdict == "suppressed after this layer"
+
+
+def test_a_model_that_no_edit_and_no_readout_reaches_cannot_be_told(boats):
+    """As in the last two, but its hidden state from block 0 on is another network's."""
+    pack, data = boats
+    model = copy.deepcopy(pack.unlearned("retrain-boat"))
+    model.head.bias[pack.manifest.class_index("boat")] -= 100
+    row = judged(pack, half(data), model)
+    assert row.unlearned == 0 and row.readout < 0.1 and row.verdict == "cannot tell at this layer"
 
 
 # ---------------------------------------------------------------- killed runs
@@ -675,6 +720,7 @@ def test_the_csv_round_trips(rows):
         assert float(found["retain_gate_none"]) == pytest.approx(row.retain_restored, abs=1e-4)
         assert float(found["retain_gate_label"]) == pytest.approx(row.retain_unlearned, abs=1e-4)
         assert float(found["R_overshoot"]) == pytest.approx(row.overshoot, abs=1e-4)
+        assert float(found["readout"]) == pytest.approx(row.readout, abs=1e-4)
         for name in ("experts", *CONTROLS):
             read = [float(found[f"R_{name}{end}"]) for end in ("", "_low", "_high", "_alpha")]
             assert read == pytest.approx(list(row.scores[name]), abs=1e-4)
@@ -712,11 +758,12 @@ def test_the_released_codes_results(pack, few, rows):
 
 
 def test_the_table_is_markdown(rows):
-    r = {"experts": 0.921, "random": -0.01, "matched": 0.05, "cls_copy": 1.0, "patches": 0.0, "all": 1.0}
+    r = {"experts": 0.921, "random": -0.01, "matched": 0.05, "cls_copy": 1.0}
+    r |= {"state_copy": 0.99, "patches": 0.0, "all": 1.0}
     known = replace(
         rows[0],
         **dict(id="salun-boat", original=0.975, unlearned=0.02, restored=0.9, alpha=1.5, verdict="suppressed"),
-        **dict(retain_unlearned=0.95, retain_restored=0.8, overshoot=1.0, probe={1: 0.7, 2: 0.9}),
+        **dict(retain_unlearned=0.95, retain_restored=0.8, overshoot=1.0, readout=-0.25, probe={1: 0.7, 2: 0.9}),
         scores={name: Score(value, value - 0.1, value + 0.05, 1.5) for name, value in r.items()},
     )
     nothing = replace(known, scores=dict.fromkeys(r, Score(None, None, None, None)), probe={1: None}, overshoot=None)
@@ -727,9 +774,10 @@ def test_the_table_is_markdown(rows):
     assert found["model"] == "salun-boat" and found["forget: original"] == "97.5%" and found["at alpha"] == "1.5"
     assert found["unlearned"] == "2.0%" and found["restored"] == "90.0%" and found["verdict"] == "suppressed"
     assert found["retain: unlearned"] == "95.0%" and found["edited too"] == "80.0%"
-    assert found["R experts"] == "0.92 [0.82, 0.97]" and found["R overshoot"] == "1.00" and found["probe"] == "0.90"
-    assert [found[f"R {name}"] for name in CONTROLS] == ["-0.01", "0.05", "1.00", "0.00", "1.00"]
-    assert lines[3].count("–") == 8
+    assert found["R experts"] == "0.92 [0.82, 0.97]" and found["R overshoot"] == "1.00"
+    assert (found["readout"], found["probe"]) == ("-0.25", "0.90")
+    assert [found[f"R {name}"] for name in CONTROLS] == ["-0.01", "0.05", "1.00", "0.99", "0.00", "1.00"]
+    assert lines[3].count("–") == 9
 
 
 # ---------------------------------------------------------------- the command line
@@ -785,14 +833,15 @@ def test_mistakes_are_one_line(pack_folder, capsys, more):
 
 
 def test_two_processes_find_what_one_does(pack_folder, fruit_images, tmp_path, capsys):
-    """120 images are two batches: each process takes one."""
+    """By accelerate's launcher, on CPUs: 120 images are two batches, and each process takes one."""
     line = ["evaluate", "--pack", str(pack_folder), "--layer", "1", "--data", str(fruit_images)]
     line += ["--unlearned", "retrain-pear"]
     assert main([*line, "--json", str(tmp_path / "one.json")]) == 0
-    # without GPUs `accelerate launch` needs MPI to start more than one; this sets the same variables
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "sod_core"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    many = [*launch, *line, "--out", str(tmp_path / "out"), "--json", str(tmp_path / "two.json")]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--main_process_port", "0"]  # a free one; the rest of the line is the README's
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    many = [*launch, "-m", "sod_core", *line, "--device", "cpu"]
+    many += ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "two.json")]
     done = subprocess.run(many, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "two.json").read_text()) == json.loads((tmp_path / "one.json").read_text())

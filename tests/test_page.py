@@ -408,7 +408,7 @@ def test_every_control_changes_the_restored_model(page):
         assert {name: values for name, values in traces(page, "bars").items() if name != "restored"} == untouched
 
     changes(lambda: page.get_by_role("radio", name=str(LAYERS[0])).click())
-    for mode in ("amplify", "direct_injection", "add", "cls_copy", "inject"):
+    for mode in ("amplify", "direct_injection", "add", "cls_copy", "state_copy", "inject"):
         changes(choose, page, "Mode", MODE_TITLES[mode])
     for tokens in ("patches only", "CLS only", "CLS and patches"):
         changes(choose, page, "Tokens edited", tokens)

@@ -65,8 +65,8 @@ def edit_token(mode: str, u: Tensor, o: Tensor, is_cls: bool, sae: TopKSAE, alph
         return decoded(z_u + alpha * (z_o - z_u) * in_s, sae) + sae.pre_bias
     if mode == "add":
         return u + decoded(alpha * projected(u, sae) * in_s, sae) + sae.pre_bias
-    assert mode == "cls_copy"
-    return u + alpha * (o - u) if is_cls else u
+    assert mode in ("cls_copy", "state_copy")
+    return u + alpha * (o - u) if is_cls or mode == "state_copy" else u
 
 
 def with_hooks(models: Models, layer: int, mode: str, tokens: str, alpha: float) -> tuple[Tensor, Tensor]:
@@ -131,7 +131,7 @@ def test_the_edit_moves_something(session, mode):
 
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("tokens", restore.TOKENS)
-@pytest.mark.parametrize(("mode", "alpha"), [("inject", 0.0), ("amplify", 1.0), ("cls_copy", 0.0)])
+@pytest.mark.parametrize(("mode", "alpha"), [("inject", 0.0), ("amplify", 1.0), ("cls_copy", 0.0), ("state_copy", 0.0)])
 def test_an_edit_of_nothing_is_the_identity(session, mode, alpha, tokens, layer):
     # among other alphas, so that the batch's identity row is looked at too
     hidden = session.restored_hidden([5.0, alpha], layer, mode, FEATURES, tokens)[1]
@@ -167,7 +167,12 @@ def test_cls_copy_at_alpha_1_transplants_cls_alone(session, tokens):
     assert torch.equal(hidden[:, 1:], session.hidden("unlearned", LAYERS[0])[:, 1:])
 
 
-@pytest.mark.parametrize("mode", ["inject", "amplify", "direct_injection", "add"])
+def test_state_copy_at_alpha_1_runs_the_tail_on_the_originals_state(session):
+    hidden = session.restored_hidden([1.0], LAYERS[0], "state_copy", [])[0]
+    torch.testing.assert_close(hidden, session.hidden("original", LAYERS[0]))
+
+
+@pytest.mark.parametrize("mode", ["inject", "amplify", "direct_injection", "add", "state_copy"])
 def test_tokens_left_out_stay_as_they_were(session, mode):
     u = session.hidden("unlearned", LAYERS[0])
     patches = session.restored_hidden([3.0], LAYERS[0], mode, FEATURES, "patches")[0]

@@ -14,16 +14,19 @@ import pytest
 from conftest import UNLEARNED, Server, chromium, serving, write_manifest
 from playwright.sync_api import Page, expect
 
+from sod_core import report
+from sod_core.evaluate import CONTROLS
 from sod_core.packs.pack import Pack
-from sod_core.ui import scoreboard_tab
+from sod_core.ui import figures, scoreboard_tab
 
 PATIENCE = 20_000
-NAMES = ("experts", "random", "matched", "cls_copy", "patches", "all")
+NAMES = ("experts", *CONTROLS)
+VERDICTS = ("suppressed", "suppressed after this layer", "partly", "deleted", "cannot tell at this layer")
 
 
 def row(id: str, target: str, values: tuple | None, verdict: str, alpha: float) -> dict:
     """A stored row; `values` are R of NAMES."""
-    scores = dict(zip(NAMES, values or [None] * 6))
+    scores = dict(zip(NAMES, values or [None] * len(NAMES)))
     return {
         **{"id": id, "method": "salun", "target": target, "images": 30, "target_images": 10, "verdict": verdict},
         **{"original": 0.9, "unlearned": 0.1, "restored": 0.7, "alpha": alpha, "overshoot": values and 0.95},
@@ -33,20 +36,20 @@ def row(id: str, target: str, values: tuple | None, verdict: str, alpha: float) 
             for name, r in scores.items()
         },
         **{"probe": {"1": 0.7, "2": 0.81}, "probe_original": {"1": None, "2": None}, "curves": {}},
-        **{"confusion_before": [], "confusion_after": []},
+        **{"readout": 0.04, "confusion_before": [], "confusion_after": []},
     }
 
 
 def board() -> dict:
     apple, pear = UNLEARNED
     return {
-        "pack": "fruit",
+        **{"format": report.FORMAT, "pack": "fruit"},
         "data": "examples",
         "images": 30,
         "settings": {"layer": 2, "mode": "inject", "max_alpha": 2.0, "seed": 0},
         "rows": [
-            row(apple, "apple", (0.75, 0.0, 0.05, 1.0, 0.02, 0.9), "suppressed", 1.5),
-            row(pear, "pear", (0.25, 0.2, 0.2, 0.5, 0.01, 0.4), "deleted", 1.0),
+            row(apple, "apple", (0.75, 0.0, 0.05, 1.0, 0.99, 0.02, 0.9), "suppressed", 1.5),
+            row(pear, "pear", (0.25, 0.2, 0.2, 0.5, 0.6, 0.01, 0.4), "deleted", 1.0) | {"retain_unlearned": 0.5},
         ],
     }
 
@@ -66,7 +69,8 @@ def test_the_cells(scored):
     assert found == {
         **{"model": scoreboard_tab.TITLES.get("salun", "salun"), "forgot": "apple", "forget": 0.1, "retain": 0.877},
         **{"R experts": 0.75, "interval": "0.65 to 0.80", "R random": 0.0, "R matched": 0.05, "R copied CLS": 1.0},
-        **{"R patches": 0.02, "R all": 0.9, "overshoot": 0.95, "probe": 0.81, "verdict": "suppressed"},
+        **{"R copied state": 0.99, "R patches": 0.02, "R all": 0.9, "overshoot": 0.95, "readout": 0.04},
+        **{"probe": 0.81, "verdict": "suppressed"},
         **{"seconds": None, "id": "random_labels-apple"},
     }
     assert second[-1] == "retrain-pear" and len(second) == len(first)
@@ -92,10 +96,11 @@ def test_the_csv(scored):
 
 def test_what_is_shown(scored):
     note, cells, figure, download = scoreboard_tab._show(SimpleNamespace(pack=scored))
+    assert "Caution: only 10 of the test images show apple, fewer than 30. The intervals of R are up to 0.15" in note
     assert "30 images (examples), layer 2, mode inject, alpha up to 2." in note
     assert cells == scoreboard_tab.cells(board(), scored)
     points = {trace.name: (list(trace.x), list(trace.y)) for trace in figure.data}
-    assert points == {"suppressed": ([0.87654], [0.75]), "deleted": ([0.87654], [0.25])}
+    assert points == {"suppressed": ([0.87654], [0.75]), "deleted": ([0.5], [0.25])}
     assert download.visible and Path(
         str(download.value["path"] if isinstance(download.value, dict) else download.value)
     )
@@ -105,6 +110,25 @@ def test_a_pack_without_scores(pack):
     note, cells, figure, download = scoreboard_tab._show(SimpleNamespace(pack=pack))
     assert "`python -m sod_core evaluate --pack fruit --store`" in note
     assert cells == [] and figure is None and not download.visible  # no other pack's file stays on offer
+
+
+def test_scores_of_another_version_are_refused_in_words(scored):
+    stored = scored.manifest.folder / "scoreboard.json"
+    for found in (board() | {"format": 1}, {name: value for name, value in board().items() if name != "format"}):
+        stored.write_text(json.dumps(found))
+        note, cells, _, download = scoreboard_tab._show(SimpleNamespace(pack=scored))
+        assert "another version" in note and "evaluate --pack fruit --store" in note
+        assert cells == [] and not download.visible
+
+
+def test_every_verdict_has_its_mark():
+    rows = [row("a", "apple", (0.5,) * len(NAMES), verdict, 1.0) for verdict in VERDICTS]
+    assert [trace.name for trace in figures.scoreboard(rows).data] == list(VERDICTS)
+
+
+def test_enough_images_need_no_caution():
+    rows = [found | {"target_images": 30} for found in board()["rows"]]
+    assert report.caution(rows) == ""
 
 
 def test_a_page_that_the_server_forgot():
@@ -151,6 +175,21 @@ def wait_for(page: Page, wanted: list[str]) -> None:
             return
         page.wait_for_timeout(100)
     assert verdicts(page) == wanted
+
+
+def test_a_sorted_table_opens_the_row_that_was_clicked(page):
+    page.get_by_role("tab", name="Scoreboard").click()
+    wait_for(page, ["suppressed", "deleted"])
+    head = page.locator("#board [role=columnheader][title=retain]")
+    for order, wanted in (("descending", ["suppressed", "deleted"]), ("ascending", ["deleted", "suppressed"])):
+        head.hover()
+        head.get_by_role("button", name="Open cell menu").click()
+        page.get_by_role("menuitem", name=f"Sort {order}").click()
+        wait_for(page, wanted)
+    page.locator("#board [role=row][data-index] >> nth=0").get_by_text("pear", exact=True).click()
+    expect(page.get_by_role("tab", name="Restore")).to_have_attribute("aria-selected", "true")
+    expect(page.get_by_role("combobox", name="Unlearned model")).to_have_value(re.compile("forgot pear"))
+    expect(page.locator("#alpha input[type=number]")).to_have_value("1")
 
 
 def test_the_tab(page, own_server):

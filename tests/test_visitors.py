@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -55,7 +56,7 @@ from sod_core.restore import MODES
 from sod_core.ui import app as ui
 from sod_core.ui import intake, opening, restore_tab
 from sod_core.ui import panel as panels
-from sod_core.ui.visitor import Visitor
+from sod_core.ui.visitor import Controls, Visitor
 
 APPLES = ("gala", "boskoop", "cox")
 """Classes of the packs that come from the hub."""
@@ -1014,6 +1015,43 @@ def test_the_owner_allows_uploads(monkeypatch, pack_folder, tmp_path):
     monkeypatch.setenv("SOD_MAX_UPLOAD_MB", "lots")
     with pytest.raises(PackError, match="'lots' is no whole number of megabytes"):
         intake.own_model("", str(path), True)
+
+
+def test_curves_are_of_the_model_that_is_there_once_a_change_is_over(visitor, handlers):
+    controls, other = Controls(LAYERS[0], "inject", 1.0), Visitor("fruit")
+    with visitor.lock:  # as held while a model is changed
+        measuring = threading.Thread(target=visitor.measure, args=(controls, visitor.version))
+        measuring.start()
+        time.sleep(0.3)
+        visitor.choose_model(SECOND)
+    measuring.join()
+    other.choose_model(SECOND)
+    assert visitor.curves(controls) == other.measure(controls, other.version)
+
+
+def test_own_files_of_one_name_are_told_apart(visitor, tmp_path):
+    paths = [tmp_path / str(number) / "own.pth" for number in range(2)]
+    for seed, path in enumerate(paths):
+        path.parent.mkdir()
+        torch.save(random_vit(20 + seed).state_dict(), path)
+    ids = [visitor.add_model(path, path.name, 1) for path in (*paths, *paths)]
+    assert ids == ["own-own.pth-1", "own-own.pth (2)-1"] * 2
+    assert [Path(visitor.entry_called(id).file) for id in ids[:2]] == paths and len(visitor.entries) == 4
+    assert visitor.entry_called(ids[1]).method == "Own: own.pth (2)"
+
+
+def test_a_model_that_lost_nothing_has_to_be_told_its_class(visitor, tmp_path):
+    torch.save(visitor.pack.original().state_dict(), tmp_path / "own.pth")
+    with pytest.raises(PackError, match="say which class this model forgot"):
+        visitor.add_model(tmp_path / "own.pth", "own.pth", None)
+    assert visitor.add_model(tmp_path / "own.pth", "own.pth", 2) == "own-own.pth-2"
+
+
+def test_a_class_without_examples_is_not_measured(visitor, monkeypatch):
+    of_others = [example for example in visitor.pack.examples() if example.label != 1]
+    monkeypatch.setattr(visitor.pack, "examples", lambda: of_others)
+    monkeypatch.setattr(visitor.pack, "example_predictions", lambda model: torch.zeros(len(of_others)))
+    assert visitor.pack.accuracy_on_examples(visitor.pack.original(), 1) == (None, 0.5)
 
 
 @pytest.mark.filterwarnings("ignore:The value passed into gr.Dropdown")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -139,4 +138,4 @@ def _measured(pack: Pack, entry: UnlearnedEntry) -> tuple[str, str]:
     if not pack.examples():
         return "no examples", ""
     forget, retain = pack.accuracy_on_examples(pack.unlearned(entry.id), entry.target_class)
-    return tuple("no examples" if math.isnan(share) else f"{share:.1%}" for share in (forget, retain))
+    return tuple("no examples" if share is None else f"{share:.1%}" for share in (forget, retain))

@@ -307,11 +307,15 @@ class Pack:
         chunks = self.example_inputs().to(self.device).split(CHUNK)
         return torch.cat([vit.logits(model, chunk).argmax(1) for chunk in chunks]).cpu()
 
-    def accuracy_on_examples(self, model: nn.Module, target_class: int) -> tuple[float, float]:
-        """(forget, retain): a model's accuracy on the examples of the class, and on the others. Raises PackError."""
+    def accuracy_on_examples(self, model: nn.Module, target_class: int) -> tuple[float | None, float | None]:
+        """(forget, retain): a model's accuracy on the examples of the class, and on the others; None without any.
+
+        Raises PackError for a pack without examples.
+        """
         labels = torch.tensor([example.label for example in self.examples()])
         hits = (self.example_predictions(model) == labels).float()
-        return hits[labels == target_class].mean().item(), hits[labels != target_class].mean().item()
+        kinds = hits[labels == target_class], hits[labels != target_class]
+        return tuple(kind.mean().item() if len(kind) else None for kind in kinds)
 
     def example_peaks(self, layer: int) -> Tensor:
         """[examples, F]: each latent's largest value on any patch of each example, in the original model."""

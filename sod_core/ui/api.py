@@ -25,7 +25,7 @@ def build(default_pack: str) -> None:
         target_class = gr.Textbox(label="target class, number or name")
         layer = gr.Number(9, precision=0, label="layer")
         alphas = gr.Textbox("0, 1, 2, 5", label="alphas, numbers with commas")
-        mode = gr.Textbox("inject", label="inject, amplify, direct_injection, add or cls_copy")
+        mode = gr.Textbox("inject", label="inject, amplify, direct_injection, add, cls_copy or state_copy")
         tokens = gr.Textbox("all", label="all, patches or cls")
         chosen = gr.Textbox("experts", label="experts, random, matched, all, or latent ids with commas")
         seed = gr.Number(0, precision=0, label="seed of the random features")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from .. import scores
 from .visitor import ALPHAS, Curve, Probabilities
 
 ACCENT = "#e8590c"
@@ -76,13 +77,14 @@ def alpha_curves(curves: Sequence[Curve], alpha: float, target_name: str) -> go.
 
 _VERDICTS = {  # colour, symbol: told apart without colour too
     "suppressed": (ACCENT, "circle"),
+    scores.SUPPRESSED_AFTER: (ACCENT, "triangle-up"),
     "partly": ("#e8a06c", "diamond"),
     "deleted": ("#5d7590", "square"),
-    "not forgotten": ("#a3b5c8", "x"),
+    scores.CANNOT_TELL: ("#a3b5c8", "circle-open"),
 }
 
 
-def scores(rows: Sequence[dict]) -> go.Figure:
+def scoreboard(rows: Sequence[dict]) -> go.Figure:
     """R of the experts against retain accuracy, a point a model, with its bootstrap interval. Rows as stored."""
     figure = go.Figure()
     for verdict, (colour, symbol) in _VERDICTS.items():

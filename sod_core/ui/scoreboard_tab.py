@@ -11,15 +11,15 @@ from typing import Any
 import gradio as gr
 
 from .. import report, scores
-from ..evaluate import ALPHAS
+from ..evaluate import ALPHAS, CONTROLS
 from ..packs.pack import Pack
 from ..unlearn import TITLES
 from . import figures, handling
 from .opening import Opener, Turn
 from .visitor import Visitor
 
-HEADERS = ["model", "forgot", "forget", "retain", "R experts", "interval", "R random", "R matched", "R copied CLS"]
-HEADERS += ["R patches", "R all", "overshoot", "probe", "verdict", "seconds", "id"]
+HEADERS = ["model", "forgot", "verdict", "forget", "retain", "R experts", "interval", "R random", "R matched"]
+HEADERS += ["R copied CLS", "R copied state", "R patches", "R all", "overshoot", "readout", "probe", "seconds", "id"]
 PRIVATE = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -57,28 +57,37 @@ def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict) -> None:
 
 
 def read(pack: Pack) -> dict[str, Any] | None:
-    """The pack's stored evaluation (`python -m sod_core evaluate --pack NAME --store`); None where it has none."""
+    """The pack's stored evaluation (`python -m sod_core evaluate --pack NAME --store`); None where it has none.
+
+    Raises ValueError for one that another version stored: its verdicts follow other rules.
+    """
     path = pack.manifest.folder / report.SCOREBOARD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    board = json.loads(path.read_text(encoding="utf-8"))
+    if board.get("format") != report.FORMAT:
+        raise ValueError("What is stored was measured by another version, whose verdicts follow other rules")
+    return board
 
 
 def _show(visitor: Visitor | None) -> list:
     pack = handling.there(visitor).pack
-    board = read(pack)
+    command = f"`python -m sod_core evaluate --pack {pack.manifest.name} --store`"
+    try:
+        board, problem = read(pack), f"Nothing is stored for {pack.manifest.title}; {command} does it."
+    except ValueError as error:
+        board, problem = None, f"{error}. {command} measures anew."
     if board is None:
-        command = f"python -m sod_core evaluate --pack {pack.manifest.name} --store"
-        return [
-            f"Nothing is stored for {pack.manifest.title}; `{command}` does it.",
-            [],
-            None,
-            gr.DownloadButton(visible=False),
-        ]
+        return [problem, [], None, gr.DownloadButton(visible=False)]
     settings, data = board["settings"], f"{board['images']} images ({board['data']})"
     note = (
         f"**{pack.manifest.title}**: {data}, layer {settings['layer']}, mode {settings['mode']}, alpha up to "
-        f"{settings['max_alpha']:g}. Click a row to see the model in the Restore tab, at the alpha where it peaks."
+        f"{settings['max_alpha']:g}. Click a row to see the model in the Restore tab, at the alpha where it peaks; "
+        "to sort, point at a column's head and open its ⋮. "
+        f"{report.caution(board['rows'])}"
     )
-    return [note, cells(board, pack), figures.scores(board["rows"]), gr.DownloadButton(value=_csv(board), visible=True)]
+    download = gr.DownloadButton(value=_csv(board), visible=True)
+    return [note, cells(board, pack), figures.scoreboard(board["rows"]), download]
 
 
 def cells(board: dict[str, Any], pack: Pack) -> list[list]:
@@ -90,17 +99,17 @@ def cells(board: dict[str, Any], pack: Pack) -> list[list]:
         experts = row["scores"]["experts"]
         interval = "" if r["experts"] is None else f"{experts['low']:.2f} to {experts['high']:.2f}"
         probe = max((value for value in row["probe"].values() if value is not None), default=None)
-        numbers = [r[name] for name in ("random", "matched", "cls_copy", "patches", "all")]
+        numbers = [r[name] for name in CONTROLS]
         found.append(
             [
                 TITLES.get(row["method"], row["method"]),
                 row["target"],
+                row["verdict"],
                 _rounded(row["unlearned"]),
                 _rounded(row["retain_unlearned"]),
                 _rounded(r["experts"]),
                 interval,
-                *(_rounded(value) for value in (*numbers, row["overshoot"], probe)),
-                row["verdict"],
+                *(_rounded(value) for value in (*numbers, row["overshoot"], row["readout"], probe)),
                 _rounded(seconds.get(row["id"]), 0),
                 row["id"],
             ]
@@ -123,8 +132,17 @@ def _rules() -> str:
     return (
         f"**Verdict**: the experts' R less the better of *random* and *matched*; from {scores.SUPPRESSED} on "
         f"*suppressed*, below {scores.DELETED} *deleted*, between them *partly*. R = (restored - unlearned) / "
-        "(original - unlearned) on the forgotten class, every edit at the alpha that suits it best. *overshoot*: R of "
-        f"the experts up to alpha {ALPHAS[-1]:g}. *probe*: how well a linear classifier reads the class in the "
-        "unlearned model's CLS tokens (balanced accuracy, best layer; 0.5 is chance). A model retrained without the "
-        "class is the yardstick: where a control restores even that one, what it says of the others is worth nothing."
+        "(original - unlearned) on the forgotten class, every edit at the alpha that suits it best. Two verdicts are "
+        f"for what no edit at this layer can show. *{scores.SUPPRESSED_AFTER}*: R is not enough for *suppressed*, but "
+        "the original's own later blocks still find the class in this model's hidden state (*readout*, at least "
+        f"{scores.SUPPRESSED} more than in a model retrained without the class): it is there, and only later blocks "
+        f"hide it. *{scores.CANNOT_TELL}*: that is not so either, and no edit, not even the original's whole state "
+        f"(*R copied state*), restores {scores.DELETED}: what follows this layer does not listen to it; look at the "
+        "probe, and evaluate another layer.\n\n"
+        f"*overshoot*: R of the experts up to alpha {ALPHAS[-1]:g}. *readout*: the original's later blocks run on the "
+        "unlearned model's hidden state; share of the class's images that they name rightly, less the share of the "
+        "others that they take for it (1 all there, 0 chance). *probe*: how well a linear classifier reads the class "
+        "in the unlearned model's CLS tokens (balanced accuracy, best layer; 0.5 is chance). It is high in a model "
+        "retrained without the class, too, so it decides nothing. That model is the yardstick: where a control "
+        "restores even that one, what it says of the others is worth nothing."
     )

@@ -155,7 +155,8 @@ class Visitor:
     def add_model(self, path: Path, title: str, target_class: int | None) -> str:
         """Takes a checkpoint into this visitor's list, measured on the examples; returns its id.
 
-        Without `target_class` it is the class whose examples the model has lost most of. Raises PackError.
+        Without `target_class` it is the class whose examples the model has lost most of. Another file of the same name
+        gets another id; the same file again replaces itself. Raises PackError.
         """
         model = self.pack.model_at(path)
         forget = retain = None
@@ -164,6 +165,9 @@ class Visitor:
             forget, retain = self.pack.accuracy_on_examples(model, target_class)
         elif target_class is None:
             raise PackError("say which class this model forgot: there are no example images to find out")
+        others = [id for id, entry in self._own_models.items() if entry.file != str(path)]
+        names = [title, *(f"{title} ({number})" for number in range(2, len(others) + 2))]
+        title = next(name for name in names if f"own-{name}-{target_class}" not in others)
         id = f"own-{title}-{target_class}"
         measured = f"{len(self.pack.examples())} examples"
         self._own_models[id] = UnlearnedEntry(
@@ -172,9 +176,12 @@ class Visitor:
         return id
 
     def _most_lost(self, model: nn.Module) -> int:
+        """Raises PackError where nothing is lost."""
         labels = torch.tensor([example.label for example in self.pack.examples()])
         before = self.pack.example_predictions(self.pack.original()) == labels
         lost = before & (self.pack.example_predictions(model) != labels)
+        if not lost.any():
+            raise PackError("say which class this model forgot: it still names every example that the original does")
         return int(labels[lost].bincount(minlength=len(self.pack.manifest.classes)).argmax())
 
     def _choose_first_model(self) -> None:
@@ -292,7 +299,11 @@ class Visitor:
 
     def measure(self, controls: Controls, version: int) -> list[Curve] | None:
         """Computes what `curves` gives, one curve at a time; None if the visitor asked for something else meanwhile."""
-        for key, edit in self._edits(controls).items():
+        with self.lock:  # a change of model counts the version up first: not while it still has the old one's experts
+            if self.version != version:
+                return None
+            edits = self._edits(controls)
+        for key, edit in edits.items():
             with self.lock:
                 if self.version != version:
                     return None

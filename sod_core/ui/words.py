@@ -16,6 +16,7 @@ MODE_TITLES = {
     "direct_injection": "Direct injection (reference code)",
     "add": "Add (reference code)",
     "cls_copy": "Copy CLS (control)",
+    "state_copy": "Copy the whole state (control)",
 }
 FEATURE_TITLES = {
     "experts": "experts of the class",
@@ -33,6 +34,8 @@ _MODE_NOTES = {
     "add": "As the released code: adds alpha times the projected latents, and the SAE's bias. Alpha 0 is not the "
     "identity.",
     "cls_copy": "No features at all: CLS is pulled to the original's. What it restores, no feature can claim.",
+    "state_copy": "No features at all: every edited token is pulled to the original's. Where even this restores "
+    "nothing, later blocks do not listen to this layer.",
 }
 
 
@@ -46,7 +49,7 @@ def model_name(entry: UnlearnedEntry, manifest: Manifest) -> str:
 def model_note(entry: UnlearnedEntry, manifest: Manifest) -> str:
     """Its forget and retain accuracy."""
     if entry.forget_accuracy is None or entry.retain_accuracy is None:
-        return "Forget and retain accuracy are not part of this pack."
+        return "Forget and retain accuracy were not measured."
     name = manifest.classes[entry.target_class]
     forget, retain = f"{entry.forget_accuracy:.1%}", f"{entry.retain_accuracy:.1%}"
     return f"Forget accuracy ({name}) **{forget}**, retain accuracy (the others) **{retain}**, on {entry.measured_on}."
@@ -73,8 +76,9 @@ def verdict(
     """
     by_key = {curve.key: curve for curve in curves}
     now = f"Now: {found.restored[index].item():.0%} {target}."
-    if controls.mode == "cls_copy":
-        return f"### Copying CLS, no features: {_returns(by_key['cls_copy'], target)}.\n{now}"
+    if FIDELITY[controls.mode] == "control":
+        copied = "CLS" if controls.mode == "cls_copy" else "the hidden state"
+        return f"### Copying {copied}, no features: {_returns(by_key['experts'], target)}.\n{now}"
     if label != target:
         whose = "Your image" if label is None else f"This {label}"
         at = by_key["experts"].returns_at

@@ -1,7 +1,7 @@
 """Bad teacher: on the forget set the student learns from a ViT that knows nothing, on the retain set from the original.
 
 Source: Chundawat et al. 2023, "Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks Using an Incompetent
-Teacher", equation 3; their repository, vikram2000b/bad-teaching-unlearning, unlearn.py (`UnlearnerLoss`).
+Teacher"; their repository, vikram2000b/bad-teaching-unlearning, unlearn.py (`UnlearnerLoss`).
 
     loss = mean over the images of KL(teacher(x) || student(x)), both softened by temperature T
     teacher: a randomly initialised ViT for images of the forget set, the original for those of the retain set

@@ -1,7 +1,7 @@
 """Boundary shrink: every image of the forget set is learned as the wrong class that lies nearest to it.
 
 Source: Chen et al. 2023, "Boundary Unlearning: Rapid Forgetting of Deep Networks via Shifting the Decision Boundary",
-section 4.1, equations 2 and 3.
+its Boundary Shrink.
 
     x' = x + bound * sign(gradient at x of CE(original(x), class))      (FGSM)
     y' = the class that the original gives x'

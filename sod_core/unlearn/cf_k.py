@@ -1,6 +1,6 @@
 """CF-k: only the last k blocks are trained on, on the retain set, and the class is left to be forgotten.
 
-Source: Goel et al. 2022, "Towards Adversarial Evaluations for Inexact Machine Unlearning", section 4
+Source: Goel et al. 2022, "Towards Adversarial Evaluations for Inexact Machine Unlearning"
 ("catastrophically forgetting the last k layers").
 """
 

@@ -1,6 +1,6 @@
 """EU-k: the last k blocks are thrown away and trained again from scratch, on the retain set.
 
-Source: Goel et al. 2022, "Towards Adversarial Evaluations for Inexact Machine Unlearning", section 4 ("exactly
+Source: Goel et al. 2022, "Towards Adversarial Evaluations for Inexact Machine Unlearning" ("exactly
 unlearning the last k layers": as CF-k, but the layers start from a random initialisation).
 """
 

@@ -1,6 +1,6 @@
 """Fine-tuning: training goes on on the retain set alone, and the class is left to be forgotten.
 
-Sources: Golatkar, Achille, Soatto 2020, "Eternal Sunshine of the Spotless Net", section 6 (baseline "Fine-tune": on
+Sources: Golatkar, Achille, Soatto 2020, "Eternal Sunshine of the Spotless Net" (baseline "Fine-tune": on
 the remaining data, with a slightly larger learning rate); Warnecke et al. 2023, "Machine Unlearning of Features and
 Labels".
 """

@@ -1,7 +1,7 @@
 """Gradient ascent: the loss on the forget set is driven up, and nothing holds the other classes.
 
 Sources: Graves, Nagisetty, Ganesh 2021, "Amnesiac Machine Learning" (learning is undone by opposite updates); Thudi et
-al. 2022, "Unrolling SGD: Understanding Factors Influencing Machine Unlearning", section 5 (a step of gradient ascent).
+al. 2022, "Unrolling SGD: Understanding Factors Influencing Machine Unlearning" (a step of gradient ascent).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """SCRUB: the student moves away from the original on the forget set, and stays with it on the retain set, by turns.
 
-Source: Kurmanji et al. 2023, "Towards Unbounded Machine Unlearning", equation 3 and algorithm 1; their repository,
+Source: Kurmanji et al. 2023, "Towards Unbounded Machine Unlearning"; their repository,
 meghdadk/SCRUB, thirdparty/repdistiller/helper/loops.py (`train_distill`).
 
     d(x) = KL(teacher(x) || student(x)), both softened by temperature T, times T^2

@@ -1,7 +1,7 @@
 """SSD: weights that matter much more to the forget set than to all of the training set are dampened, in one shot.
 
 Source: Foster, Schoepf, Brintrup 2024, "Fast Machine Unlearning Without Retraining Through Selective Synaptic
-Dampening", equations 4 to 6; their repository, if-loops/selective-synaptic-dampening, src/ssd.py (`calc_importance`,
+Dampening"; their repository, if-loops/selective-synaptic-dampening, ssd.py (`calc_importance`,
 `modify_weight`).
 
     I_S(w) = mean over the batches of S of (gradient of CE at w)^2      (the Fisher information's diagonal)

@@ -1,6 +1,6 @@
 """UNSIR: noise that is as unlike the class as can be is learned as the class (impair), then the others again (repair).
 
-Source: Tarun et al. 2023, "Fast Yet Effective Machine Unlearning", equations 2 and 3 and algorithm 1; their repository,
+Source: Tarun et al. 2023, "Fast Yet Effective Machine Unlearning" (UNSIR); their repository,
 vikram2000b/Fast-Machine-Unlearning, Machine Unlearning.ipynb.
 
     noise = argmin over N of  -CE(original(N), class) + penalty * mean over the images of |N|^2
