@@ -1,4 +1,4 @@
-"""`python -m sod_core erase`: single images, the benchmark with what it writes and resumes, statistics, and mistakes."""
+"""`python -m sod_core erase`: images, the benchmark with what it writes and resumes, statistics, and mistakes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,161 @@
+"""The Erase tab in a browser: drawing, heat by step, all objects, cancelling, and two visitors at once."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Server, chromium, serving
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+
+from sod_core.ui import erase_figures, erase_tab
+
+PATIENCE = 60_000
+
+
+@pytest.fixture(scope="module")
+def doodles(pack_folder: Path, erase_folder: Path, tmp_path_factory) -> Iterator[Server]:
+    """app.py on the restore pack `fruit` and the diffusion pack `doodles`."""
+    folder = tmp_path_factory.mktemp("erase-server")
+    shutil.copytree(pack_folder, folder / "packs" / "fruit")
+    shutil.copytree(erase_folder, folder / "packs" / "doodles")
+    with serving(folder / "packs", folder, TMPDIR=str(folder)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=PATIENCE)
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, doodles: Server) -> Iterator[Page]:
+    wrong: list[str] = []
+    page = browser.new_page(viewport={"width": 1500, "height": 1200})
+    page.set_default_timeout(PATIENCE)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    open_tab(page, doodles)
+    yield page
+    page.close()
+    assert not wrong
+
+
+def open_tab(page: Page, server: Server) -> None:
+    page.goto(server.url)
+    page.get_by_role("tab", name="Erase").click()
+    choose(page, "#erase-pack", "Doodles")
+    expect(prompt(page)).to_have_value("An image of sun in Van Gogh style.")
+
+
+def choose(page: Page, menu: str, entry: str) -> None:
+    page.locator(f"{menu} input").click()
+    page.get_by_role("option", name=entry, exact=True).click()
+
+
+def prompt(page: Page):
+    return page.locator("#erase-prompt textarea")
+
+
+def generate(page: Page) -> None:
+    page.locator("#erase-generate").click()
+    expect(page.locator("#erase-headline h3")).to_be_visible()
+    expect(page.locator("#erase-generate")).to_be_visible()
+    expect(page.locator("#erase-preview .sod-preview")).to_have_count(0)
+
+
+def test_a_visitor_draws_with_and_without_a_concept(page: Page) -> None:
+    choose(page, "#erase-object", "dog")
+    expect(prompt(page)).to_have_value("An image of dog in Van Gogh style.")
+    choose(page, "#erase-style", "no style")
+    expect(prompt(page)).to_have_value("An image of dog.")
+    expect(page.locator("#erase-factor input[type=number]")).to_have_value("-10")  # -20, held by the slider's end
+    generate(page)
+    expect(page.locator("#erase-headline")).to_contain_text("dog erased")
+    expect(page.locator("#erase-pictures img")).to_have_count(2)
+    sources = page.eval_on_selector_all("#erase-pictures img", "all => all.map(i => i.src)")
+    assert sources[0] != sources[1]
+    expect(page.locator("#erase-heat svg rect")).to_have_count(16)
+    expect(page.locator("#erase-bars .js-plotly-plot .bars path").first).to_be_visible()
+    before = page.locator("#erase-heat").inner_html()
+    step = page.locator(".gradio-container").get_by_label("Denoising step", exact=False).locator("visible=true").first
+    step.fill("1" if "at step 1" not in before else "0")
+    step.press("Enter")
+    expect(page.locator("#erase-heat .sod-title")).to_contain_text(re.compile("at step [01]"))
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Settings (JSON)").click()
+    saved = json.loads(Path(download.value.path()).read_text())
+    assert saved["prompt"] == "An image of dog." and saved["settings"]["concepts"] == ["dog"]
+    with page.expect_download() as download:
+        page.get_by_role("button", name="GIF").click()
+    assert Image.open(download.value.path()).n_frames == 2
+
+
+def test_all_objects_are_shown_before_and_after(page: Page) -> None:
+    page.locator("#erase-grid").click()
+    expect(page.locator(".sod-objects figure")).to_have_count(3)
+    expect(page.locator(".sod-objects img")).to_have_count(6)
+
+
+def test_without_a_concept_nothing_changes_and_without_a_prompt_nothing_is_drawn(page: Page) -> None:
+    page.locator("#erase-concepts").get_by_label("Remove").first.click()
+    generate(page)
+    expect(page.locator("#erase-headline")).to_contain_text("Nothing is erased")
+    sources = page.eval_on_selector_all("#erase-pictures img", "all => all.map(i => i.src)")
+    prompt(page).fill(" ")
+    page.locator("#erase-generate").click()
+    expect(page.get_by_text("write a prompt, or choose an object")).to_be_visible()
+    expect(page.locator("#erase-generate")).to_be_visible()
+    assert page.eval_on_selector_all("#erase-pictures img", "all => all.map(i => i.src)") == sources
+
+
+def test_a_drawing_can_be_cancelled_and_the_next_one_works(page: Page) -> None:
+    page.get_by_role("button", name="Advanced").locator("visible=true").click()
+    steps = page.locator(".gradio-container").get_by_label("Denoising steps", exact=False).locator("visible=true").first
+    steps.fill("100")
+    steps.press("Enter")
+    page.locator("#erase-generate").click()
+    page.locator("#erase-cancel").click()
+    expect(page.locator("#erase-generate")).to_be_visible()
+    expect(page.locator("#erase-preview .sod-preview")).to_have_count(0)
+    assert page.locator("#erase-headline h3").count() == 0
+    steps.fill("2")
+    steps.press("Enter")
+    generate(page)
+
+
+def test_two_visitors_see_their_own(browser: Browser, doodles: Server) -> None:
+    pages = [browser.new_page() for _ in range(2)]
+    for page, name in zip(pages, ("dog", "cat")):
+        page.set_default_timeout(PATIENCE)
+        open_tab(page, doodles)
+        choose(page, "#erase-object", name)
+        expect(prompt(page)).to_have_value(f"An image of {name} in Van Gogh style.")
+    for page in pages:
+        page.locator("#erase-generate").click()
+    for page, name in zip(pages, ("dog", "cat")):
+        expect(page.locator("#erase-headline")).to_contain_text(f"{name} erased")
+        page.close()
+
+
+def test_controls_are_read_with_care() -> None:
+    good = ["x", ["cat"], "one", -1, "exact", 0, 99, False, 25, 4, 7]
+    assert erase_tab.read(tuple(good)).seed == 7
+    assert erase_tab.read(tuple([*good[:8], 10_000, 4, 7])).steps == 100
+    for place, value, said in ((0, " ", "prompt"), (6, None, "percentile"), (10, None, "seed")):
+        with pytest.raises(ValueError, match=said):
+            erase_tab.read(tuple([*good[:place], value, *good[place + 1 :]]))
+
+
+def test_judge_bars_mark_what_is_erased() -> None:
+    rows = {"object": [{"cat": 0.9, "dog": 0.1}, {"cat": 0.2, "dog": 0.8}]}
+    figure = erase_figures.judge_bars(rows, ("cat",))
+    assert [list(trace.y) for trace in figure.data] == [[0.9, 0.1], [0.2, 0.8]]
+    assert list(figure.data[0].x) == ["<b>▸ cat</b>", "dog"]
+    assert erase_figures.judge_bars({}, ("cat",)) is None
