@@ -13,6 +13,8 @@ from ..packs.find import folders, shared_erase_pack
 
 NO_STYLE = "no style"
 FACTOR = "factor: the concept's latents are multiplied by it (1 nothing, 0 removed, below 0 turned against it)"
+LEAST = -10
+"""The slider's lower end, unless a pack's best factor lies below it."""
 SIDE = 420
 """Pixels that a picture is shown with at least."""
 
@@ -73,7 +75,7 @@ def layout(first: str) -> Panel:
             concepts = gr.Dropdown(
                 list(m.concepts), multiselect=True, label="Concepts to erase", elem_id="erase-concepts"
             )
-            factor = gr.Slider(-10, 1, value=-1, step=0.1, label=FACTOR, elem_id="erase-factor")
+            factor = gr.Slider(LEAST, 1, value=-1, step=0.1, label=FACTOR, elem_id="erase-factor")
             with gr.Row():
                 generate = gr.Button("Generate", variant="primary", elem_id="erase-generate")
                 cancel = gr.Button("Cancel", elem_id="erase-cancel", visible=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import queue
 import tempfile
 import threading
@@ -196,14 +197,13 @@ def _found_best(name: str, sae: str, concepts: list[str]) -> list:
     return [_factor(pack, sae, concepts[0], setting), setting.percentile]
 
 
-def _factor(pack: ErasePack, sae: str, concept: str, setting: ConceptSetting) -> float:
-    """What the slider shows: the setting's factor, or the one that its multiplier has on average."""
-    if setting.factor is not None:
-        return setting.factor
-    statistics = pack.statistics(sae)
-    if statistics is None:
-        return -1.0
-    return round(erase.factor_for(statistics, concept, setting.multiplier, setting.percentile), 1)
+def _factor(pack: ErasePack, sae: str, concept: str, setting: ConceptSetting) -> gr.Slider:
+    """The setting's factor, or the one that its multiplier has on average; the slider's scale reaches it."""
+    factor, statistics = setting.factor, pack.statistics(sae)
+    if factor is None and statistics is not None:
+        factor = erase.factor_for(statistics, concept, setting.multiplier, setting.percentile)
+    factor = -1.0 if factor is None else factor
+    return gr.Slider(value=round(factor, 1), minimum=min(panels.LEAST, math.floor(factor)))
 
 
 # ------------------------------------------------------------ drawing
