@@ -61,6 +61,8 @@ class Builder:
             figures = getattr(self, f"_{stage}")()
             figures.setdefault("seconds", time.monotonic() - started)
             record.write_json(figures, path)
+            for file in self.out.rglob("*.safetensors"):
+                file.chmod(0o644)  # safetensors makes files that only their owner may read
 
     # ------------------------------------------------------------ stages
 
@@ -95,16 +97,22 @@ class Builder:
         return figures
 
     def _unet(self) -> dict:
-        from diffusers import StableDiffusionPipeline
-
         recipe, vae = train_unet.Recipe(), self._stored_vae()
         tokenizer = train_unet.new_tokenizer(prompts.all_forms(canvas.OBJECTS, canvas.STYLES))
         trained = train_unet.train(self._latents(vae), tokenizer, recipe, self.work / "unet.ckpt")
+        self._save_pipeline(trained.unet, trained.text_encoder, tokenizer)
+        parameters = sum(p.numel() for p in trained.unet.parameters())
+        return {"recipe": asdict(recipe), "parameters": parameters, "seconds": trained.seconds}
+
+    def _save_pipeline(self, unet: nn.Module, text_encoder: nn.Module, tokenizer) -> None:
+        """The pipeline in half precision, as diffusers lays it out, and pack.json."""
+        from diffusers import StableDiffusionPipeline
+
         pipeline = StableDiffusionPipeline(
-            vae=vae,
-            text_encoder=trained.text_encoder,
+            vae=self._stored_vae(),
+            text_encoder=text_encoder,
             tokenizer=tokenizer,
-            unet=trained.unet,
+            unet=unet,
             scheduler=train_unet.new_scheduler(),
             safety_checker=None,
             feature_extractor=None,
@@ -112,8 +120,6 @@ class Builder:
         )
         pipeline.to(torch.float16).save_pretrained(self.out / "pipeline", safe_serialization=True)
         self._write_manifest()
-        parameters = sum(p.numel() for p in trained.unet.parameters())
-        return {"recipe": asdict(recipe), "parameters": parameters, "seconds": trained.seconds}
 
     def _drawn(self) -> dict:
         pack = ErasePack(self.out, self.device)

@@ -97,12 +97,26 @@ def new_unet() -> nn.Module:
 
 
 def new_tokenizer(texts: list[str]):
-    """A CLIPTokenizer that has whole words for those of `texts` and spells all others."""
-    from transformers import CLIPTokenizer
+    """A CLIPTokenizer that has whole words for those of `texts` and spells all others; always the same.
 
-    trained = CLIPTokenizer().train_new_from_iterator(texts * 10, vocab_size=1000)
-    trained.model_max_length = TOKENS
-    return trained
+    A word becomes whole from its left: "c a", "ca t</w>". Long words come first, so that no short word's merge breaks
+    them up. (Learned merges are no choice: words that are equally frequent get another number in every run.)
+    """
+    from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    words = {word for text in texts for word in text.lower().replace(".", " . ").split()}
+    merges: dict[tuple[str, str], None] = {}
+    for word in sorted(words, key=lambda word: (-len(word), word)):
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            merges[parts[0], parts[1]] = None
+            parts[:2] = [parts[0] + parts[1]]
+    vocabulary = [*letters, *(letter + "</w>" for letter in letters), *dict.fromkeys(a + b for a, b in merges)]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    ids = {word: place for place, word in enumerate(vocabulary)}
+    return CLIPTokenizer(vocab=ids, merges=list(merges), model_max_length=TOKENS)
 
 
 def new_text_encoder(tokenizer) -> nn.Module:
