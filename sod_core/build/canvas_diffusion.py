@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import erase_benchmark, erase_images, judges, torchvision_guard, unlearncanvas
+from .. import erase_benchmark, erase_images, judges, unlearncanvas
 from ..erase import Settings
 from ..packs.erase_manifest import KIND
 from ..packs.erase_pack import ErasePack
@@ -44,7 +44,6 @@ class Builder:
     """Where things are, and the images that the stages share."""
 
     def __init__(self, out: Path, work: Path, device: torch.device):
-        torchvision_guard.install()  # before diffusers imports torchvision
         self.out, self.work, self.device = out, work, device
         (out / "figures").mkdir(parents=True, exist_ok=True)
         work.mkdir(parents=True, exist_ok=True)

@@ -26,10 +26,12 @@ UNSUPERVISED, SUPERVISED = "unsupervised", "supervised"
 class Search:
     """Which settings are tried for each concept, and on how many images."""
 
-    factors: tuple[float, ...] = (0.0, -0.5, -1.0, -2.0, -4.0, -8.0)
+    factors: tuple[float, ...] = (0.0, -1.0, -2.0, -4.0, -8.0)
     percentiles: tuple[float, ...] = (99.9,)
     """Of the scores: with 1,024 latents, 99.9 selects two and 99.6 five."""
-    seeds: tuple[int, ...] = (9001, 9002)
+    seeds: tuple[int, ...] = (9001,)
+    steps: int = 15
+    """Denoising steps of the search's images."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,13 @@ class Plan:
     recipe: Recipe = Recipe()
     supervision: Supervision = Supervision()
     searches: dict[str, Search] = field(
-        default_factory=lambda: {SUPERVISED: Search(), UNSUPERVISED: Search(percentiles=(99.9, 99.6))}
+        default_factory=lambda: {
+            SUPERVISED: Search(),
+            UNSUPERVISED: Search(factors=(0.0, -1.0, -3.0, -8.0), percentiles=(99.9, 99.6)),
+        }
     )
     """An unsupervised SAE spreads a concept over several latents, so more of them are tried."""
-    train_seeds: int = 10
+    train_seeds: int = 6
     """Images drawn of each prompt for training."""
     held_out_seeds: int = 1
     """Images of each prompt that the report is measured on."""
@@ -109,7 +114,7 @@ class Maker:
 
     def _search(self, id: str) -> dict:
         """Writes settings.json; returns what every setting gave, by concept."""
-        found = search(self.pack, id, self.plan.searches[id], self.plan.gathering, tqdm)
+        found = search(self.pack, id, self.plan.searches[id], self.plan.gathering.guidance, tqdm)
         best = {name: max(tried, key=worth) for name, tried in found.items()}
         settings = {name: {"percentile": t["percentile"], "factor": t["factor"]} for name, t in best.items()}
         path = self.pack.manifest.folder / "sae" / id / "settings.json"
@@ -122,7 +127,7 @@ def worth(tried: dict) -> float:
     return (tried["ua"] + tried["ira"] + tried["cra"]) / 3
 
 
-def search(pack: ErasePack, id: str, how: Search, drawing: Gathering, told: Callable) -> dict[str, list[dict]]:
+def search(pack: ErasePack, id: str, how: Search, guidance: float, told: Callable) -> dict[str, list[dict]]:
     """Every concept erased with every setting, exact fidelity, a few images each: [{percentile, factor, ua, ira, cra}].
 
     The images: the concept in every style, and every other object in two styles, for each seed.
@@ -134,7 +139,7 @@ def search(pack: ErasePack, id: str, how: Search, drawing: Gathering, told: Call
         wanted = _search_images(pack, name, how.seeds)
         setting = ConceptSetting(percentile, factor=factor)
         edit = erase_images.settings(pack, id, (name,), "exact", setting)
-        images = erase_images.draw(pack, wanted, drawing.steps, drawing.guidance, id, edit)
+        images = erase_images.draw(pack, wanted, how.steps, guidance, id, edit)
         result = unlearncanvas.count(name, wanted, images, pack.judge("object"), pack.judge("style"))
         found[name].append(
             {"percentile": percentile, "factor": factor, "ua": result.ua, "ira": result.ira, "cra": result.cra}

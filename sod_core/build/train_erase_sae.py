@@ -25,7 +25,7 @@ from .activations import Activations
 class Recipe:
     latents: int = 1024
     k: int = 16
-    steps: int = 4000
+    steps: int = 2000
     images: int = 32
     """Images (at one denoising step each) in a batch: all their tokens are seen."""
     lr: float = 2e-3
@@ -39,7 +39,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Supervision:
-    steps: int = 3000
+    steps: int = 1500
     lr: float = 1e-3
     weight: float = 0.1
     """Of the cross-entropy, beside the reconstruction error as a share of the variance."""
