@@ -154,6 +154,7 @@ class Builder:
                 row = {"sae": id, "fidelity": fidelity} | unlearncanvas.mean(results)
                 by_concept = {r.concept: {"ua": r.ua, "ira": r.ira, "cra": r.cra} for r in results}
                 figures["rows"].append(row | {"by_concept": by_concept})
+        print("\n".join(table(figures)))
         return figures
 
     def _benchmark(self, pack: ErasePack, id: str, fidelity: str, wanted: list) -> list[unlearncanvas.ConceptResult]:
@@ -253,3 +254,12 @@ def _accuracy(judge: judges.Judge, pixels: np.ndarray, labels: np.ndarray) -> fl
 
 def _stored(value: Tensor) -> Tensor:
     return (value.half() if value.is_floating_point() else value).contiguous()
+
+
+def table(figures: dict) -> list[str]:
+    """Markdown of figures/erased.json, in percent: a row for every SAE and fidelity."""
+    lines = ["| SAE | fidelity | UA | IRA | CRA |", "|---|---|---|---|---|"]
+    for row in figures["rows"]:
+        shares = " | ".join(f"{100 * row[name]:.1f}" for name in ("ua", "ira", "cra"))
+        lines.append(f"| {row['sae']} | {row['fidelity']} | {shares} |")
+    return lines
