@@ -251,11 +251,11 @@ def generate(
 ) -> Generated:
     """The order's images before and after the erasure; without concepts both are the same, generated once.
 
-    `together` runs both in one batch, which takes twice the memory. `on_step` is called after every pass of the
+    `together` runs both in one batch, which takes twice the memory; where that is not there, they run apart all the
+    same. `on_step` is called after every pass of the
     UNet, in this thread, and may raise Cancelled; so does this where `cancel` is set. Raises ValueError for an unknown
     concept or hook point.
     """
-    images = len(order.seeds)
 
     def tell(progress: Progress) -> None:
         if on_step is not None:
@@ -265,15 +265,28 @@ def generate(
         if erasing is None or not erasing.settings.concepts:
             same = _run(pipeline, order, 1, lambda i, n, clean: tell(Progress(i, n, clean, clean)), cancel)
             return Generated(same, same, None)
-        edit = _Edit(erasing, order, copies=2 if together else 1, heat=heat)
         if together:
-            with hooked(pipeline, erasing.hook_point, edit) as moment:
-                both = _run(pipeline, order, 2, lambda i, n, clean: tell(Progress(i, n, *clean.split(images))), cancel)
-            before, after = both[:images], both[images:]
-        else:
-            before = _run(pipeline, order, 1, lambda i, n, clean: tell(Progress(i, 2 * n, clean, None)), cancel)
-            with hooked(pipeline, erasing.hook_point, edit) as moment:
-                after = _run(pipeline, order, 1, lambda i, n, clean: tell(Progress(n + i, 2 * n, None, clean)), cancel)
+            try:
+                return _both(pipeline, order, erasing, heat, tell, cancel)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+        return _apart(pipeline, order, erasing, heat, tell, cancel)
+
+
+def _both(pipeline, order: Order, erasing: Erasing, heat: bool, tell: Callable, cancel) -> Generated:
+    """In one batch: unedited, then edited."""
+    images, edit = len(order.seeds), _Edit(erasing, order, copies=2, heat=heat)
+    with hooked(pipeline, erasing.hook_point, edit) as moment:
+        both = _run(pipeline, order, 2, lambda i, n, clean: tell(Progress(i, n, *clean.split(images))), cancel)
+    return Generated(both[:images], both[images:], edit.heat_map(moment.size) if heat else None)
+
+
+def _apart(pipeline, order: Order, erasing: Erasing, heat: bool, tell: Callable, cancel) -> Generated:
+    """In two batches, one after the other."""
+    edit = _Edit(erasing, order, copies=1, heat=heat)
+    before = _run(pipeline, order, 1, lambda i, n, clean: tell(Progress(i, 2 * n, clean, None)), cancel)
+    with hooked(pipeline, erasing.hook_point, edit) as moment:
+        after = _run(pipeline, order, 1, lambda i, n, clean: tell(Progress(n + i, 2 * n, None, clean)), cancel)
     return Generated(before, after, edit.heat_map(moment.size) if heat else None)
 
 

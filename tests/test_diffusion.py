@@ -104,6 +104,20 @@ def test_one_batch_or_two(tiny_pipeline, erasing):
     assert all((at.after is None) == (at.step <= 4) and (at.before is None) == (at.step > 4) for at in seen)
 
 
+def test_without_memory_for_both_they_run_apart(tiny_pipeline, erasing, monkeypatch):
+    whole, run = generate(tiny_pipeline, ORDER, erasing), diffusion._run
+
+    def short_of_memory(pipeline, order, copies, *rest):
+        if copies == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(pipeline, order, copies, *rest)
+
+    monkeypatch.setattr(diffusion, "_run", short_of_memory)
+    found = generate(tiny_pipeline, ORDER, erasing)
+    assert distance(found.before, whole.before) <= 1 and distance(found.after, whole.after) <= 1
+    assert hooks(tiny_pipeline) == 0
+
+
 def test_the_last_preview_is_the_image(tiny_pipeline, erasing):
     seen: list[Progress] = []
     found = generate(tiny_pipeline, ORDER, erasing, on_step=seen.append)

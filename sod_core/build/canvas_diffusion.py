@@ -126,12 +126,21 @@ class Builder:
         started = time.monotonic()
         found = erase_images.draw(pack, wanted, STEPS, GUIDANCE)
         seconds = (time.monotonic() - started) / len(wanted)
+        started = time.monotonic()
+        erase_images.draw(pack, wanted[:1], STEPS, GUIDANCE)
+        alone = time.monotonic() - started
         named = {what: pack.judge(what).probabilities(found).argmax(1) for what in ("object", "style")}
         right = {
             "object": [canvas.OBJECTS[n] == item.object for n, item in zip(named["object"], wanted)],
             "style": [canvas.STYLES[n] == item.style for n, item in zip(named["style"], wanted)],
         }
-        figures = {"images": len(wanted), "steps": STEPS, "guidance": GUIDANCE, "seconds_an_image_in_batches": seconds}
+        figures = {
+            "images": len(wanted),
+            "steps": STEPS,
+            "guidance": GUIDANCE,
+            "seconds_an_image_in_batches": seconds,
+            "seconds_of_one_image": alone,
+        }
         for what, names in (("object", canvas.OBJECTS), ("style", canvas.STYLES)):
             by_name = {
                 name: float(np.mean([r for r, item in zip(right[what], wanted) if getattr(item, what) == name]))

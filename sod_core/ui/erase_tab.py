@@ -253,8 +253,9 @@ def _generate(p: Panel, state: gr.State, name: str, *values: Any) -> Iterator[di
     try:
         for progress in drawing.progress():
             if progress.step % PREVIEW_STEPS == 0:
-                pictures = diffusion.decode(pack.pipeline(), torch.cat([progress.before, progress.after]))
-                drawing.frames.append(pictures)
+                known = [part for part in (progress.before, progress.after) if part is not None]
+                pictures = diffusion.decode(pack.pipeline(), torch.cat(known))
+                drawing.frames.append([pictures[0], pictures[-1]])
                 yield {p.preview: figures.preview(pictures, progress.step, progress.steps)}
         drawn = drawing.result()
     finally:
