@@ -75,6 +75,7 @@ def test_prompts_are_the_authors(tmp_path: Path) -> None:
         ({"pipeline": "../elsewhere"}, "outside"),
         ({"saes": [{"id": "a", "folder": "/etc"}]}, "outside"),
         ({"judges": {"mood": {}}}, "mood"),
+        ({"opening": {"object": "bird"}}, "opens on bird"),
     ],
 )
 def test_wrong_manifests_say_what_is_wrong(tmp_path: Path, changes: dict, said: str) -> None:

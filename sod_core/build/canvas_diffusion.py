@@ -233,6 +233,7 @@ class Builder:
             "pipeline": "pipeline",
             "hook_point": train_unet.HOOK_POINT,
             "sampling": {"steps": STEPS, "guidance": GUIDANCE},
+            "opening": {"object": "boat", "style": "watercolour"},
             "saes": [
                 {
                     "id": id,

@@ -61,6 +61,8 @@ class ErasePackManifest:
     """By what they judge, object and style; none where nobody has them."""
     steps: int
     guidance: float
+    opening: tuple[str, str | None]
+    """The object and the style that the tab opens on."""
     note: str
     """What a user has to know, such as where the pipeline comes from."""
 
@@ -146,8 +148,16 @@ def _parse(folder: Path, data: dict[str, Any]) -> ErasePackManifest:
         },
         steps=int(sampling.get("steps", 50)),
         guidance=float(sampling.get("guidance", 7.5)),
+        opening=_opening(data.get("opening", {}), concepts, styles),
         note=str(data.get("note", "")),
     )
+
+
+def _opening(item: dict[str, Any], concepts: tuple[str, ...], styles: tuple[str, ...]) -> tuple[str, str | None]:
+    object, style = item.get("object", concepts[-1]), item.get("style", styles[-1] if styles else None)
+    if object not in concepts or style not in (*styles, None):
+        raise ValueError(f"it opens on {object} in {style}, which it does not have")
+    return object, style
 
 
 def _sae(item: dict[str, Any]) -> SAEEntry:

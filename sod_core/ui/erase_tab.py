@@ -150,13 +150,13 @@ def _open(name: str) -> list:
     missing = pack.missing()
     if not missing:
         threading.Thread(target=_warm, args=(pack,), daemon=True).start()
-    object, style = m.concepts[-1], m.styles[-1] if m.styles else NO_STYLE
+    object, style = m.opening
     setting = pack.settings(m.saes[0].id).get(object, ConceptSetting(erase.Settings.percentile, factor=-1.0))
     return [
         "\n".join(f"* {line}" for line in missing),
         gr.Dropdown(list(m.concepts), value=object),
-        gr.Dropdown([NO_STYLE, *m.styles], value=style),
-        m.prompt(object, None if style == NO_STYLE else style),
+        gr.Dropdown([NO_STYLE, *m.styles], value=style or NO_STYLE),
+        m.prompt(object, style),
         gr.Dropdown(list(m.concepts), value=[object]),
         gr.Dropdown(panels.sae_choices(m), value=m.saes[0].id),
         _factor(pack, m.saes[0].id, object, setting),
