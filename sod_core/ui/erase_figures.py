@@ -106,7 +106,7 @@ def judge_bars(judged: dict[str, list[dict[str, float]]], concepts: Sequence[str
     """Each judge's probabilities before and after; an erased concept is marked. None without judges."""
     if not judged:
         return None
-    figure = make_subplots(cols=len(judged), subplot_titles=[f"judge of the {what}" for what in judged])
+    figure = make_subplots(cols=len(judged), subplot_titles=[f"{what} judge" for what in judged])
     for column, (before, after) in enumerate(judged.values(), 1):
         likeliest = sorted(before, key=lambda name: (name not in concepts, -max(before[name], after[name])))[:_NAMES]
         names = [name for name in before if name in likeliest]
@@ -119,7 +119,7 @@ def judge_bars(judged: dict[str, list[dict[str, float]]], concepts: Sequence[str
     figure.update_layout(barmode="group", bargap=0.22, bargroupgap=0.04, height=290)
     figure = calm(figure)
     figure.update_yaxes(range=[0, 1], tickformat=".0%", tickvals=[0, 0.5, 1])
-    return figure.update_layout(legend={"y": 1.12})
+    return figure.update_layout(legend={"y": 1.16}, margin={"t": 64})
 
 
 def object_rows(

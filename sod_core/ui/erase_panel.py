@@ -63,7 +63,7 @@ class Panel(NamedTuple):
 def layout(first: str) -> Panel:
     """Lays the components out in the current tab, filled for the pack that is opened first."""
     m = shared_erase_pack(first).manifest
-    with gr.Row(elem_classes="sod-main"):
+    with gr.Row(elem_classes="sod-main-erase"):
         with gr.Column(scale=4, min_width=300):
             choices = pack_choices()
             pack = gr.Dropdown(choices, value=first, label="Pack", visible=len(choices) > 1, elem_id="erase-pack")
@@ -80,23 +80,24 @@ def layout(first: str) -> Panel:
                 generate = gr.Button("Generate", variant="primary", elem_id="erase-generate")
                 cancel = gr.Button("Cancel", elem_id="erase-cancel", visible=False)
             grid = gr.Button(grid_label(m), elem_id="erase-grid", size="sm")
-            sae = gr.Dropdown(sae_choices(m), value=m.saes[0].id, label="Sparse autoencoder", elem_id="erase-sae")
-            fidelity = gr.Radio(
-                [("Exact", "exact"), ("Reference (released code)", "reference")], value="exact", label="Fidelity"
-            )
-            fidelity_note = gr.Markdown(elem_classes="sod-quiet")
-            with gr.Accordion("Advanced", open=False):
-                start_step = gr.Slider(0, 49, value=0, step=1, label="First denoising step that is edited")
-                percentile = gr.Number(
-                    Settings.percentile,
-                    minimum=0,
-                    maximum=100,
-                    label="Percentile: latents whose score lies above count",
+            with gr.Column(elem_classes="sod-later"):
+                sae = gr.Dropdown(sae_choices(m), value=m.saes[0].id, label="Sparse autoencoder", elem_id="erase-sae")
+                fidelity = gr.Radio(
+                    [("Exact", "exact"), ("Reference (released code)", "reference")], value="exact", label="Fidelity"
                 )
-                beta = gr.Checkbox(label="Scale by norms (beta) in place of the mean latent; reference only")
-                steps = gr.Slider(2, 100, value=m.steps, step=1, label="Denoising steps")
-                guidance = gr.Slider(0, 15, value=m.guidance, step=0.5, label="Guidance")
-                seed = gr.Number(0, precision=0, minimum=0, maximum=2**31, label="Seed")
+                fidelity_note = gr.Markdown(elem_classes="sod-quiet")
+                with gr.Accordion("Advanced", open=False):
+                    start_step = gr.Slider(0, 49, value=0, step=1, label="First denoising step that is edited")
+                    percentile = gr.Number(
+                        Settings.percentile,
+                        minimum=0,
+                        maximum=100,
+                        label="Percentile: latents whose score lies above count",
+                    )
+                    beta = gr.Checkbox(label="Scale by norms (beta) in place of the mean latent; reference only")
+                    steps = gr.Slider(2, 100, value=m.steps, step=1, label="Denoising steps")
+                    guidance = gr.Slider(0, 15, value=m.guidance, step=0.5, label="Guidance")
+                    seed = gr.Number(0, precision=0, minimum=0, maximum=2**31, label="Seed")
         with gr.Column(scale=9, min_width=320):
             headline = gr.Markdown(elem_id="erase-headline", elem_classes="sod-verdict")
             with gr.Row():
