@@ -65,7 +65,8 @@ def test_the_space_runs_what_is_tested(space):
 def test_the_card_names_every_repository_that_a_pack_fetches_from(space):
     models, datasets = set(), set()
     for pack in packs().values():
-        models |= {item["source"]["repo_id"] for item in [pack, *pack["unlearned"]] if "source" in item}
+        items = [pack, *pack.get("unlearned", []), *pack.get("saes", [])]
+        models |= {item["source"]["repo_id"] for item in items if "source" in item}
         datasets |= {pack["examples_source"]["repo_id"]} if "examples_source" in pack else set()
     assert (set(space["models"]), set(space["datasets"])) == (models, datasets)
 
