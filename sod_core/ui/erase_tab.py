@@ -29,8 +29,8 @@ PREVIEW_STEPS = 2
 """A preview is shown after every so many denoising steps."""
 PREFERRED = "canvas-diffusion"
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
-DRAWING = {"concurrency_limit": 1, "concurrency_id": "draw", "trigger_mode": "once", **QUIET}
-"""One drawing at a time on the server: the pipeline's scheduler and hook belong to one. Others wait in the queue."""
+DRAWING = {"concurrency_limit": None, "trigger_mode": "multiple", **QUIET}
+"""The pipeline's own lock has one drawing at a time."""
 FIDELITY_NOTES = {
     "exact": "The block's output plus what the edit changes; a factor of 1 changes nothing.",
     "reference": "As the released code: the SAE's error enters with its sign reversed, so that even a factor of 1 "
@@ -109,7 +109,7 @@ def _best(panel: Panel) -> dict:
 
 def _wire_drawing(panel: Panel, state: gr.State) -> None:
     p = panel
-    buttons = [p.generate, p.cancel, p.grid]
+    buttons, running = [p.generate, p.cancel, p.grid], gr.State(_Running())  # Gradio gives each page a copy
     shown = [state, *buttons, p.headline, p.preview, p.pictures, p.heat, p.step, p.curve, p.bars, p.png, p.gif, p.json]
 
     def undone(*_: Any) -> dict:
@@ -117,27 +117,20 @@ def _wire_drawing(panel: Panel, state: gr.State) -> None:
 
     for button in (p.generate, p.grid):
         button.click(lambda: figures.waiting("waiting for a turn to draw"), None, p.preview, queue=False, **QUIET)
-    drawing = gr.on(
+    gr.on(
         [p.generate.click, p.prompt.submit],
         handling.kept_stream(lambda *values: _generate(p, state, *values), undone),
-        [p.pack, *p.controls],
+        [running, p.pack, *p.controls],
         shown,
         **DRAWING,
     )
-    rows = p.grid.click(
+    p.grid.click(
         handling.kept_stream(lambda *values: _all_objects(p, *values), undone),
-        [p.pack, p.style, *p.controls],
+        [running, p.pack, p.style, *p.controls],
         [*buttons, p.rows, p.preview],
         **DRAWING,
     )
-    p.cancel.click(
-        lambda: [gr.Button(visible=True), gr.Button(visible=False), gr.Button(visible=True), ""],
-        None,
-        [*buttons, p.preview],
-        cancels=[drawing, rows],
-        queue=False,
-        **QUIET,
-    )
+    p.cancel.click(lambda running: running.stop(), running, None, queue=False, **QUIET)
 
 
 # ------------------------------------------------------------ menus
@@ -244,12 +237,12 @@ def settings(pack: ErasePack, asking: Asking) -> erase.Settings:
     return replace(found, start_step=asking.start_step, beta=beta)
 
 
-def _generate(p: Panel, state: gr.State, name: str, *values: Any) -> Iterator[dict]:
+def _generate(p: Panel, state: gr.State, running: _Running, name: str, *values: Any) -> Iterator[dict]:
     """Draws before and after in one batch, with a preview; the visitor may cancel at any step."""
     pack, asking = shared_erase_pack(name), read(values)
     how = settings(pack, asking)
     yield _busy(p) | {p.preview: figures.preview([], 0, asking.steps)}
-    drawing = _Drawing(pack, asking, how)
+    drawing = running.drawing = _Drawing(pack, asking, how)
     try:
         for progress in drawing.progress():
             if progress.step % PREVIEW_STEPS == 0:
@@ -258,6 +251,9 @@ def _generate(p: Panel, state: gr.State, name: str, *values: Any) -> Iterator[di
                 drawing.frames.append([pictures[0], pictures[-1]])
                 yield {p.preview: figures.preview(pictures, progress.step, progress.steps)}
         drawn = drawing.result()
+    except diffusion.Cancelled:
+        yield _idle(p) | {p.preview: ""}
+        return
     finally:
         drawing.stop()
     judged = erase_images.judged(pack, [drawn.before[0], drawn.after[0]])
@@ -276,6 +272,16 @@ def _generate(p: Panel, state: gr.State, name: str, *values: Any) -> Iterator[di
         p.gif: gr.DownloadButton(value=_file("gif", *map(_pair, drawing.frames)), visible=bool(drawing.frames)),
         p.json: gr.DownloadButton(value=_json(shown), visible=True),
     }
+
+
+class _Running:
+    """What a page draws at the moment, so that its Cancel button finds it."""
+
+    drawing: _Drawing | None = None
+
+    def stop(self) -> None:
+        if self.drawing is not None:
+            self.drawing.stop()
 
 
 class _Drawing:
@@ -312,7 +318,7 @@ class _Drawing:
         self._cancel.set()
 
 
-def _all_objects(p: Panel, name: str, style: str, *values: Any) -> Iterator[dict]:
+def _all_objects(p: Panel, running: _Running, name: str, style: str, *values: Any) -> Iterator[dict]:
     """Every object of the pack in one style, before and after: what is kept, and what is not."""
     pack, asking = shared_erase_pack(name), read(values)
     if not asking.concepts:
