@@ -35,6 +35,8 @@ TURN = 0.2
 Edit = Callable[[Tensor, int, Tensor | None], Tensor]
 """edit(tokens [B, N, D], step, the block's input as tokens or None where its shape differs) -> tokens [B, N, D]."""
 
+_loading = threading.Lock()
+"""diffusers and transformers switch parts of torch off while they load, and two at once would leave them off."""
 _registry = threading.Lock()
 _locks: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
@@ -52,6 +54,8 @@ def load(
     """A StableDiffusionPipeline or StableDiffusionXLPipeline from a folder or a hub repository, without safety checker.
 
     Only safetensors are read. A repository must be in the hub's cache already unless `download` is allowed.
+    Other threads may build modules meanwhile. With `low_cpu_mem_usage` theirs would have no weights ("meta"), and with
+    another `dtype` theirs would be of that one: so it loads as float32, and converts afterwards.
     Raises ValueError for anything else that `source` may be.
     """
     torchvision_guard.install()
@@ -71,13 +75,19 @@ def load(
         raise ValueError(f"{source} is a {kind}; erase works on {' and '.join(PIPELINES)}")
     options = {"safety_checker": None, "requires_safety_checker": False} if kind == PIPELINES[0] else {}
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            str(source), dtype=dtype, use_safetensors=True, local_files_only=not download, **options
-        )
+        with _loading:
+            pipeline = DiffusionPipeline.from_pretrained(
+                str(source),
+                dtype=torch.float32,
+                low_cpu_mem_usage=False,
+                use_safetensors=True,
+                local_files_only=not download,
+                **options,
+            )
     except OSError as error:
         raise ValueError(f"{source} cannot be loaded; it needs all its weights as .safetensors: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline.to(device, dtype)
 
 
 def _refuse_pickles(folder: Path) -> None:

@@ -398,12 +398,27 @@ def serving(packs: Path, folder: Path, *command: str, **environment: str) -> Ite
         process = subprocess.Popen(
             [sys.executable, *(command or ["app.py"])], cwd=ROOT, env=variables, stdout=log, stderr=log
         )
+    _running.append(found)
     try:
         _wait_until_it_answers(found, process)
         yield found
     finally:
+        _running.remove(found)
         process.kill()
         process.wait()
+
+
+_running: list[Server] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
+    """A failed test tells what the servers wrote to their logs: a page shows one sentence of an error at most."""
+    report = yield
+    if report.failed:
+        for server in _running:
+            report.sections.append((f"end of {server.log}", server.log.read_text()[-3000:]))
+    return report
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import HOOK_POINT, tiny_parts
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from sod_core import diffusion
 from sod_core.diffusion import Cancelled, Erasing, Order, Progress, generate, hooked
@@ -270,3 +270,23 @@ def test_folders_that_cannot_be_loaded(tiny_folder, tmp_path):
         diffusion.load(folder)
     with pytest.raises(ValueError, match="model_index.json"):
         diffusion.load(tmp_path)
+
+
+@pytest.mark.parametrize("part", (nn.Conv2d, nn.Embedding), ids=("unet", "text encoder"))
+def test_what_another_thread_builds_while_a_pipeline_loads_is_whole(tiny_folder, monkeypatch, part):
+    """A visitor opens a ViT while another opens a diffusion model: Accelerate would patch every module's parameters."""
+    built: list[nn.Linear] = []
+    register, init = nn.Module.register_parameter, part.__init__
+
+    def with_a_neighbour(self, *arguments, **named):
+        if not built:
+            neighbour = threading.Thread(target=lambda: built.append(nn.Linear(2, 2)))
+            neighbour.start()
+            neighbour.join()
+        init(self, *arguments, **named)
+
+    monkeypatch.setattr(part, "__init__", with_a_neighbour)
+    pipeline = diffusion.load(tiny_folder, dtype=torch.float16)
+    assert built[0].weight.device.type == "cpu" and built[0].weight.dtype == torch.float32
+    assert nn.Module.register_parameter is register and torch.get_default_dtype() == torch.float32
+    assert {p.dtype for model in (pipeline.unet, pipeline.text_encoder) for p in model.parameters()} == {torch.float16}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ..judges import JudgeSpec
 from .errors import PackError
-from .manifest import Source, read_source
+from .manifest import Source, inside, read_source
 
 KIND = "erase"
 """The manifest's key `kind`; a pack without it is one of Restore."""
@@ -68,10 +68,7 @@ class ErasePackManifest:
 
     def path(self, file: str) -> Path:
         """A file of the pack. Raises PackError for a name that leads out of the pack's folder."""
-        pure = PurePosixPath(file)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in file or ":" in file:
-            raise PackError(f"pack.json of {self.name} names {file!r}, which lies outside of the pack's folder")
-        return self.folder / pure
+        return inside(self.folder, self.name, file)
 
     def sae(self, id: str) -> SAEEntry:
         """The SAE called `id`. Raises PackError."""

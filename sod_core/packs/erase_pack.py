@@ -123,7 +123,7 @@ class ErasePack:
         for entry in self.manifest.saes:
             if entry.source is not None:
                 for names in (("cfg.json",), WEIGHTS):
-                    wanted = [self._hub_file(entry, name) for name in names]
+                    wanted = [entry.source.file(name) for name in names]
                     here = any((self.manifest.path(entry.folder) / name).is_file() for name in names)
                     if not here and not any(hub.cached(file) for file in wanted):
                         files.append(wanted[0])
@@ -145,16 +145,13 @@ class ErasePack:
                 found.append(f"the statistics of {entry.title} are missing: `{command}`")
         return found
 
-    def _hub_file(self, entry: SAEEntry, name: str) -> HubFile:
-        return entry.source.file(name)
-
     def _file(self, entry: SAEEntry, *names: str) -> Path:
         """The first of `names` that is in the SAE's folder or in the hub's cache. Raises PackError."""
         for name in names:
             path = self.manifest.path(entry.folder) / name
             if path.is_file():
                 return path
-            found = hub.cached(self._hub_file(entry, name)) if entry.source else None
+            found = hub.cached(entry.source.file(name)) if entry.source else None
             if found is not None:
                 return found
         get = f"; `python -m sod_core packs get {self.manifest.name}` fetches it" if entry.source else ""

@@ -99,10 +99,7 @@ class Manifest:
 
     def path(self, file: str) -> Path:
         """A file of the pack. Raises PackError for a name that leads out of the pack's folder."""
-        pure = PurePosixPath(file)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in file or ":" in file:
-            raise PackError(f"pack.json of {self.name} names {file!r}, which lies outside of the pack's folder")
-        return self.folder / pure
+        return inside(self.folder, self.name, file)
 
     def layer_file(self, kind: str, layer: int) -> str:
         """The name of the file of `kind` (sae, stats, experts) for a layer."""
@@ -130,6 +127,14 @@ class Manifest:
                 return entry
         known = ", ".join(entry.id for entry in self.unlearned) or "none"
         raise PackError(f"unknown unlearned model {id!r} in pack {self.name}; known: {known}")
+
+
+def inside(folder: Path, pack: str, file: str) -> Path:
+    """A file of a pack's folder. Raises PackError for a name that leads out of it."""
+    pure = PurePosixPath(file)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in file or ":" in file:
+        raise PackError(f"pack.json of {pack} names {file!r}, which lies outside of the pack's folder")
+    return folder / pure
 
 
 def read(folder: Path) -> Manifest:

@@ -241,9 +241,9 @@ def _generate(p: Panel, state: gr.State, running: _Running, name: str, *values: 
     """Draws before and after in one batch, with a preview; the visitor may cancel at any step."""
     pack, asking = shared_erase_pack(name), read(values)
     how = settings(pack, asking)
-    yield _busy(p) | {p.preview: figures.preview([], 0, asking.steps)}
-    drawing = running.drawing = _Drawing(pack, asking, how)
+    drawing = running.drawing = _Drawing(pack, asking, how)  # before the page can offer Cancel
     try:
+        yield _busy(p) | {p.preview: figures.preview([], 0, asking.steps)}
         for progress in drawing.progress():
             if progress.step % PREVIEW_STEPS == 0:
                 known = [part for part in (progress.before, progress.after) if part is not None]

@@ -49,7 +49,7 @@ def warn(error: Exception, handler: Callable) -> None:
     if isinstance(error, ValueError):
         gr.Warning(str(error))
         return
-    log.error("the Restore tab's %s failed", handler.__name__, exc_info=error)
+    log.error("%s of %s failed", handler.__qualname__, handler.__module__, exc_info=error)
     gr.Warning("This did not work, for a reason that is written to the server's log; nothing was changed.")
 
 
