@@ -301,16 +301,31 @@ def _apart(pipeline, order: Order, erasing: Erasing, heat: bool, tell: Callable,
 
 
 def draw(
-    pipeline: DiffusionPipeline, order: Order, edit: Edit | None = None, hook_point: str = "", decoded: bool = True
+    pipeline: DiffusionPipeline,
+    order: Order,
+    edit: Edit | None = None,
+    hook_point: str = "",
+    decoded: bool = True,
+    cancel: threading.Event | None = None,
 ) -> list[Image.Image]:
-    """The order's images as one batch, once: with `edit` at `hook_point`, or without. Empty where not `decoded`."""
-    with locked(pipeline), nullcontext() if edit is None else hooked(pipeline, hook_point, edit):
+    """The order's images as one batch, once: with `edit` at `hook_point`, or without. Empty where not `decoded`.
+
+    Raises Cancelled where `cancel` is set.
+    """
+
+    def end_of_step(pipeline: DiffusionPipeline, i: int, timestep: Tensor, tensors: dict) -> dict:
+        _check(cancel)
+        return {}
+
+    with locked(pipeline, cancel), nullcontext() if edit is None else hooked(pipeline, hook_point, edit):
+        _check(cancel)
         found = pipeline(
             prompt=list(order.prompts),
             num_inference_steps=order.steps,
             guidance_scale=order.guidance,
             generator=[torch.Generator().manual_seed(seed) for seed in order.seeds],
             output_type="pil" if decoded else "latent",
+            callback_on_step_end=end_of_step,
         )
     return list(found.images) if decoded else []
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
+import torch
 from PIL import Image
 
 from . import diffusion, erase
@@ -12,6 +14,7 @@ from .packs.errors import PackError
 from .unlearncanvas import Asked, asked
 
 BATCH = 60
+"""Images at most that go through the UNet together."""
 
 
 def settings(
@@ -47,15 +50,25 @@ def draw(
     guidance: float,
     id: str | None = None,
     how: erase.Settings | None = None,
+    cancel: threading.Event | None = None,
 ) -> list[Image.Image]:
-    """The images of `wanted`; with `how`, erased by the SAE `id`. An image does not depend on its batch."""
-    m, found = pack.manifest, []
+    """The images of `wanted`; with `how`, erased by the SAE `id`. An image does not depend on its batch.
+
+    Batches are halved where memory does not hold them. Raises diffusion.Cancelled where `cancel` is set.
+    """
+    m, found, size = pack.manifest, [], BATCH
     edit = None if how is None else _edit(pack, id, how, steps)
-    for start in range(0, len(wanted), BATCH):
-        batch = wanted[start : start + BATCH]
+    while len(found) < len(wanted):
+        batch = wanted[len(found) : len(found) + size]
         prompts = tuple(m.prompt(item.object, item.style) for item in batch)
         order = diffusion.Order(prompts, tuple(noise_seed(pack, item) for item in batch), steps, guidance)
-        found += diffusion.draw(pack.pipeline(), order, edit, m.hook_point)
+        try:
+            found += diffusion.draw(pack.pipeline(), order, edit, m.hook_point, cancel=cancel)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            if len(batch) == 1:
+                raise
+            size = len(batch) // 2
     return found
 
 

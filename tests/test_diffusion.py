@@ -236,6 +236,20 @@ def test_a_run_that_waits_can_be_cancelled(tiny_pipeline):
                 waiting.result(timeout=30)
 
 
+def test_a_batch_is_given_up_at_the_next_step(tiny_pipeline):
+    cancel, passes = threading.Event(), []
+
+    def edit(tokens: Tensor, step: int, given: Tensor | None) -> Tensor:
+        passes.append(step)
+        if step == 1:
+            cancel.set()
+        return tokens
+
+    with pytest.raises(Cancelled):
+        diffusion.draw(tiny_pipeline, ORDER, edit, HOOK_POINT, cancel=cancel)
+    assert passes == [0, 1] and hooks(tiny_pipeline) == 0
+
+
 # ---------------------------------------------------------------- what is refused
 
 

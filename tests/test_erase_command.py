@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from sod_core import concepts, erase, erase_images
+from sod_core import concepts, diffusion, erase, erase_images
 from sod_core.packs.erase_pack import ErasePack, read_statistics
 from sod_core.unlearncanvas import Asked
 
@@ -112,6 +113,24 @@ def test_every_image_has_noise_of_its_own(erase_folder) -> None:
     m = pack.manifest
     asked = [Asked(name, style, seed) for name in m.concepts for style in (None, *m.styles) for seed in range(4)]
     assert len({erase_images.noise_seed(pack, item) for item in asked}) == len(asked)
+
+
+def test_batches_that_memory_does_not_hold_are_halved(erase_folder, monkeypatch) -> None:
+    pack, draw, sizes = ErasePack(erase_folder), diffusion.draw, []
+    wanted = [Asked(name, None, seed) for name in pack.manifest.concepts for seed in (0, 1)]
+    whole = erase_images.draw(pack, wanted, 2, 2.0)
+
+    def short_of_memory(pipeline, order, *rest, **named):
+        sizes.append(len(order.seeds))
+        if len(order.seeds) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return draw(pipeline, order, *rest, **named)
+
+    monkeypatch.setattr(diffusion, "draw", short_of_memory)
+    halved = erase_images.draw(pack, wanted, 2, 2.0)
+    assert sizes == [6, 3, 1, 1, 1, 1, 1, 1] and len(halved) == 6
+    for one, other in zip(whole, halved):
+        assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
 
 @pytest.mark.parametrize(

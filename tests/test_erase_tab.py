@@ -115,16 +115,17 @@ def test_without_a_concept_nothing_changes_and_without_a_prompt_nothing_is_drawn
     assert page.eval_on_selector_all("#erase-pictures img", "all => all.map(i => i.src)") == sources
 
 
-def test_a_drawing_can_be_cancelled_and_the_next_one_works(page: Page) -> None:
+@pytest.mark.parametrize("button", ("generate", "grid"))
+def test_a_drawing_can_be_cancelled_and_the_next_one_works(page: Page, button: str) -> None:
     page.get_by_role("button", name="Advanced").locator("visible=true").click()
     steps = page.locator(".gradio-container").get_by_label("Denoising steps", exact=False).locator("visible=true").first
     steps.fill("100")
     steps.press("Enter")
-    page.locator("#erase-generate").click()
+    page.locator(f"#erase-{button}").click()
     page.locator("#erase-cancel").click()
     expect(page.locator("#erase-generate")).to_be_visible()
     expect(page.locator("#erase-preview .sod-preview")).to_have_count(0)
-    assert page.locator("#erase-headline h3").count() == 0
+    assert page.locator("#erase-headline h3, .sod-objects figure").count() == 0
     steps.fill("2")
     steps.press("Enter")
     generate(page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import queue
@@ -74,19 +75,19 @@ def build(tab: gr.Tab) -> None:
         return
     first = PREFERRED if PREFERRED in names else names[0]
     panel = panels.layout(first)
-    state = gr.State(None)
+    state, opened = gr.State(None), gr.State(None)
     menus = [panel.note, panel.object, panel.style, panel.prompt, panel.concepts, panel.sae, panel.factor]
-    menus += [
-        panel.fidelity_note,
-        panel.percentile,
-        panel.steps,
-        panel.guidance,
-        panel.step,
-        panel.grid,
-        panel.generate,
-    ]
-    tab.select(handling.kept(_first_look, len(menus)), [panel.pack, panel.prompt], menus, **QUIET)
-    panel.pack.input(handling.kept(_open, len(menus)), panel.pack, menus, **QUIET)
+    menus += [panel.fidelity_note, panel.percentile, panel.steps, panel.guidance, panel.step, panel.grid]
+    menus += [panel.generate]
+    gr.on(
+        [tab.select, panel.pack.input],
+        handling.kept(_open, 1 + len(menus)),
+        [panel.pack, opened],
+        [opened, *menus],
+        trigger_mode="multiple",
+        concurrency_limit=1,  # two at once would leave the server with one pack's menus and the page with the other's
+        **QUIET,
+    )
     _wire_menus(panel)
     _wire_drawing(panel, state)
     panel.step.input(handling.kept(_at_step, 2), [state, panel.step], [panel.heat, panel.curve], **QUIET)
@@ -136,9 +137,13 @@ def _wire_drawing(panel: Panel, state: gr.State) -> None:
 # ------------------------------------------------------------ menus
 
 
-def _open(name: str) -> list:
-    """Fills the menus for a pack."""
-    pack = shared_erase_pack(name)
+def _open(name: str, opened: str | None) -> Any:
+    """Fills the menus for a pack; as the visitor left them where it is open already."""
+    return gr.skip() if name == opened else [name, *_filled(shared_erase_pack(name))]
+
+
+def _filled(pack: ErasePack) -> list:
+    """What the menus show first, in the order of `build`'s list."""
     m = pack.manifest
     missing = pack.missing()
     if not missing:
@@ -161,11 +166,6 @@ def _open(name: str) -> list:
         panels.grid_label(m),
         gr.Button(interactive=not missing),
     ]
-
-
-def _first_look(name: str, prompt: str) -> list:
-    """Fills the menus when the tab is opened for the first time; later it stays as the visitor left it."""
-    return [gr.skip()] * 14 if prompt else _open(name)
 
 
 def _warm(pack: ErasePack) -> None:
@@ -241,7 +241,8 @@ def _generate(p: Panel, state: gr.State, running: _Running, name: str, *values: 
     """Draws before and after in one batch, with a preview; the visitor may cancel at any step."""
     pack, asking = shared_erase_pack(name), read(values)
     how = settings(pack, asking)
-    drawing = running.drawing = _Drawing(pack, asking, how)  # before the page can offer Cancel
+    cancel = running.begin()  # before the page can offer Cancel
+    drawing = _Drawing(pack, asking, how, cancel)
     try:
         yield _busy(p) | {p.preview: figures.preview([], 0, asking.steps)}
         for progress in drawing.progress():
@@ -255,7 +256,7 @@ def _generate(p: Panel, state: gr.State, running: _Running, name: str, *values: 
         yield _idle(p) | {p.preview: ""}
         return
     finally:
-        drawing.stop()
+        cancel.set()
     judged = erase_images.judged(pack, [drawn.before[0], drawn.after[0]])
     shown = Shown(name, asking, how, drawn, judged)
     best = figures.hottest(shown)
@@ -277,23 +278,28 @@ def _generate(p: Panel, state: gr.State, running: _Running, name: str, *values: 
 class _Running:
     """What a page draws at the moment, so that its Cancel button finds it."""
 
-    drawing: _Drawing | None = None
+    _cancel: threading.Event | None = None
+
+    def begin(self) -> threading.Event:
+        """What stops the drawing that begins now, once it is set."""
+        self._cancel = threading.Event()
+        return self._cancel
 
     def stop(self) -> None:
-        if self.drawing is not None:
-            self.drawing.stop()
+        """Ends the drawing at its next step, if there is one."""
+        if self._cancel is not None:
+            self._cancel.set()
 
 
 class _Drawing:
-    """A drawing in a thread of its own, whose progress can be waited for and which can be stopped."""
+    """A drawing in a thread of its own, whose progress can be waited for."""
 
-    def __init__(self, pack: ErasePack, asking: Asking, how: erase.Settings):
+    def __init__(self, pack: ErasePack, asking: Asking, how: erase.Settings, cancel: threading.Event):
         self.frames: list[list[Image.Image]] = []
         self._told: queue.Queue = queue.Queue()
-        self._cancel = threading.Event()
         order = diffusion.Order((asking.prompt,), (asking.seed,), asking.steps, asking.guidance)
         erasing = erase_images.erasing(pack, asking.sae, how) if how.concepts else None
-        self._arguments = (pack.pipeline(), order, erasing, self._told.put, self._cancel)
+        self._arguments = (pack.pipeline(), order, erasing, self._told.put, cancel)
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
@@ -313,10 +319,6 @@ class _Drawing:
     def result(self) -> diffusion.Generated:
         return self._found
 
-    def stop(self) -> None:
-        """Ends the drawing at its next step, if it has not ended."""
-        self._cancel.set()
-
 
 def _all_objects(p: Panel, running: _Running, name: str, style: str, *values: Any) -> Iterator[dict]:
     """Every object of the pack in one style, before and after: what is kept, and what is not."""
@@ -325,10 +327,16 @@ def _all_objects(p: Panel, running: _Running, name: str, style: str, *values: An
         raise ValueError("choose a concept to erase")
     how, m = settings(pack, asking), pack.manifest
     wanted = [Asked(object, None if style == NO_STYLE else style, asking.seed) for object in m.concepts]
-    yield _busy(p) | {p.preview: figures.waiting(f"drawing {len(wanted)} objects, without the edit")}
-    before = erase_images.draw(pack, wanted, asking.steps, asking.guidance)
-    yield {p.preview: figures.waiting(f"drawing {len(wanted)} objects, with the edit")}
-    after = erase_images.draw(pack, wanted, asking.steps, asking.guidance, asking.sae, how)
+    cancel = running.begin()
+    draw = functools.partial(erase_images.draw, pack, wanted, asking.steps, asking.guidance, cancel=cancel)
+    try:
+        yield _busy(p) | {p.preview: figures.waiting(f"drawing {len(wanted)} objects, without the edit")}
+        before = draw()
+        yield {p.preview: figures.waiting(f"drawing {len(wanted)} objects, with the edit")}
+        after = draw(id=asking.sae, how=how)
+    except diffusion.Cancelled:
+        yield _idle(p) | {p.preview: ""}
+        return
     judged = erase_images.judged(pack, [*before, *after])
     yield _idle(p) | {p.preview: "", p.rows: figures.object_rows(wanted, before, after, judged, asking.concepts)}
 
