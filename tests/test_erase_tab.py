@@ -117,6 +117,8 @@ def test_without_a_concept_nothing_changes_and_without_a_prompt_nothing_is_drawn
 
 @pytest.mark.parametrize("button", ("generate", "grid"))
 def test_a_drawing_can_be_cancelled_and_the_next_one_works(page: Page, button: str) -> None:
+    choose(page, "#erase-pack", "Canvas world, small Stable Diffusion")  # the tiny one is done before a click arrives
+    expect(prompt(page)).to_have_value("An image of boat in watercolour style.")
     page.get_by_role("button", name="Advanced").locator("visible=true").click()
     steps = page.locator(".gradio-container").get_by_label("Denoising steps", exact=False).locator("visible=true").first
     steps.fill("100")

@@ -40,7 +40,7 @@ def build() -> gr.Blocks:
             with gr.Tab("Scoreboard", id="scoreboard") as tab:
                 scoreboard_tab.build(tab, tabs, opener, settled)
             with gr.Tab("Erase", id="erase") as tab:
-                erase_tab.build(tab)
+                erase_tab.build(app, tab)
         api.build(first)
     app.queue(default_concurrency_limit=8, max_size=256)
     return app

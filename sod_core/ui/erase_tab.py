@@ -67,8 +67,8 @@ class Shown:
     judged: dict[str, list[dict[str, float]]]
 
 
-def build(tab: gr.Tab) -> None:
-    """Fills the current tab. Nothing where no diffusion pack is on this computer."""
+def build(app: gr.Blocks, tab: gr.Tab) -> None:
+    """Fills the current tab, `tab` of `app`. Nothing where no diffusion pack is on this computer."""
     names = list(folders("erase"))
     if not names:
         gr.Markdown("There is no diffusion pack here: `python -m sod_core build canvas-diffusion` makes one.")
@@ -79,8 +79,9 @@ def build(tab: gr.Tab) -> None:
     menus = [panel.note, panel.object, panel.style, panel.prompt, panel.concepts, panel.sae, panel.factor]
     menus += [panel.fidelity_note, panel.percentile, panel.steps, panel.guidance, panel.step, panel.grid]
     menus += [panel.generate]
+    tab.select(_warm, panel.pack, None, **QUIET)
     gr.on(
-        [tab.select, panel.pack.input],
+        [app.load, panel.pack.input],
         handling.kept(_open, 1 + len(menus)),
         [panel.pack, opened],
         [opened, *menus],
@@ -139,15 +140,17 @@ def _wire_drawing(panel: Panel, state: gr.State) -> None:
 
 def _open(name: str, opened: str | None) -> Any:
     """Fills the menus for a pack; as the visitor left them where it is open already."""
-    return gr.skip() if name == opened else [name, *_filled(shared_erase_pack(name))]
+    if name == opened:
+        return gr.skip()
+    if opened is not None:
+        _warm(name)
+    return [name, *_filled(shared_erase_pack(name))]
 
 
 def _filled(pack: ErasePack) -> list:
     """What the menus show first, in the order of `build`'s list."""
     m = pack.manifest
     missing = pack.missing()
-    if not missing:
-        threading.Thread(target=_warm, args=(pack,), daemon=True).start()
     object, style = m.opening
     setting = pack.settings(m.saes[0].id).get(object, ConceptSetting(erase.Settings.percentile, factor=-1.0))
     return [
@@ -168,12 +171,18 @@ def _filled(pack: ErasePack) -> list:
     ]
 
 
-def _warm(pack: ErasePack) -> None:
+def _warm(name: str) -> None:
     """Loads what the first drawing needs while the visitor looks at the menus; errors are told by that drawing."""
-    try:
-        pack.pipeline(), pack.eraser(pack.manifest.saes[0].id), pack.judge("object"), pack.judge("style")
-    except ValueError:
-        return
+
+    def load() -> None:
+        try:
+            pack = shared_erase_pack(name)
+            if not pack.missing():
+                pack.pipeline(), pack.eraser(pack.manifest.saes[0].id), pack.judge("object"), pack.judge("style")
+        except ValueError:
+            return
+
+    threading.Thread(target=load, daemon=True).start()
 
 
 def _write(name: str, object: str, style: str) -> list:
@@ -242,9 +251,9 @@ def _generate(p: Panel, state: gr.State, running: _Running, name: str, *values: 
     pack, asking = shared_erase_pack(name), read(values)
     how = settings(pack, asking)
     cancel = running.begin()  # before the page can offer Cancel
-    drawing = _Drawing(pack, asking, how, cancel)
     try:
-        yield _busy(p) | {p.preview: figures.preview([], 0, asking.steps)}
+        yield _busy(p) | {p.preview: figures.waiting("loading the model")}
+        drawing = _Drawing(pack, asking, how, cancel)
         for progress in drawing.progress():
             if progress.step % PREVIEW_STEPS == 0:
                 known = [part for part in (progress.before, progress.after) if part is not None]
