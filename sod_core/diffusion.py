@@ -330,6 +330,13 @@ def draw(
     return list(found.images) if decoded else []
 
 
+def left_out(pipeline: DiffusionPipeline, prompt: str) -> str:
+    """The end of the prompt that its text encoder does not read, for it has more tokens than fit; "" if all fit."""
+    tokenizer = pipeline.tokenizer
+    ids = tokenizer(prompt).input_ids
+    return tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1]).strip()
+
+
 def decode(pipeline: DiffusionPipeline, latents: Tensor) -> list[Image.Image]:
     """Latents [images, C, h, w] -> the images they stand for."""
     vae = pipeline.vae

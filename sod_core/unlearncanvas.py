@@ -78,7 +78,7 @@ def asked(objects: tuple[str, ...], styles: tuple[str, ...], seeds: tuple[int, .
 
 
 def judge(folder: Path, concept: str, wanted: list[Asked], object_judge: Judge, style_judge: Judge) -> ConceptResult:
-    """Counts over the images of `wanted` that lie in `folder`. Raises ValueError where there is none of them."""
+    """Counts over the images of `wanted` that lie in `folder`; shares of none are None."""
     found, missing, broken = [], [], []
     for item in wanted:
         path = folder / item.file
@@ -89,10 +89,8 @@ def judge(folder: Path, concept: str, wanted: list[Asked], object_judge: Judge, 
             found.append((item, read(path)))
         except ImageError:
             broken.append(item.file)
-    if not found:
-        raise ValueError(f"{folder} holds none of the {len(wanted)} images that were asked for")
-    items, images = zip(*found)
-    return count(concept, list(items), list(images), object_judge, style_judge, missing, broken)
+    items, images = [item for item, _ in found], [image for _, image in found]
+    return count(concept, items, images, object_judge, style_judge, missing, broken)
 
 
 def count(

@@ -250,6 +250,14 @@ def test_a_batch_is_given_up_at_the_next_step(tiny_pipeline):
     assert passes == [0, 1] and hooks(tiny_pipeline) == 0
 
 
+def test_what_the_text_encoder_does_not_read(tiny_pipeline):
+    limit = tiny_pipeline.tokenizer.model_max_length
+    assert diffusion.left_out(tiny_pipeline, "a dog.") == ""
+    fits = " ".join(["x"] * (limit - 2))
+    assert diffusion.left_out(tiny_pipeline, fits) == ""
+    assert diffusion.left_out(tiny_pipeline, fits + " y z") == "y z"
+
+
 # ---------------------------------------------------------------- what is refused
 
 

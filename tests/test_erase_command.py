@@ -54,7 +54,7 @@ def test_the_benchmark_writes_the_authors_names_counts_and_goes_on(run, folder, 
     assert first.code == 0 and "| **mean** |" in first.out
     names = {f"{style}{name}_seed188.jpg" for name in ("dog", "cat", "sun") for style in ("ink_", "")}
     for concept in ("dog", "cat"):
-        assert {path.name for path in (out / concept).iterdir()} == names
+        assert {path.name for path in (out / concept).iterdir()} == {*names, "settings.json"}
     found = json.loads((tmp_path / "r.json").read_text())
     for row in found["concepts"]:
         assert all(0 <= row[share] <= 1 for share in ("ua", "ira", "cra"))
@@ -66,6 +66,28 @@ def test_the_benchmark_writes_the_authors_names_counts_and_goes_on(run, folder, 
     black = kept.read_bytes()
     assert run(*call, "--out", out).code == 0
     assert (kept.read_bytes(), lost.read_bytes()) == (black, before)  # an image does not depend on its batch
+
+
+def test_images_drawn_otherwise_are_not_taken_for_these(run, folder, tmp_path) -> None:
+    call = ["erase", "benchmark", "--pack", folder, "--concepts", "dog", "--objects", "dog", "--out", tmp_path]
+    call += ["--styles", "ink", "--seeds", 3]
+    assert run(*call, "--factor", -3).code == 0
+    images = {path: path.read_bytes() for path in (tmp_path / "dog").iterdir()}
+    for other in (["--factor", -4], ["--factor", -3, "--fidelity", "reference"], ["--factor", -3, "--steps", 3]):
+        found = run(*call, *other)
+        assert found.code != 0 and "drawn with other settings" in found.err and "Traceback" not in found.err
+    assert {path: path.read_bytes() for path in (tmp_path / "dog").iterdir()} == images
+
+
+def test_one_concept_without_images_does_not_hide_the_others(run, folder, tmp_path) -> None:
+    (tmp_path / "dog").mkdir()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "dog" / "dog_seed5.jpg")
+    call = ["erase", "judge", "--pack", folder, "--objects", "dog", "--seeds", 5, "--styles", "--json", "-"]
+    found = run(*call, "--concepts", "dog", "cat", "--out", tmp_path)
+    dog, cat = json.loads(found.out)["concepts"]
+    assert dog["unlearned"]["judged"] == 1 and cat["ira"] is None and cat["missing"] == ["dog_seed5.jpg"]
+    nothing = run(*call, "--concepts", "cat", "--out", tmp_path)
+    assert nothing.code != 0 and "holds none of the images" in nothing.err
 
 
 def test_images_that_are_there_can_be_judged_again_and_what_is_missing_is_named(run, folder, tmp_path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,31 @@ def test_packs_are_found_by_their_kind(tmp_path: Path, monkeypatch) -> None:
     assert find.open_erase_pack("sketches").manifest.title == "Sketches"
     with pytest.raises(PackError, match="unknown pack 'canvas'"):
         find.open_erase_pack("canvas")
+
+
+def test_one_whole_sae_is_enough_to_erase(erase_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(erase_folder, tmp_path / "copy")
+    data = json.loads((folder / "pack.json").read_text())
+    data["saes"].append(data["saes"][0] | {"id": "other", "statistics": "nowhere.safetensors"})
+    (folder / "pack.json").write_text(json.dumps(data))
+    pack = ErasePack(folder)
+    assert pack.ready() and pack.missing(data["saes"][0]["id"]) == []
+    assert pack.missing() == pack.missing("other") != []
+    (folder / "pipeline" / "model_index.json").unlink()
+    assert not ErasePack(folder).ready()
+
+
+def test_a_pipeline_that_is_here_and_broken_says_what_is_wrong(erase_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(erase_folder, tmp_path / "copy")
+    data = json.loads((folder / "pack.json").read_text()) | {"note": "Put it beside this file."}
+    (folder / "pack.json").write_text(json.dumps(data))
+    weights = next((folder / "pipeline" / "unet").glob("*.safetensors"))
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(PackError, match="is a pickle"):
+        ErasePack(folder).pipeline()
+    shutil.rmtree(folder / "pipeline")
+    with pytest.raises(PackError, match="Put it beside this file"):
+        ErasePack(folder).pipeline()
 
 
 def test_an_sae_of_either_published_form(tmp_path: Path) -> None:

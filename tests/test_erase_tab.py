@@ -124,6 +124,9 @@ def test_a_drawing_can_be_cancelled_and_the_next_one_works(page: Page, button: s
     steps.fill("100")
     steps.press("Enter")
     page.locator(f"#erase-{button}").click()
+    if button == "generate":  # it is shown while it draws
+        expect(page.locator("#erase-preview img").first).to_be_visible()
+        assert page.locator("#erase-cancel").is_visible()
     page.locator("#erase-cancel").click()
     expect(page.locator("#erase-generate")).to_be_visible()
     expect(page.locator("#erase-preview .sod-preview")).to_have_count(0)
@@ -131,6 +134,43 @@ def test_a_drawing_can_be_cancelled_and_the_next_one_works(page: Page, button: s
     steps.fill("2")
     steps.press("Enter")
     generate(page)
+
+
+def test_a_second_drawing_ends_the_first_and_cancel_finds_it(page: Page) -> None:
+    choose(page, "#erase-pack", "Canvas world, small Stable Diffusion")
+    expect(prompt(page)).to_have_value("An image of boat in watercolour style.")
+    page.get_by_role("button", name="Advanced").locator("visible=true").click()
+    steps = page.locator(".gradio-container").get_by_label("Denoising steps", exact=False).locator("visible=true").first
+    steps.fill("100")
+    steps.press("Enter")
+    for _ in range(3):
+        prompt(page).press("Enter")
+    expect(page.locator("#erase-preview img").first).to_be_visible()
+    prompt(page).fill(" ")
+    prompt(page).press("Enter")  # refused, while another is drawn: that one keeps its button
+    expect(page.get_by_text("write a prompt, or choose an object")).to_be_visible()
+    page.locator("#erase-cancel").click()
+    expect(page.locator("#erase-generate")).to_be_visible()
+    expect(page.locator("#erase-preview .sod-preview")).to_have_count(0)
+    assert page.locator("#erase-headline h3").count() == 0
+
+
+def test_what_gradio_refuses_leaves_no_bar_behind(page: Page) -> None:
+    page.get_by_role("button", name="Advanced").locator("visible=true").click()
+    seed = page.get_by_label("Seed").locator("visible=true").first
+    seed.fill("-1")
+    page.locator("#erase-generate").click()
+    expect(page.locator(".toast-body").first).to_be_visible()
+    expect(page.locator("#erase-preview .sod-preview")).to_have_count(0)
+    seed.fill("1")
+    generate(page)
+
+
+def test_a_long_prompt_says_what_was_not_read(page: Page) -> None:
+    prompt(page).fill("x " * 80 + "boat")
+    generate(page)
+    expect(page.locator("#erase-headline")).to_contain_text("it did not read")
+    expect(page.locator("#erase-headline")).to_contain_text("boat”")
 
 
 def test_two_visitors_see_their_own(browser: Browser, doodles: Server) -> None:
@@ -151,7 +191,8 @@ def test_controls_are_read_with_care() -> None:
     good = ["x", ["cat"], "one", -1, "exact", 0, 99, False, 25, 4, 7]
     assert erase_tab.read(tuple(good)).seed == 7
     assert erase_tab.read(tuple([*good[:8], 10_000, 4, 7])).steps == 100
-    for place, value, said in ((0, " ", "prompt"), (6, None, "percentile"), (10, None, "seed")):
+    wrong = (0, " ", "prompt"), (6, None, "percentile"), (10, None, "seed"), (8, None, "steps"), (5, 25, "nothing")
+    for place, value, said in wrong:
         with pytest.raises(ValueError, match=said):
             erase_tab.read(tuple([*good[:place], value, *good[place + 1 :]]))
 

@@ -33,7 +33,7 @@ TAUGHT_STEPS = 400
 
 @dataclass(frozen=True)
 class Recipe:
-    steps: int = 8000
+    steps: int = 6000
     """The last `cooling` of them bring the learning rate to 0; a run may be resumed with another number before."""
     cooling: int = 1500
     warmup: int = 200

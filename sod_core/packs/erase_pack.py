@@ -55,7 +55,8 @@ class ErasePack:
         try:
             pipeline = diffusion.load(folder if here else m.pipeline, self.device, dtype)
         except ValueError as error:
-            raise PackError(f"the pipeline of {m.name} is not on this computer: {m.note or error}") from error
+            told = str(error) if here else f"the pipeline of {m.name} is not on this computer: {m.note or error}"
+            raise PackError(told) from error
         from diffusers import DDIMScheduler
 
         pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)  # as the released code does
@@ -117,10 +118,13 @@ class ErasePack:
 
     # ------------------------------------------------------------ files
 
-    def lacking(self) -> list[HubFile]:
-        """What has to be fetched from the hub; weights that come in one of two forms count as the first of them."""
+    def lacking(self, id: str | None = None) -> list[HubFile]:
+        """What has to be fetched from the hub, for one SAE or for all.
+
+        Weights that come in one of two forms count as the first of them.
+        """
         files = []
-        for entry in self.manifest.saes:
+        for entry in self._entries(id):
             if entry.source is not None:
                 for names in (("cfg.json",), WEIGHTS):
                     wanted = [entry.source.file(name) for name in names]
@@ -129,8 +133,12 @@ class ErasePack:
                         files.append(wanted[0])
         return files
 
-    def missing(self) -> list[str]:
-        """A sentence for everything that erasing needs and that is not on this computer."""
+    def ready(self) -> bool:
+        """Whether at least one of the SAEs can erase with what is on this computer."""
+        return any(not self.missing(entry.id) for entry in self.manifest.saes)
+
+    def missing(self, id: str | None = None) -> list[str]:
+        """A sentence for everything that erasing with one SAE, or with all, needs and that is not on this computer."""
         m, found = self.manifest, []
         if (
             ":" not in m.pipeline
@@ -138,12 +146,15 @@ class ErasePack:
             and not (m.folder / m.pipeline / "model_index.json").is_file()
         ):
             found.append(f"the pipeline is missing: {m.note}")
-        found += [f"{file.repo_id}/{file.path}: `python -m sod_core packs get {m.name}`" for file in self.lacking()]
-        for entry in m.saes:
+        found += [f"{file.repo_id}/{file.path}: `python -m sod_core packs get {m.name}`" for file in self.lacking(id)]
+        for entry in self._entries(id):
             if self.statistics_file(entry) is None:
                 command = f"python -m sod_core erase statistics --pack {m.name} --sae {entry.id}"
                 found.append(f"the statistics of {entry.title} are missing: `{command}`")
         return found
+
+    def _entries(self, id: str | None) -> tuple[SAEEntry, ...]:
+        return self.manifest.saes if id is None else (self.manifest.sae(id),)
 
     def _file(self, entry: SAEEntry, *names: str) -> Path:
         """The first of `names` that is in the SAE's folder or in the hub's cache. Raises PackError."""
@@ -186,7 +197,7 @@ def read_statistics(path: Path) -> erase.ConceptStatistics:
         fits = isinstance(found, dict) and found and all(_is_latents(value) for value in found.values())
         if not fits or len({tuple(value.shape[1:]) for value in found.values()}) > 1:
             raise PackError(f"{path.name} holds no latents: expected concept -> [samples, steps, latents]")
-        return erase.statistics({str(name): value.float() for name, value in found.items()})
+        return erase.statistics({str(name): value for name, value in found.items()})
     tensors = safe.read_torch(path)
     names = _metadata(path).get("concepts", "null")
     means, counts = tensors.get("means"), tensors.get("counts")

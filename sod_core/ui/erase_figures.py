@@ -31,10 +31,11 @@ def enlarged(image: Image.Image) -> Image.Image:
 
 
 def headline(shown: Shown) -> str:
-    """What the judges saw, in a sentence."""
+    """What the judges saw, in a sentence; and what of the prompt the model did not see."""
     concepts = " and ".join(shown.how.concepts)
+    unread = f"\n\nThe prompt is too long for this model: it did not read “{shown.left_out}”." if shown.left_out else ""
     if not concepts:
-        return "### Nothing is erased.\nChoose a concept."
+        return f"### Nothing is erased.\nChoose a concept.{unread}"
     title = f"### {concepts} erased"
     said = []
     for what, (before, after) in shown.judged.items():
@@ -43,7 +44,7 @@ def headline(shown: Shown) -> str:
         said.append(f"{what}: {same} ({before[first]:.0%} to {after[first]:.0%})")
     cut = float((shown.drawn.heat > 0).any((1, 2, 3)).mean())
     how = f"factor {shown.how.factor:g}" if shown.how.factor is not None else f"multiplier {shown.how.multiplier:.3g}"
-    note = f"{how}, {shown.how.fidelity}; its latent fires in {cut:.0%} of the steps."
+    note = f"{how}, {shown.how.fidelity}; its latent fires in {cut:.0%} of the steps.{unread}"
     return f"{title}\nThe judges: {'; '.join(said)}. {note}" if said else f"{title}\n{note}"
 
 

@@ -120,12 +120,12 @@ def layout(first: str) -> Panel:
 
 
 def pack_choices() -> list[tuple[str, str]]:
-    """(title, name) of every diffusion pack; what is not whole on this computer says so."""
+    """(title, name) of every diffusion pack; what cannot be used on this computer says so."""
     found = []
     for name in folders("erase"):
         try:
             pack = shared_erase_pack(name)
-            found.append((pack.manifest.title + (" (not here)" if pack.missing() else ""), name))
+            found.append((pack.manifest.title + ("" if pack.ready() else " (not here)"), name))
         except PackError:
             found.append((f"{name} (cannot be used)", name))
     return found

@@ -8,7 +8,7 @@ import math
 import queue
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from PIL import Image
 
 from .. import diffusion, erase, erase_images
 from ..packs.erase_pack import ConceptSetting, ErasePack
+from ..packs.errors import PackError
 from ..packs.find import folders, shared_erase_pack
 from ..unlearncanvas import Asked
 from . import erase_figures as figures
@@ -26,12 +27,15 @@ from . import erase_panel as panels
 from . import handling
 from .erase_panel import NO_STYLE, Panel
 
-PREVIEW_STEPS = 2
-"""A preview is shown after every so many denoising steps."""
+PREVIEW_STEPS, PREVIEWS = 2, 15
+"""A preview is shown after so many denoising steps, and about so many times at most: a large autoencoder is slow."""
+BEAT = 1.0
+"""Seconds after which a drawing yields without news: Gradio can end it only there, when the page is closed."""
 PREFERRED = "canvas-diffusion"
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
-DRAWING = {"concurrency_limit": None, "trigger_mode": "multiple", **QUIET}
-"""The pipeline's own lock has one drawing at a time."""
+LATEST = {"trigger_mode": "always_last", **QUIET}
+DRAWING = {"concurrency_limit": 20, "concurrency_id": "draw", "trigger_mode": "multiple", **QUIET}
+"""The pipeline's own lock has one drawing at a time; each that waits for it holds one of the server's threads."""
 FIDELITY_NOTES = {
     "exact": "The block's output plus what the edit changes; a factor of 1 changes nothing.",
     "reference": "As the released code: the SAE's error enters with its sign reversed, so that even a factor of 1 "
@@ -65,6 +69,12 @@ class Shown:
     how: erase.Settings
     drawn: diffusion.Generated
     judged: dict[str, list[dict[str, float]]]
+    frames: list[list[Image.Image]]
+    """Before and after, as they were denoised."""
+    left_out: str
+    """What of the prompt the model did not read."""
+    folder: tempfile.TemporaryDirectory
+    """Of the files to download; it goes with this."""
 
 
 def build(app: gr.Blocks, tab: gr.Tab) -> None:
@@ -75,38 +85,35 @@ def build(app: gr.Blocks, tab: gr.Tab) -> None:
         return
     first = PREFERRED if PREFERRED in names else names[0]
     panel = panels.layout(first)
-    state, opened = gr.State(None), gr.State(None)
+    state = gr.State(None)
     menus = [panel.note, panel.object, panel.style, panel.prompt, panel.concepts, panel.sae, panel.factor]
     menus += [panel.fidelity_note, panel.percentile, panel.steps, panel.guidance, panel.step, panel.grid]
-    menus += [panel.generate]
     tab.select(_warm, panel.pack, None, **QUIET)
-    gr.on(
-        [app.load, panel.pack.input],
-        handling.kept(_open, 1 + len(menus)),
-        [panel.pack, opened],
-        [opened, *menus],
-        trigger_mode="multiple",
-        concurrency_limit=1,  # two at once would leave the server with one pack's menus and the page with the other's
-        **QUIET,
-    )
+    opens = handling.kept(_open, len(menus)), [gr.State(_Opened()), panel.pack], menus
+    gr.on([app.load, panel.pack.input], *opens, trigger_mode="multiple", **QUIET)
     _wire_menus(panel)
     _wire_drawing(panel, state)
-    panel.step.input(handling.kept(_at_step, 2), [state, panel.step], [panel.heat, panel.curve], **QUIET)
+    moved = [panel.step.input, panel.step.release]  # release: what the slider's reset button sends
+    gr.on(moved, handling.kept(_at_step, 2), [state, panel.step], [panel.heat, panel.curve], **LATEST)
 
 
 def _wire_menus(panel: Panel) -> None:
+    asked, written = [panel.pack, panel.object, panel.style], [panel.prompt, panel.concepts]
     for menu in (panel.object, panel.style):
-        menu.input(
-            handling.kept(_write, 2), [panel.pack, panel.object, panel.style], [panel.prompt, panel.concepts], **QUIET
-        ).then(**_best(panel))
+        menu.input(handling.kept(_write, 2), asked, written, **LATEST).then(**_best(panel))
     for menu in (panel.concepts, panel.sae):
         menu.input(**_best(panel))
-    panel.fidelity.input(FIDELITY_NOTES.get, panel.fidelity, panel.fidelity_note, **QUIET)
+    panel.fidelity.input(FIDELITY_NOTES.get, panel.fidelity, panel.fidelity_note, **LATEST)
 
 
 def _best(panel: Panel) -> dict:
     inputs = [panel.pack, panel.sae, panel.concepts]
-    return {"fn": handling.kept(_found_best, 2), "inputs": inputs, "outputs": [panel.factor, panel.percentile], **QUIET}
+    return {
+        "fn": handling.kept(_found_best, 2),
+        "inputs": inputs,
+        "outputs": [panel.factor, panel.percentile],
+        **LATEST,
+    }
 
 
 def _wire_drawing(panel: Panel, state: gr.State) -> None:
@@ -114,47 +121,60 @@ def _wire_drawing(panel: Panel, state: gr.State) -> None:
     buttons, running = [p.generate, p.cancel, p.grid], gr.State(_Running())  # Gradio gives each page a copy
     shown = [state, *buttons, p.headline, p.preview, p.pictures, p.heat, p.step, p.curve, p.bars, p.png, p.gif, p.json]
 
-    def undone(*_: Any) -> dict:
-        return {p.preview: ""} | _idle(p)
+    def undone(running: _Running, *_: Any) -> dict:
+        return _nothing(p) if running.busy else _idle(p) | {p.preview: ""}
 
     for button in (p.generate, p.grid):
         button.click(lambda: figures.waiting("waiting for a turn to draw"), None, p.preview, queue=False, **QUIET)
-    gr.on(
+    drawing = gr.on(
         [p.generate.click, p.prompt.submit],
         handling.kept_stream(lambda *values: _generate(p, state, *values), undone),
         [running, p.pack, *p.controls],
         shown,
         **DRAWING,
     )
-    p.grid.click(
+    all_objects = p.grid.click(
         handling.kept_stream(lambda *values: _all_objects(p, *values), undone),
         [running, p.pack, p.style, *p.controls],
         [*buttons, p.rows, p.preview],
         **DRAWING,
     )
+    for refused in (drawing, all_objects):  # by Gradio, before the handler: a number beyond its limits
+        refused.failure(lambda: "", None, p.preview, queue=False, **QUIET)
     p.cancel.click(lambda running: running.stop(), running, None, queue=False, **QUIET)
 
 
 # ------------------------------------------------------------ menus
 
 
-def _open(name: str, opened: str | None) -> Any:
-    """Fills the menus for a pack; as the visitor left them where it is open already."""
-    if name == opened:
+class _Opened:
+    """Which pack's menus a page shows, or has asked for last."""
+
+    name: str | None = None
+
+
+def _open(opened: _Opened, name: str) -> Any:
+    """Fills the menus for a pack; as the visitor left them where it is open, or where another was chosen meanwhile."""
+    if name == opened.name:
         return gr.skip()
-    if opened is not None:
+    if opened.name is not None:
         _warm(name)
-    return [name, *_filled(shared_erase_pack(name))]
+    opened.name = name
+    try:
+        filled = _filled(shared_erase_pack(name))
+    except PackError:
+        opened.name = ""
+        raise
+    return filled if opened.name == name else gr.skip()
 
 
 def _filled(pack: ErasePack) -> list:
     """What the menus show first, in the order of `build`'s list."""
     m = pack.manifest
-    missing = pack.missing()
     object, style = m.opening
     setting = pack.settings(m.saes[0].id).get(object, ConceptSetting(erase.Settings.percentile, factor=-1.0))
     return [
-        "\n".join(f"* {line}" for line in missing),
+        "\n".join(f"* {line}" for line in pack.missing()),
         gr.Dropdown(list(m.concepts), value=object),
         gr.Dropdown([NO_STYLE, *m.styles], value=style or NO_STYLE),
         m.prompt(object, style),
@@ -167,7 +187,6 @@ def _filled(pack: ErasePack) -> list:
         m.guidance,
         gr.Slider(maximum=m.steps - 1, visible=False),
         panels.grid_label(m),
-        gr.Button(interactive=not missing),
     ]
 
 
@@ -177,8 +196,7 @@ def _warm(name: str) -> None:
     def load() -> None:
         try:
             pack = shared_erase_pack(name)
-            if not pack.missing():
-                pack.pipeline(), pack.eraser(pack.manifest.saes[0].id), pack.judge("object"), pack.judge("style")
+            pack.eraser(pack.manifest.saes[0].id), pack.pipeline(), pack.judge("object"), pack.judge("style")
         except ValueError:
             return
 
@@ -200,12 +218,17 @@ def _found_best(name: str, sae: str, concepts: list[str]) -> list:
 
 
 def _factor(pack: ErasePack, sae: str, concept: str, setting: ConceptSetting) -> gr.Slider:
-    """The setting's factor, or the one that its multiplier has on average; the slider's scale reaches it."""
+    """The slider at the setting's factor; its scale reaches it."""
+    factor = _factor_of(pack, sae, concept, setting)
+    return gr.Slider(value=factor, minimum=min(panels.LEAST, math.floor(factor)))
+
+
+def _factor_of(pack: ErasePack, sae: str, concept: str, setting: ConceptSetting) -> float:
+    """The setting's factor, or the one that its multiplier has on average, as exact as the slider shows it."""
     factor, statistics = setting.factor, pack.statistics(sae)
     if factor is None and statistics is not None:
         factor = erase.factor_for(statistics, concept, setting.multiplier, setting.percentile)
-    factor = -1.0 if factor is None else factor
-    return gr.Slider(value=round(factor, 1), minimum=min(panels.LEAST, math.floor(factor)))
+    return round(-1.0 if factor is None else factor, 1)
 
 
 # ------------------------------------------------------------ drawing
@@ -216,11 +239,14 @@ def read(values: tuple) -> Asking:
     prompt, concepts, sae, factor, fidelity, start_step, percentile, beta, steps, guidance, seed = values
     if not (prompt or "").strip():
         raise ValueError("write a prompt, or choose an object")
-    numbers = {"percentile": percentile, "seed": seed, "factor": factor}
+    numbers = {"factor": factor, "first step that is edited": start_step, "percentile": percentile}
+    numbers |= {"number of steps": steps, "guidance": guidance, "seed": seed}
     empty = [name for name, value in numbers.items() if value is None]
     if empty:
         raise ValueError(f"give a number for the {empty[0]}")
     steps = min(max(int(steps), 2), 100)
+    if concepts and start_step >= steps:
+        raise ValueError(f"nothing would be edited: step {int(start_step)} is behind the last of {steps} steps")
     return Asking(
         prompt.strip()[:500],
         tuple(concepts or ()),
@@ -241,6 +267,10 @@ def settings(pack: ErasePack, asking: Asking) -> erase.Settings:
     if not asking.concepts:
         return erase.Settings((), fidelity=asking.fidelity)
     setting = ConceptSetting(asking.percentile, factor=asking.factor)
+    best = pack.settings(asking.sae).get(asking.concepts[0])
+    if best is not None and asking.fidelity == "reference" and best.percentile == asking.percentile:
+        if _factor_of(pack, asking.sae, asking.concepts[0], best) == asking.factor:
+            setting = best  # left as it was found: the published multiplier itself, not what the slider makes of it
     found = erase_images.settings(pack, asking.sae, asking.concepts, asking.fidelity, setting)
     beta = asking.beta and found.multiplier is not None
     return replace(found, start_step=asking.start_step, beta=beta)
@@ -250,47 +280,99 @@ def _generate(p: Panel, state: gr.State, running: _Running, name: str, *values: 
     """Draws before and after in one batch, with a preview; the visitor may cancel at any step."""
     pack, asking = shared_erase_pack(name), read(values)
     how = settings(pack, asking)
-    cancel = running.begin()  # before the page can offer Cancel
-    try:
-        yield _busy(p) | {p.preview: figures.waiting("loading the model")}
-        drawing = _Drawing(pack, asking, how, cancel)
-        for progress in drawing.progress():
-            if progress.step % PREVIEW_STEPS == 0:
-                known = [part for part in (progress.before, progress.after) if part is not None]
-                pictures = diffusion.decode(pack.pipeline(), torch.cat(known))
-                drawing.frames.append([pictures[0], pictures[-1]])
-                yield {p.preview: figures.preview(pictures, progress.step, progress.steps)}
-        drawn = drawing.result()
-    except diffusion.Cancelled:
-        yield _idle(p) | {p.preview: ""}
+    shown = yield from _watched(p, running, lambda tell, cancel: _draw(pack, asking, how, tell, cancel))
+    if shown is None:
         return
-    finally:
-        cancel.set()
-    judged = erase_images.judged(pack, [drawn.before[0], drawn.after[0]])
-    shown = Shown(name, asking, how, drawn, judged)
-    best = figures.hottest(shown)
+    best, pair = figures.hottest(shown), [shown.drawn.before[0], shown.drawn.after[0]]
     yield _idle(p) | {
         state: shown,
         p.preview: "",
         p.headline: figures.headline(shown),
-        p.pictures: (figures.enlarged(drawn.before[0]), figures.enlarged(drawn.after[0])),
+        p.pictures: tuple(map(figures.enlarged, pair)),
         p.heat: figures.heat(shown, best),
-        p.step: gr.Slider(maximum=asking.steps - 1, value=best, visible=drawn.heat is not None),
+        p.step: gr.Slider(maximum=asking.steps - 1, value=best, visible=shown.drawn.heat is not None),
         p.curve: figures.curve(shown, best),
-        p.bars: figures.judge_bars(judged, asking.concepts),
-        p.png: gr.DownloadButton(value=_file("png", _side_by_side(drawn)), visible=True),
-        p.gif: gr.DownloadButton(value=_file("gif", *map(_pair, drawing.frames)), visible=bool(drawing.frames)),
+        p.bars: figures.judge_bars(shown.judged, asking.concepts),
+        p.png: gr.DownloadButton(value=_file(shown, "png", pair), visible=True),
+        p.gif: gr.DownloadButton(value=_file(shown, "gif", *shown.frames), visible=bool(shown.frames)),
         p.json: gr.DownloadButton(value=_json(shown), visible=True),
     }
 
 
+def _draw(pack: ErasePack, asking: Asking, how: erase.Settings, tell: Callable, cancel: threading.Event) -> Shown:
+    """Draws and judges; tells previews, which are decoded in this thread since it has the pipeline."""
+    pipeline, frames = pack.pipeline(), []
+    every = max(PREVIEW_STEPS, math.ceil(asking.steps / PREVIEWS))
+
+    def preview(progress: diffusion.Progress) -> None:
+        if progress.step % every == 0:
+            known = [part for part in (progress.before, progress.after) if part is not None]
+            pictures = diffusion.decode(pipeline, torch.cat(known))
+            frames.append([pictures[0], pictures[-1]])
+            tell(figures.preview(pictures, progress.step, progress.steps))
+
+    order = diffusion.Order((asking.prompt,), (asking.seed,), asking.steps, asking.guidance)
+    erasing = erase_images.erasing(pack, asking.sae, how) if how.concepts else None
+    drawn = diffusion.generate(pipeline, order, erasing, preview, cancel)
+    judged = erase_images.judged(pack, [drawn.before[0], drawn.after[0]])
+    left_out, folder = diffusion.left_out(pipeline, asking.prompt), tempfile.TemporaryDirectory(prefix="sod-erased-")
+    return Shown(pack.manifest.name, asking, how, drawn, judged, frames, left_out, folder)
+
+
+def _all_objects(p: Panel, running: _Running, name: str, style: str, *values: Any) -> Iterator[dict]:
+    """Every object of the pack in one style, before and after: what is kept, and what is not."""
+    pack, asking = shared_erase_pack(name), read(values)
+    if not asking.concepts:
+        raise ValueError("choose a concept to erase")
+    how = settings(pack, asking)
+    wanted = [Asked(object, None if style == NO_STYLE else style, asking.seed) for object in pack.manifest.concepts]
+
+    def draw(tell: Callable, cancel: threading.Event) -> str:
+        drawn = functools.partial(erase_images.draw, pack, wanted, asking.steps, asking.guidance, cancel=cancel)
+        tell(figures.waiting(f"drawing {len(wanted)} objects, without the edit"))
+        before = drawn()
+        tell(figures.waiting(f"drawing {len(wanted)} objects, with the edit"))
+        after = drawn(id=asking.sae, how=how)
+        judged = erase_images.judged(pack, [*before, *after])
+        return figures.object_rows(wanted, before, after, judged, asking.concepts)
+
+    rows = yield from _watched(p, running, draw)
+    if rows is not None:
+        yield _idle(p) | {p.preview: "", p.rows: rows}
+
+
+def _watched(p: Panel, running: _Running, work: Callable[[Callable, threading.Event], Any]) -> Iterator[dict]:
+    """Yields what work(tell, cancel) tells as the preview, and gives what it returns.
+
+    None where it was cancelled, or where the page began another drawing meanwhile: the buttons are that one's.
+    """
+    cancel, found = running.begin(), None  # before the page can offer Cancel
+    try:
+        yield _busy(p) | {p.preview: figures.waiting("loading the model")}
+        thread = _Thread(lambda tell: work(tell, cancel))
+        for told in thread.news():
+            yield _nothing(p) if told is None or cancel.is_set() else {p.preview: told}
+        found = thread.result()
+    except diffusion.Cancelled:
+        pass
+    finally:
+        cancel.set()
+    if not running.is_last(cancel):
+        yield _nothing(p)
+        return None
+    if found is None:
+        yield _idle(p) | {p.preview: ""}
+    return found
+
+
 class _Running:
-    """What a page draws at the moment, so that its Cancel button finds it."""
+    """What a page draws at the moment, so that its Cancel button, or its next drawing, ends it."""
 
     _cancel: threading.Event | None = None
 
     def begin(self) -> threading.Event:
-        """What stops the drawing that begins now, once it is set."""
+        """What ends the drawing that begins now, once it is set."""
+        self.stop()
         self._cancel = threading.Event()
         return self._cancel
 
@@ -299,55 +381,51 @@ class _Running:
         if self._cancel is not None:
             self._cancel.set()
 
+    def is_last(self, cancel: threading.Event) -> bool:
+        """Whether no drawing began after the one that `cancel` ends."""
+        return self._cancel is cancel
 
-class _Drawing:
-    """A drawing in a thread of its own, whose progress can be waited for."""
+    @property
+    def busy(self) -> bool:
+        return self._cancel is not None and not self._cancel.is_set()
 
-    def __init__(self, pack: ErasePack, asking: Asking, how: erase.Settings, cancel: threading.Event):
-        self.frames: list[list[Image.Image]] = []
+
+class _Thread:
+    """work(tell) in a thread of its own, which can be waited for while it tells."""
+
+    def __init__(self, work: Callable[[Callable[[Any], None]], Any]):
         self._told: queue.Queue = queue.Queue()
-        order = diffusion.Order((asking.prompt,), (asking.seed,), asking.steps, asking.guidance)
-        erasing = erase_images.erasing(pack, asking.sae, how) if how.concepts else None
-        self._arguments = (pack.pipeline(), order, erasing, self._told.put, cancel)
-        threading.Thread(target=self._run, daemon=True).start()
+        self._found: Any = None
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, args=(work,), daemon=True).start()
 
-    def _run(self) -> None:
+    def _run(self, work: Callable) -> None:
         try:
-            self._told.put(diffusion.generate(*self._arguments))
-        except BaseException as error:  # told where it is waited for
-            self._told.put(error)
+            self._found = work(self._told.put)
+        except BaseException as error:  # raised where it is waited for
+            self._error = error
+        self._told.put(self)  # no more news
 
-    def progress(self) -> Iterator[diffusion.Progress]:
-        """Every step as it is done; ends with the drawing. Raises what the drawing raised."""
-        while isinstance(found := self._told.get(), diffusion.Progress):
-            yield found
-        if isinstance(found, BaseException):
-            raise found
-        self._found = found
+    def news(self) -> Iterator[Any]:
+        """What it tells until it has ended, and None where it told nothing for a while."""
+        while True:
+            try:
+                told = self._told.get(timeout=BEAT)
+            except queue.Empty:
+                told = None
+            if told is self:
+                return
+            yield told
 
-    def result(self) -> diffusion.Generated:
+    def result(self) -> Any:
+        """What `work` returned. Raises what it raised."""
+        if self._error is not None:
+            raise self._error
         return self._found
 
 
-def _all_objects(p: Panel, running: _Running, name: str, style: str, *values: Any) -> Iterator[dict]:
-    """Every object of the pack in one style, before and after: what is kept, and what is not."""
-    pack, asking = shared_erase_pack(name), read(values)
-    if not asking.concepts:
-        raise ValueError("choose a concept to erase")
-    how, m = settings(pack, asking), pack.manifest
-    wanted = [Asked(object, None if style == NO_STYLE else style, asking.seed) for object in m.concepts]
-    cancel = running.begin()
-    draw = functools.partial(erase_images.draw, pack, wanted, asking.steps, asking.guidance, cancel=cancel)
-    try:
-        yield _busy(p) | {p.preview: figures.waiting(f"drawing {len(wanted)} objects, without the edit")}
-        before = draw()
-        yield {p.preview: figures.waiting(f"drawing {len(wanted)} objects, with the edit")}
-        after = draw(id=asking.sae, how=how)
-    except diffusion.Cancelled:
-        yield _idle(p) | {p.preview: ""}
-        return
-    judged = erase_images.judged(pack, [*before, *after])
-    yield _idle(p) | {p.preview: "", p.rows: figures.object_rows(wanted, before, after, judged, asking.concepts)}
+def _nothing(p: Panel) -> dict:
+    return {p.preview: gr.skip()}
 
 
 def _busy(p: Panel) -> dict:
@@ -368,26 +446,22 @@ def _at_step(shown: Shown | None, step: int) -> list:
 # ------------------------------------------------------------ files
 
 
-def _side_by_side(drawn: diffusion.Generated) -> Image.Image:
-    return _pair([drawn.before[0], drawn.after[0]])
+def _file(shown: Shown, kind: str, *pairs: list[Image.Image]) -> str | None:
+    """A picture of before and after side by side, or an animation of several."""
+    if not pairs:
+        return None
+    path, frames = Path(shown.folder.name, f"erased.{kind}"), [_side_by_side(*pair) for pair in pairs]
+    more = {"save_all": True, "append_images": frames[1:], "duration": 120, "loop": 0} if kind == "gif" else {}
+    frames[0].save(path, **more)
+    return str(path)
 
 
-def _pair(images: list[Image.Image]) -> Image.Image:
-    left, right = (figures.enlarged(image) for image in images)
+def _side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
+    left, right = figures.enlarged(before), figures.enlarged(after)
     found = Image.new("RGB", (left.width + right.width, left.height))
     found.paste(left, (0, 0))
     found.paste(right, (left.width, 0))
     return found
-
-
-def _file(kind: str, *frames: Image.Image) -> str | None:
-    """A picture, or an animation, in a folder that Gradio may serve from."""
-    if not frames:
-        return None
-    path = Path(tempfile.mkdtemp(prefix="sod-erased-"), f"erased.{kind}")
-    more = {"save_all": True, "append_images": frames[1:], "duration": 120, "loop": 0} if kind == "gif" else {}
-    frames[0].save(path, **more)
-    return str(path)
 
 
 def _json(shown: Shown) -> str:
@@ -400,6 +474,6 @@ def _json(shown: Shown) -> str:
     }
     if shown.drawn.heat is not None:
         data["latent_by_step"] = [round(v, 5) for v in shown.drawn.heat[:, 0].mean((1, 2)).tolist()]
-    path = Path(tempfile.mkdtemp(prefix="sod-erased-"), "erased.json")
+    path = Path(shown.folder.name, "erased.json")
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     return str(path)
