@@ -36,7 +36,7 @@ def row(id: str, target: str, values: tuple | None, verdict: str, alpha: float) 
             for name, r in scores.items()
         },
         **{"probe": {"1": 0.7, "2": 0.81}, "probe_original": {"1": None, "2": None}, "curves": {}},
-        **{"readout": 0.04, "confusion_before": [], "confusion_after": []},
+        **{"readout": 0.04, "yardstick": None, "confusion_before": [], "confusion_after": []},
     }
 
 
@@ -114,7 +114,7 @@ def test_a_pack_without_scores(pack):
 
 def test_scores_of_another_version_are_refused_in_words(scored):
     stored = scored.manifest.folder / "scoreboard.json"
-    for found in (board() | {"format": 1}, {name: value for name, value in board().items() if name != "format"}):
+    for found in (board() | {"format": 2}, {name: value for name, value in board().items() if name != "format"}):
         stored.write_text(json.dumps(found))
         note, cells, _, download = scoreboard_tab._show(SimpleNamespace(pack=scored))
         assert "another version" in note and "evaluate --pack fruit --store" in note
@@ -127,8 +127,13 @@ def test_every_verdict_has_its_mark():
 
 
 def test_enough_images_need_no_caution():
-    rows = [found | {"target_images": 30} for found in board()["rows"]]
+    rows = [found | {"target_images": 40} for found in board()["rows"]]
     assert report.caution(rows) == ""
+
+
+def test_a_model_that_lost_few_images_gets_a_caution():
+    rows = [found | {"target_images": 100, "original": 1.0, "unlearned": 0.88} for found in board()["rows"]]
+    assert "lost only 12 of the 100 images" in report.caution(rows)
 
 
 def test_a_page_that_the_server_forgot():
@@ -193,6 +198,8 @@ def test_a_sorted_table_opens_the_row_that_was_clicked(page):
 
 
 def test_the_tab(page, own_server):
+    page.get_by_role("button", name="Play alpha").click()  # where Play leaves alpha is forgotten by a row
+    page.get_by_role("button", name="Stop", exact=True).click()
     page.get_by_role("tab", name="Scoreboard").click()
     wait_for(page, ["suppressed", "deleted"])
     expect(page.locator("#board-note")).to_contain_text("30 images (examples), layer 2")
@@ -203,6 +210,8 @@ def test_the_tab(page, own_server):
     expect(page.get_by_role("combobox", name="Unlearned model")).to_have_value(re.compile("forgot pear"))
     expect(page.locator("#alpha input[type=number]")).to_have_value("1")
     expect(page.locator("#verdict h3")).to_contain_text("pear")
+    marker = "() => document.querySelector('#curves .js-plotly-plot')?.layout.shapes[0].x0 === 1"
+    page.wait_for_function(marker)
     page.get_by_role("combobox", name="Pack", exact=True).click()
     page.get_by_role("option", name="Plain fruit").click()
     expect(page.get_by_role("combobox", name="Unlearned model")).to_have_value(re.compile("forgot apple"))

@@ -243,11 +243,11 @@ class Tab:
 
     def _fire(self, id: int, data: dict[str, Any] | None = None, times: int = 1) -> Tab:
         """The event of a component, then whatever the page fires after it. The page itself has number 0."""
-        [first] = [found for found in self.dependencies if id in [target[0] for target in found["targets"]]]
-        wanted = [first]
+        wanted = [found for found in self.dependencies if id in [target[0] for target in found["targets"]]]
+        first = list(wanted)
         while wanted:
             one = wanted.pop(0)
-            self._exchange([one] * times, data if one is first else None)
+            self._exchange([one] * times, data if one in first else None)
             wanted += [found for found in self.dependencies if found["trigger_after"] == one["id"]]
         return self
 
@@ -728,7 +728,7 @@ def test_what_goes_wrong_for_one_is_nothing_to_the_others(place, tmp_path):
         lambda: other.send("heat", data={"pick": "first"}),
         lambda: other.send("heat", data={}),
         lambda: other.send("pack", "moss"),
-        lambda: other.send("alpha", 1e39),
+        lambda: other.send("Seed of the random features", -1),
     ]
 
     def crash(wrong: Callable[[], Tab]) -> None:
@@ -923,13 +923,21 @@ def test_who_sits_elsewhere_names_no_files(place, tmp_path, headers):
     assert place.hub.requests == []
 
 
+def test_an_alpha_beyond_the_slider_is_its_end(place):
+    tab = Tab(place).send("alpha", 10)
+    shown = tab.figures()
+    for beyond, end in ((50, 10), (-3, 0), (None, 0), (1e39, 10)):
+        tab.send("alpha", beyond)
+        assert (tab.figures() == shown) == (end == 10) and not tab.said
+
+
 def test_uploads_of_models_are_refused_even_without_the_button(place, tmp_path):
     tab = Tab(place)
     assert tab.components[tab.id("Or upload it")]["visible"] is False
     torch.save(random_vit(5).state_dict(), tmp_path / "own.pth")
     tab.values[tab.id("Or upload it")] = tab.upload(tmp_path / "own.pth")
     before = tab.figures()
-    tab.own_model("")
+    tab.send("own-load", data={})
     assert "takes no uploads of models" in one_sentence(tab.said.pop())
     assert tab.figures() == before and len(tab.models) == 2
 

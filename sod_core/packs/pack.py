@@ -68,6 +68,8 @@ class Pack:
         self.manifest = manifest.read(Path(folder))
         self.device = device or vit.choose_device()
         self._kept = Kept()
+        self._written: dict[Path, tuple[int, int]] = {}
+        """When checkpoints were written last, and their sizes, as far as they were seen."""
         self._examples_seen = False
 
     def __reduce__(self):
@@ -154,8 +156,11 @@ class Pack:
 
     def model_at(self, path: Path) -> nn.Module:
         """The model in any checkpoint of this pack's ViT. Raises PackError naming what does not fit."""
-        written = path.stat() if path.exists() else None  # a file that was written again is read again
-        key = str(self.manifest.folder), str(self.device), str(path), written and (written.st_mtime_ns, written.st_size)
+        if path.exists():
+            written = path.stat()
+            self._written[path] = written.st_mtime_ns, written.st_size
+        written = self._written.get(path)  # written again, it is read again; gone, what is in memory serves
+        key = str(self.manifest.folder), str(self.device), str(path), written
         return _unlearned_models().get(key, lambda: self._load(path), _bytes)
 
     def _load(self, path: Path) -> nn.Module:

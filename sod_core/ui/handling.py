@@ -62,7 +62,7 @@ def read(values: tuple) -> Controls:
 def there(visitor: Visitor | None) -> Visitor:
     """The visitor, or a ValueError where the server has forgotten this page."""
     if visitor is None:
-        raise ValueError("this page has lost its place on the server; reload it")
+        raise ValueError("this page is still opening, or has lost its place on the server; wait a moment, or reload it")
     return visitor
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..packs.find import folders, shared_pack
 from ..packs.hub import HubFile
 from . import handling, intake, overlays
 from .panel import FORGOTTEN, MOST_LOST, Panel, model_choices, pack_choices
-from .visitor import Visitor, needed
+from .visitor import Controls, Visitor, needed
 
 LOOK_SECONDS = 0.3
 """Between two looks at a download's progress."""
@@ -65,7 +66,7 @@ class Opener:
             api_visibility="undocumented",  # benchmarks/slider.py calls it
             **every,
         ).then(**settled)
-        chosen = [p.progress, p.model, p.own, *p.everything]
+        chosen = [p.progress, p.pack, p.model, p.own, *p.everything]
         p.model.input(
             handling.kept_stream(self.choose_model, self.not_chosen),
             [visitor, turn, p.model, *p.controls],
@@ -73,14 +74,15 @@ class Opener:
             api_visibility="private",
             **every,
         ).then(**settled)
-        gr.on(
-            [p.own_load.click, p.own_model.submit],
-            handling.kept_stream(self.own_model, lambda request, *arguments: self.not_chosen(*arguments)),
-            [visitor, turn, p.own_model, p.own_file, p.own_class, *p.controls],
-            chosen,
-            api_visibility="private",
-            **every,
-        ).then(**settled)
+        nothing = gr.State(None)
+        for asked, file in ((p.own_load.click, p.own_file), (p.own_model.submit, nothing)):  # Enter means what is typed
+            asked(
+                handling.kept_stream(self.own_model, lambda request, *arguments: self.not_chosen(*arguments)),
+                [visitor, turn, p.own_model, file, p.own_class, *p.controls],
+                chosen,
+                api_visibility="private",
+                **every,
+            ).then(**settled)
 
     def open_pack(self, before: Visitor | None, turn: Turn, name: str, *values: Any) -> Iterator[dict]:
         """Fetches what the pack lacks, then shows it. A page that opens falls back to a pack that is here."""
@@ -92,6 +94,7 @@ class Opener:
         yield from self._until_overtaken(turn, lambda: self._opened(before, name, values), "pack")
 
     def _opened(self, before: Visitor | None, name: str, values: tuple) -> Iterator[dict]:
+        seen = before and before.controls
         if before is not None:
             before.sweep += 1
         try:
@@ -102,6 +105,12 @@ class Opener:
                 raise
             gr.Warning(str(error))
             visitor = Visitor(next(other for other in _here() if other != name))
+        yield self._nothing()  # who was overtaken ends here
+        if before is not None:
+            values = _latest(before, seen, values)
+            with before.lock:  # what is still measured or played for the old pack shows nothing on the new one's page
+                before.sweep += 1
+                before.version += 1
         yield {self.visitor: visitor} | self._pack_shown(visitor, values)
 
     def not_opened(self, before: Visitor | None, *_: Any) -> dict:
@@ -123,10 +132,11 @@ class Opener:
         yield from self._until_overtaken(turn, lambda: self._chosen(visitor, id, values), "model")
 
     def _chosen(self, visitor: Visitor, id: str, values: tuple) -> Iterator[dict]:
+        seen = visitor.controls
         if id in [entry.id for entry in visitor.pack.manifest.unlearned]:
             yield from self._watched(visitor.pack.lacking(id))
         yield self._nothing()  # who was overtaken ends here, before the visitor's model changes
-        yield self._model_shown(visitor, id, values)
+        yield self._model_shown(visitor, id, _latest(visitor, seen, values))
 
     def own_model(
         self,
@@ -147,6 +157,7 @@ class Opener:
     def _taken(
         self, visitor: Visitor, found: HubFile | Path, local: bool, forgotten: str, values: tuple
     ) -> Iterator[dict]:
+        seen = visitor.controls
         if isinstance(found, HubFile):
             yield from self._watched([found], None if local else intake.most_bytes())
             found = hub.fetch(found)
@@ -154,11 +165,14 @@ class Opener:
         target = visitor.pack.manifest.class_index(forgotten) if forgotten else None
         with visitor.lock:
             id = visitor.add_model(found, found.name, target)
-        yield self._model_shown(visitor, id, values)
+        yield self._nothing()  # as above
+        yield self._model_shown(visitor, id, _latest(visitor, seen, values))
 
     def not_chosen(self, visitor: Visitor | None, *_: Any) -> dict:
-        """The menu goes back to the model that is shown."""
-        back = {} if visitor is None else {self.panel.model: gr.Dropdown(value=visitor.entry.id)}
+        """The menus go back to the pack and the model that are shown."""
+        p, back = self.panel, {}
+        if visitor is not None:
+            back = {p.model: gr.Dropdown(value=visitor.entry.id), p.pack: gr.Dropdown(value=visitor.pack_name)}
         return {self.panel.progress: gr.HTML(visible=False)} | back
 
     # ------------------------------------------------------------ parts
@@ -230,9 +244,16 @@ class Opener:
         shown = handling.after(visitor, values, lambda v, _: v.choose_model(id), new_image=True, new_order=True)
         return {
             p.progress: gr.HTML(visible=False),
+            p.pack: gr.Dropdown(value=visitor.pack_name),  # one that was on its way is given up
             p.model: gr.Dropdown(model_choices(visitor.entries, visitor.pack), value=id),
             p.own: gr.skip() if visitor.example is None else None,
         } | dict(zip(p.everything, shown))
+
+
+def _latest(visitor: Visitor, seen: Controls | None, values: tuple) -> tuple:
+    """`values`, or what the page's controls have said since the visitor's were `seen`."""
+    latest = visitor.controls
+    return values if latest is seen or latest is None else tuple(asdict(latest).values())
 
 
 def _bar(label: str, share: float | None = None) -> gr.HTML:

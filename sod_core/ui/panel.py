@@ -73,6 +73,19 @@ class Panel(NamedTuple):
         return self.moving + still
 
 
+class Bounded(gr.Slider):
+    """A gr.Slider whose number box may be empty, or beyond an end, while something is typed into it.
+
+    Gradio refuses such values before a handler sees them; here the nearest end counts.
+    """
+
+    is_template = True  # the page draws it as a gr.Slider
+
+    def preprocess(self, payload):
+        """The value as a float, within the slider's ends."""
+        return super().preprocess(self.minimum if payload is None else min(max(payload, self.minimum), self.maximum))
+
+
 def layout(default_pack: str) -> Panel:
     """Lays the components out in the current Blocks, filled for the pack that is opened first."""
     manifest = shared_pack(default_pack).manifest
@@ -86,7 +99,7 @@ def layout(default_pack: str) -> Panel:
             first = choices[0][1] if choices else None
             model = gr.Dropdown(choices, value=first, label="Unlearned model", elem_id="model")
             model_note = gr.Markdown(elem_classes="sod-quiet sod-note-model")
-            alpha = gr.Slider(0, 10, value=0, step=SLIDER_STEP, label=words.ALPHA, elem_id="alpha")
+            alpha = Bounded(0, 10, value=0, step=SLIDER_STEP, label=words.ALPHA, elem_id="alpha")
             with gr.Row(elem_id="play-row"):
                 play = gr.Button("Play alpha 0 to 10", variant="primary")
                 stop = gr.Button("Stop", visible=False)
@@ -112,7 +125,7 @@ def layout(default_pack: str) -> Panel:
                 own_class = gr.Dropdown(
                     [MOST_LOST, *((name, name) for name in manifest.classes)], value="", label="It forgot"
                 )
-                own_load = gr.Button("Load and measure it", size="sm")
+                own_load = gr.Button("Load and measure it", size="sm", elem_id="own-load")
             middle = manifest.layers[len(manifest.layers) // 2]
             layer = gr.Radio(list(manifest.layers), value=middle, label="Layer (the block whose output is edited)")
             mode = gr.Dropdown([(words.MODE_TITLES[m], m) for m in MODES], value=MODES[0], label="Mode")
@@ -124,7 +137,7 @@ def layout(default_pack: str) -> Panel:
                 own_list = gr.Textbox(label="My list of latents", placeholder="1, 5, 9 then Enter", visible=False)
                 classes = [FORGOTTEN, *((name, name) for name in manifest.classes)]
                 expert_class = gr.Dropdown(classes, value="", label="Experts of which class")
-                seed = gr.Number(0, precision=0, minimum=0, maximum=10**6, label="Seed of the random features")
+                seed = gr.Number(0, precision=0, label="Seed of the random features")
                 latent = gr.Number(
                     None, precision=0, minimum=0, label="Show the heat of one latent (its id, then Enter)"
                 )

@@ -62,12 +62,12 @@ def _wire_clicks(panel: Panel, visitor: gr.State, settled: dict) -> None:
         examples.click(kept(_pick_example, 1 + len(outputs)), inputs, [panel.own, *outputs], **every_click).then(
             **settled
         )
-    panel.own.input(kept(_own_image, len(outputs)), [visitor, panel.own, *panel.controls], outputs, **QUIET).then(
-        **settled
-    )
-    panel.heat.click(kept(_pick_patch, len(outputs)), inputs, outputs, **every_click)
-    panel.inspector.click(kept(_pick_latent, len(outputs)), inputs, outputs, **every_click)
-    panel.heat_of.click(kept(_show_experts, 1 + len(outputs)), inputs, [panel.latent, *outputs], **QUIET)
+    own_image = kept(_own_image, len(outputs)), [visitor, panel.own, *panel.controls], outputs
+    panel.own.input(*own_image, trigger_mode="always_last", **QUIET).then(**settled)
+    panel.heat.click(kept(_pick_patch, len(outputs)), inputs, outputs, **every_click).then(**settled)
+    panel.inspector.click(kept(_pick_latent, len(outputs)), inputs, outputs, **every_click).then(**settled)
+    experts = kept(_show_experts, 1 + len(outputs)), inputs, [panel.latent, *outputs]
+    panel.heat_of.click(*experts, **QUIET).then(**settled)
 
 
 def _wire_alpha(panel: Panel, visitor: gr.State, settled: dict) -> None:
@@ -99,7 +99,7 @@ def _own_image(visitor: Visitor | None, path: str | None, *values: Any) -> list:
 
 
 def _pick_patch(event: gr.EventData, visitor: Visitor | None, *values: Any) -> list:
-    return after(visitor, values, lambda v, _: setattr(v, "patch", int(event.pick)))
+    return after(visitor, values, lambda v, _: v.choose_patch(int(event.pick)))
 
 
 def _pick_latent(event: gr.EventData, visitor: Visitor | None, *values: Any) -> list:
@@ -141,8 +141,10 @@ def _move_alpha(visitor: Visitor | None, *values: Any) -> list:
 
 def _play(visitor: Visitor | None, *values: Any) -> Iterator[list]:
     """Sweeps alpha from 0 to 10 with whatever the other controls say meanwhile, until done, stopped or overtaken."""
-    if visitor is None:
-        gr.Warning("this page has lost its place on the server; reload it")
+    try:
+        visitor = handling.there(visitor)
+    except ValueError as error:
+        gr.Warning(str(error))
         return
     with visitor.lock:
         visitor.sweep += 1
@@ -158,8 +160,8 @@ def _play(visitor: Visitor | None, *values: Any) -> Iterator[list]:
             yield [step * PLAY_STEP, gr.Button(visible=False), gr.Button(visible=True), *found]
             due += FRAME_SECONDS
             time.sleep(max(0.0, due - time.monotonic()))
-    except ValueError as error:
-        gr.Warning(str(error))
+    except Exception as error:  # whatever it is, Play has to come back
+        handling.warn(error, _play)
     yield [gr.skip(), gr.Button(visible=True), gr.Button(visible=False), *[gr.skip()] * shown.MOVING]
 
 

@@ -33,7 +33,8 @@ def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict) -> None:
     download = gr.DownloadButton("Download as CSV", size="sm", visible=False)
     shown = [note, table, picture, download]
     tab.select(handling.kept(_show, len(shown)), opener.visitor, shown, **PRIVATE)
-    outputs = [tabs, panel.alpha, panel.layer, panel.mode, panel.progress, panel.model, panel.own, *panel.everything]
+    outputs = [tabs, panel.alpha, panel.layer, panel.mode, panel.progress, panel.pack, panel.model, panel.own]
+    outputs += panel.everything
 
     def open_row(event: gr.SelectData, visitor: Visitor | None, turn: Turn, *values: Any) -> Iterator[dict]:
         """Shows a row's model in the Restore tab, at the layer and mode it was judged at and where it peaks."""
@@ -43,6 +44,9 @@ def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict) -> None:
         alpha = next(row["alpha"] for row in board["rows"] if row["id"] == id)
         settings = board["settings"]
         at = (settings["layer"], settings["mode"], alpha, *values[3:])
+        with visitor.lock:  # the row's alpha counts, not where Play left the slider
+            visitor.sweep += 1
+            visitor.swept_to = None
         menus = {panel.alpha: alpha, panel.layer: settings["layer"], panel.mode: settings["mode"]}
         yield {tabs: gr.Tabs(selected="restore")} | menus
         yield from opener.show_model(visitor, turn, id, at)
@@ -137,8 +141,8 @@ def _rules() -> str:
         "the original's own later blocks still find the class in this model's hidden state (*readout*, at least "
         f"{scores.SUPPRESSED} more than in a model retrained without the class): it is there, and only later blocks "
         f"hide it. *{scores.CANNOT_TELL}*: that is not so either, and no edit, not even the original's whole state "
-        f"(*R copied state*), restores {scores.DELETED}: what follows this layer does not listen to it; look at the "
-        "probe, and evaluate another layer.\n\n"
+        f"(*R copied state*), restores {scores.DELETED}: what follows this layer does not listen to it; or random "
+        "features restore as much as the experts. Look at the probe, and evaluate another layer.\n\n"
         f"*overshoot*: R of the experts up to alpha {ALPHAS[-1]:g}. *readout*: the original's later blocks run on the "
         "unlearned model's hidden state; share of the class's images that they name rightly, less the share of the "
         "others that they take for it (1 all there, 0 chance). *probe*: how well a linear classifier reads the class "

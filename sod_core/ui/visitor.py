@@ -120,6 +120,11 @@ class Visitor:
         """The latent whose heat is shown; None for the sum over the class's experts. Another layer has others."""
         return self._latent[1] if self._latent is not None and self._latent[0] == layer else None
 
+    def choose_patch(self, patch: int) -> None:
+        """Looks into a patch; one that the picture does not have was a click on the pack before."""
+        if 0 <= patch < self.pack.shape.grid**2:
+            self.patch = patch
+
     def show_latent(self, layer: int, latent: int | None) -> None:
         """Shows one latent's heat, or with None the experts' again."""
         known = self.pack.sae(layer).latents
