@@ -118,15 +118,33 @@ def _evaluate(options: argparse.Namespace) -> None:
         report.write_json(pack.manifest.folder / report.SCOREBOARD, board)
     if options.json != "-":
         print(report.table(rows))
-        print(report.caution(board["rows"]), end="")
+        print(report.caution(board["rows"]) + _trained_on(judged, data.name), end="")
         print(report.pointing_line(evaluation.pointing_game(pack, settings.layer, data)))
     if options.json:
         _write_json(board["rows"], options.json)
 
 
+def _trained_on(judged: list, data: str) -> str:
+    """A line for each model whose record beside its checkpoint says that it was unlearned on these very images."""
+    lines = []
+    for subject in judged:
+        path = Path(subject.file.rsplit(" ", 2)[0]).with_suffix(".json")  # the path, and two numbers
+        try:
+            source = json.loads(path.read_text(encoding="utf-8"))["data"]["source"]["data"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if source == data or (Path(source).is_dir() and Path(data).is_dir() and Path(source).samefile(data)):
+            lines.append(
+                f"Caution: {subject.id} was unlearned on images of {data} ({path.name}): most of the images here were "
+                "trained on. The record's own figures are of the part that was held out.\n"
+            )
+    return "".join(lines)
+
+
 def _judged(pack: Pack, names: list[str]) -> list:
     """Ids of the pack, or CLASS=FILE for other checkpoints. Raises ValueError or PackError."""
     from .evaluate import Subject, subjects
+    from .testset import stamp
 
     known = [entry.id for entry in pack.manifest.unlearned]
     found = []
@@ -138,8 +156,8 @@ def _judged(pack: Pack, names: list[str]) -> list:
         path = own.find(text)
         if path is None:
             raise ValueError(f"there is no checkpoint {text}; write CLASS=FILE or CLASS=hub:user/repo/file")
-        stamp = f"{path.resolve()} {path.stat().st_mtime_ns}"
-        found.append(Subject(path.stem, "own", pack.manifest.class_index(target), partial(pack.model_at, path), stamp))
+        index = pack.manifest.class_index(target)
+        found.append(Subject(path.stem, "own", index, partial(pack.model_at, path), stamp(path)))
     if not found:
         raise ValueError(f"pack {pack.manifest.name} has no unlearned models here; name some as CLASS=FILE")
     return found

@@ -23,7 +23,7 @@ from . import features, gpu, processes, restore, scores
 from . import vit as vits
 from .packs.pack import Pack
 from .scores import Score
-from .testset import Batch, TestSet
+from .testset import Batch, TestSet, stamp
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0, 5.0, 7.0, 10.0)
 MAX_ALPHA = 2.0
@@ -60,7 +60,7 @@ class Subject(NamedTuple):
     """The forgotten class."""
     model: Callable[[], nn.Module]
     file: str = ""
-    """Its checkpoint, where it is not one of the pack: what a killed run is told apart by."""
+    """Its checkpoint as it is now (`stamp`): a run goes on only with the same one."""
 
 
 class Edit(NamedTuple):
@@ -104,6 +104,9 @@ class Row:
     probe_original: dict[int, float | None]
     readout: float
     """How well the original's tail finds the class in the unlearned model's hidden state (`scores.readout`)."""
+    yardstick: float | None
+    """The largest readout of the other models judged that were retrained without the class; None where there is none,
+    and the verdict takes 0."""
     curves: dict[str, list[float]]
     """Over ALPHAS: accuracy on the class of "experts" and every control, and "retain": the others', all edited."""
     confusion_before: list[float]
@@ -119,7 +122,10 @@ class Row:
 def subjects(pack: Pack, ids: Sequence[str]) -> list[Subject]:
     """Unlearned models of the pack, by id. Raises PackError."""
     entries = [pack.manifest.entry(id) for id in ids]
-    return [Subject(e.id, e.method, e.target_class, lambda id=e.id: pack.unlearned(id)) for e in entries]
+    return [
+        Subject(e.id, e.method, e.target_class, lambda id=e.id: pack.unlearned(id), stamp(pack.file(e.file, e.source)))
+        for e in entries
+    ]
 
 
 def run(
@@ -147,8 +153,13 @@ def run(
     if count > 1:
         found.gather()
     readouts = {subject.id: found.readout(subject) for subject in judged}
-    yardsticks = {subject.target: readouts[subject.id] for subject in judged if subject.method == YARDSTICK}
-    return [found.row(subject, readouts[subject.id], yardsticks.get(subject.target, 0.0)) for subject in judged]
+    return [found.row(subject, readouts[subject.id], _yardstick(subject, judged, readouts)) for subject in judged]
+
+
+def _yardstick(of: Subject, judged: Sequence[Subject], readouts: dict[str, float]) -> float | None:
+    """The largest readout of the other models that were retrained without the class; None where there is none."""
+    retrained = [s for s in judged if s.method == YARDSTICK and s.target == of.target and s.id != of.id]
+    return max((readouts[subject.id] for subject in retrained), default=None)
 
 
 def _check(pack: Pack, judged: Sequence[Subject], data: TestSet, settings: Settings) -> None:
@@ -169,6 +180,11 @@ def _check(pack: Pack, judged: Sequence[Subject], data: TestSet, settings: Setti
             )
         if not pack.expert_ids(settings.layer, subject.target):
             raise ValueError(f"pack {pack.manifest.name} has no experts of {name} at layer {settings.layer}")
+    if not pack.examples():
+        raise ValueError(
+            f"the control 'matched' finds equally active features on example images; pack {pack.manifest.name} has "
+            "none here"
+        )
 
 
 class _Predictions:
@@ -236,7 +252,14 @@ class _Predictions:
         edits = {id: [edit._asdict() for edit in found] for id, found in self.edits.items()}
         labels = self.data.labels.tolist()
         models = [[subject.id, subject.target, subject.file] for subject in self.judged]
-        what = {"pack": str(self.pack.manifest.folder), "data": self.data.name, "labels": labels, "edits": edits}
+        pack, layer = self.pack, self.settings.layer
+        files = [
+            pack.file(pack.manifest.files["original"]),
+            *(pack.layer_file(kind, layer) for kind in ("sae", "stats")),
+        ]
+        models += [[stamp(file) for file in files], pack.sae(layer).normalised]
+        data = [self.data.name, self.data.stamp]
+        what = {"pack": str(pack.manifest.folder), "data": data, "labels": labels, "edits": edits}
         return json.dumps(what | {"models": models, "layer": self.settings.layer, "alphas": ALPHAS, "batch": BATCH})
 
     def resume(self, file: Path | None) -> int:
@@ -277,7 +300,7 @@ class _Predictions:
         """Of its hidden state, by the original's tail."""
         return scores.readout(self.named[f"{subject.id} readout"], self.data.labels.numpy(), subject.target)
 
-    def row(self, subject: Subject, readout: float, yardstick: float) -> Row:
+    def row(self, subject: Subject, readout: float, yardstick: float | None) -> Row:
         """The numbers of one model; `yardstick` is the readout of one retrained without the class."""
         labels = self.data.labels.numpy()
         members = labels == subject.target
@@ -316,10 +339,11 @@ class _Predictions:
             probe=probes[subject.id],
             probe_original=probes["original"],
             readout=readout,
+            yardstick=yardstick,
             curves={name: hits.mean((0, 2)).tolist() for name, hits in right.items()} | {"retain": retained.tolist()},
             confusion_before=self._shares(self.named[subject.id][members]),
             confusion_after=self._shares(everybody[best, members]),
-            verdict=scores.verdict({name: score.value for name, score in found.items()}, readout, yardstick),
+            verdict=scores.verdict({name: score.value for name, score in found.items()}, readout, yardstick or 0.0),
         )
 
     def _named(self, subject: Subject, name: str) -> list[tuple[int, Edit]]:

@@ -18,7 +18,7 @@ from .packs.pack import Pack
 from .testset import TestSet
 
 SCOREBOARD = "scoreboard.json"
-FORMAT = 2
+FORMAT = 3
 """Of that file: 1 had no state_copy, no readout and other verdicts."""
 DEFINITION = (
     "R = (restored - unlearned) / (original - unlearned), accuracies on the test images of the forgotten class; "
@@ -28,11 +28,12 @@ DEFINITION = (
     f"experts' R over the better of random and matched; from {scores.SUPPRESSED} suppressed, below {scores.DELETED} "
     f"deleted, between partly; but {scores.SUPPRESSED_AFTER!r} where R is not enough for suppressed and the readout "
     f"exceeds the retrained model's (if it is judged too) by {scores.SUPPRESSED}, and {scores.CANNOT_TELL!r} where no "
-    f"edit, state_copy included, has an R of {scores.DELETED}. Readout: the original's later blocks on the unlearned "
+    f"edit, state_copy included, has an R of {scores.DELETED}, or where random or matched features restore as much as "
+    "the experts. Readout: the original's later blocks on the unlearned "
     "model's hidden state; share of the class's images that they name rightly, less that of the others that they take "
     "for it. Gate none: every image is edited; gate label: only images of the class are. Retain: "
     "share of the other classes' images named rightly. Probe: balanced accuracy of a linear classifier of the class "
-    "on CLS, two-fold."
+    "on CLS, two random halves."
 )
 
 
@@ -78,7 +79,7 @@ COLUMNS = (
     *("id", "method", "target", "target_images", "original", "unlearned", "restored", "alpha"),
     *("retain_original", "retain_unlearned", "retain_gate_none", "retain_gate_label"),
     *(f"R_{name}{end}" for name in ("experts", *CONTROLS) for end in ("", "_low", "_high", "_alpha")),
-    *("R_overshoot", "readout", "verdict"),
+    *("R_overshoot", "readout", "yardstick", "verdict"),
 )
 
 
@@ -171,12 +172,22 @@ def interval(row: Row) -> str:
 
 
 def caution(rows: Sequence[dict[str, Any]]) -> str:
-    """A line for each class that too few images show for a verdict, "" for none; rows as `Row.as_dict` gives them."""
+    """A line for each class that too few images show for a verdict, and for each model that lost too few of them.
+
+    "" for none; rows as `Row.as_dict` gives them.
+    """
     lines = []
     for target in dict.fromkeys(row["target"] for row in rows):
         of_class = [row for row in rows if row["target"] == target]
-        n, experts = of_class[0]["target_images"], [row["scores"]["experts"] for row in of_class]
-        widths = [score["high"] - score["low"] for score in experts if score["value"] is not None]
+        n, defined = of_class[0]["target_images"], [r for r in of_class if r["scores"]["experts"]["value"] is not None]
+        widths = [row["scores"]["experts"]["high"] - row["scores"]["experts"]["low"] for row in defined]
+        for row in defined if n >= scores.FEW else ():
+            lost = round((row["original"] - row["unlearned"]) * n)
+            if lost < scores.FEW:
+                lines.append(
+                    f"Caution: {row['id']} lost only {lost} of the {n} images that show {target}, and R counts how "
+                    "many of them return: take its R and verdict as hints.\n"
+                )
         if n < scores.FEW and widths:
             lines.append(
                 f"Caution: only {n} of the test images show {target}, fewer than {scores.FEW}. The intervals of R are "

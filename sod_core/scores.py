@@ -86,7 +86,8 @@ def verdict(r: dict[str, float | None], readout: float, yardstick: float) -> str
 
     `readout` of the model, `yardstick` that of a model retrained without the class, 0 where there is none. A state in
     which the original's own tail finds the class has lost nothing that an edit could put back: later layers hide it.
-    Where neither that is so nor any edit restores anything, an edit at this layer shows nothing.
+    Where neither that is so nor any edit restores anything, an edit at this layer shows nothing; nor does one where
+    random features bring the class back as the experts do (`direct_injection` copies CLS whatever the features are).
     """
     if r["experts"] is None:
         return "not forgotten"
@@ -97,15 +98,16 @@ def verdict(r: dict[str, float | None], readout: float, yardstick: float) -> str
         return SUPPRESSED_AFTER
     if margin >= DELETED:
         return "partly"
-    return CANNOT_TELL if max(r.values()) < DELETED else "deleted"
+    silent, unspecific = max(r.values()) < DELETED, r["experts"] >= DELETED
+    return CANNOT_TELL if silent or unspecific else "deleted"
 
 
 def probe(cls: Tensor, labels: Tensor, target: int) -> float | None:
     """Balanced accuracy, 0.5 to 1, of a linear classifier that reads "is it the class" in CLS tokens.
 
-    cls [n, D] of one layer; labels [n]. Logistic regression on standardised tokens (both sides weighted alike, L2 of
-    1e-3), trained on one half of the images and tested on the other, and the other way round. None for fewer than two
-    images of the class, or of the others, in a half.
+    cls [n, D] of one layer; labels [n]. Logistic regression on standardised tokens (both sides weigh a half, L2 of
+    1e-3), trained on a random half of the images (always the same one) and tested on the other, and the other way
+    round. None for fewer than two images of the class, or of the others, in a half.
     """
     wanted = (labels == target).float()
     halves = _halves(wanted)
@@ -122,14 +124,16 @@ def probe(cls: Tensor, labels: Tensor, target: int) -> float | None:
 
 
 def _halves(wanted: Tensor) -> list[Tensor]:
-    """Every other image of the class, and every other one of the rest."""
-    order = torch.cat([(wanted == kind).nonzero().flatten() for kind in (1, 0)])
+    """Half of the class's images and half of the rest, at random: a test set may have its styles in turn."""
+    generator = torch.Generator().manual_seed(0)
+    sides = [(wanted == kind).nonzero().flatten() for kind in (1, 0)]
+    order = torch.cat([side[torch.randperm(len(side), generator=generator)] for side in sides])
     return [order[0::PROBE_FOLDS], order[1::PROBE_FOLDS]]
 
 
 def _fit(x: Tensor, y: Tensor):
     """Weighted logistic regression by L-BFGS; gives the function x -> logits."""
-    weight = torch.where(y > 0, (1 - y.mean()), y.mean())
+    weight = torch.where(y > 0, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
     with torch.inference_mode(False), torch.enable_grad():
         x, y, weight = x.clone(), y.clone(), weight.clone()
         coefficients = torch.zeros(x.shape[1] + 1, requires_grad=True)

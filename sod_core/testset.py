@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -37,10 +38,17 @@ class TestSet:
     """Labels at once, images when they are asked for: a set may be far larger than memory."""
 
     def __init__(
-        self, name: str, labels: list[int], read: Callable[[int], tuple[Image.Image, Image.Image | None]], pack: Pack
+        self,
+        name: str,
+        labels: list[int],
+        read: Callable[[int], tuple[Image.Image, Image.Image | None]],
+        pack: Pack,
+        files: Sequence[Path] = (),
     ):
-        """`read` gives the image of a number, and its object's mask where there is one."""
+        """`read` gives the image of a number, and its object's mask where there is one; `files` are read from."""
         self.name, self.labels = name, torch.tensor(labels, dtype=torch.long)
+        self.stamp = hashlib.sha256("\n".join(map(stamp, files)).encode()).hexdigest()
+        """Differs once one of its files was written again."""
         self._read, self._pack = read, pack
 
     def __len__(self) -> int:
@@ -84,16 +92,25 @@ def open_set(pack: Pack, source: str | None, count: int | None, columns: tuple[s
         return _canvas(pack, 1000 if count is None else count)
     if source == "examples":
         found = pack.examples()
-        labels, read = [example.label for example in found], partial(_read_file, [example.path for example in found])
+        labels, files = [example.label for example in found], [example.path for example in found]
+        read = partial(_read_file, files)
     elif source.startswith(own.PREFIX):
-        labels, read = _parquet(hub.fetch(own.parse_hub(source)._replace(repo_type="dataset")), *columns)
+        files = [hub.fetch(own.parse_hub(source)._replace(repo_type="dataset"))]
+        labels, read = _parquet(files[0], *columns)
     else:
-        labels, read = _folder(pack, Path(source))
+        labels, files = _folder(pack, Path(source))
+        read = partial(_read_file, files)
     known = range(len(pack.manifest.classes))
     order = _in_turn([i for i, label in enumerate(labels) if label in known], labels, count)
     if not order:
         raise ValueError(f"{source} holds no images of the classes of pack {pack.manifest.name}")
-    return TestSet(source, [labels[i] for i in order], lambda i: (read(order[i]), None), pack)
+    return TestSet(source, [labels[i] for i in order], lambda i: (read(order[i]), None), pack, files)
+
+
+def stamp(path: Path) -> str:
+    """Tells a file from another one, and from itself before it was written again."""
+    found = path.stat()
+    return f"{path.resolve()} {found.st_mtime_ns} {found.st_size}"
 
 
 def _default_source(pack: Pack, columns: tuple[str, str]) -> tuple[str, tuple[str, str]]:
@@ -127,7 +144,7 @@ def _canvas(pack: Pack, count: int) -> TestSet:
     return TestSet("canvas", [i % len(canvas.OBJECTS) for i in range(count)], draw, pack)
 
 
-def _folder(pack: Pack, folder: Path) -> tuple[list[int], Callable[[int], Image.Image]]:
+def _folder(pack: Pack, folder: Path) -> tuple[list[int], list[Path]]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give one with a folder of images for each class")
     labels, paths = [], []
@@ -135,7 +152,7 @@ def _folder(pack: Pack, folder: Path) -> tuple[list[int], Callable[[int], Image.
         found = sorted(path for path in (folder / name).glob("*") if path.suffix.lower() in SUFFIXES)
         labels += [label] * len(found)
         paths += found
-    return labels, partial(_read_file, paths)
+    return labels, paths
 
 
 def _read_file(paths: list[Path], i: int) -> Image.Image:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -243,7 +244,10 @@ def test_r_is_not_defined_where_nothing_was_forgotten():
         (0.75, 0.25, 0.0, "suppressed"),  # a margin of just a half
         (0.7, 0.25, 0.0, "partly"),
         (0.7, 0.0, 0.25, "partly"),  # the better control counts, whichever it is
-        (0.9, 0.85, 0.1, "deleted"),  # random features do as well
+        (0.9, 0.85, 0.1, "cannot tell at this layer"),  # random features do as well
+        (0.9, 0.1, 0.9, "cannot tell at this layer"),
+        (0.1, 0.1, 0.0, "cannot tell at this layer"),
+        (0.09, 0.5, 0.0, "deleted"),
         (0.05, 0.0, 0.0, "deleted"),
         (0.0, 0.0, 0.0, "deleted"),
         (0.3, 0.1, 0.0, "partly"),
@@ -311,6 +315,15 @@ def test_a_probe_does_not_care_which_side_is_larger():
 def test_a_probe_is_tested_on_other_images_than_it_saw():
     """With more dimensions than images anything can be learnt by heart."""
     assert scores.probe(*tokens(20, 20, 0, dim=200), 1) < 0.8
+
+
+def test_a_probe_does_not_train_on_one_style_and_test_on_another():
+    """The class's images show two styles in turn, as an ordered test set has them."""
+    cls, labels = tokens(60, 60, 0, dim=4)
+    members = (labels == 1).nonzero().flatten()
+    cls[members[0::2], 0] += 8
+    cls[members[1::2], 1] += 8
+    assert scores.probe(cls, labels, 1) > 0.95
 
 
 @pytest.mark.parametrize(("members", "others"), [(0, 10), (1, 10), (3, 10), (10, 3), (10, 1), (10, 0)])
@@ -428,7 +441,9 @@ def counted(data: TestSet, breaks_at: int | None = None) -> tuple[TestSet, list[
         seen.append(i)
         return data._read(i)
 
-    return TestSet(data.name, data.labels.tolist(), read, data._pack), seen
+    found = TestSet(data.name, data.labels.tolist(), read, data._pack)
+    found.stamp = data.stamp
+    return found, seen
 
 
 @pytest.fixture
@@ -454,7 +469,9 @@ def test_a_killed_run_goes_on(pack, few, killed):
     assert seen == []  # scores are made anew, predictions are not
 
 
-@pytest.mark.parametrize("change", ["layer", "mode", "model", "file", "name", "labels", "batch", "pack"])
+@pytest.mark.parametrize(
+    "change", ["layer", "mode", "model", "file", "written", "sae", "stats", "images", "name", "labels", "batch", "pack"]
+)
 def test_a_run_of_something_else_starts_afresh(pack, few, killed, spoilt_pack, monkeypatch, change):
     (subject,) = evaluate.subjects(pack, ["retrain-pear"])
     settings, data = SETTINGS, few
@@ -466,6 +483,13 @@ def test_a_run_of_something_else_starts_afresh(pack, few, killed, spoilt_pack, m
         (subject,) = evaluate.subjects(pack, ["random_labels-apple"])
     elif change == "file":
         subject = subject._replace(file="retrained again")
+    elif change == "written":  # the same bytes, written again
+        os.utime(pack.file(pack.manifest.entry("retrain-pear").file))
+        (subject,) = evaluate.subjects(pack, ["retrain-pear"])
+    elif change in ("sae", "stats"):
+        os.utime(pack.layer_file(change, SETTINGS.layer))
+    elif change == "images":
+        data = TestSet(few.name, few.labels.tolist(), few._read, pack, [pack.manifest.folder / "pack.json"])
     elif change == "name":
         data = TestSet("others", few.labels.tolist(), few._read, pack)
     elif change == "labels":
@@ -479,7 +503,24 @@ def test_a_run_of_something_else_starts_afresh(pack, few, killed, spoilt_pack, m
     assert seen == list(range(42))
 
 
+def test_the_yardstick_is_the_best_of_the_other_retrained_models():
+    def model(id: str, method: str, target: int) -> evaluate.Subject:
+        return evaluate.Subject(id, method, target, lambda: None)
+
+    models = [model("a", "retrain", 0), model("b", "retrain", 0), model("c", "retrain", 1), model("d", "salun", 0)]
+    readouts = {"a": 0.2, "b": -0.1, "c": 0.9, "d": 1.0}
+    found = [evaluate._yardstick(subject, models, readouts) for subject in models]
+    assert found == [-0.1, 0.2, None, 0.2]
+
+
 # ---------------------------------------------------------------- what is refused
+
+
+def test_matched_features_need_examples(spoilt_pack, few):
+    shutil.rmtree(spoilt_pack / "examples")
+    pack = Pack(spoilt_pack)
+    with pytest.raises(ValueError, match="'matched'.*none here"):
+        evaluate.run(pack, evaluate.subjects(pack, ["retrain-pear"]), few, SETTINGS)
 
 
 def test_unknown_choices_are_refused(pack, few):
