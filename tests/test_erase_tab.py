@@ -8,11 +8,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import gradio as gr
 import pytest
 from conftest import Server, chromium, serving
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+from sod_core.packs.erase_pack import ErasePack
 from sod_core.ui import erase_figures, erase_tab
 
 PATIENCE = 60_000
@@ -195,6 +197,16 @@ def test_controls_are_read_with_care() -> None:
     for place, value, said in wrong:
         with pytest.raises(ValueError, match=said):
             erase_tab.read(tuple([*good[:place], value, *good[place + 1 :]]))
+
+
+def test_a_page_that_loads_late_does_not_overwrite_a_choice(erase_folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr(erase_tab, "shared_erase_pack", lambda name: ErasePack(erase_folder))
+    opened = erase_tab._Opened()
+    filled = erase_tab._open(opened, "doodles")
+    assert filled[3] == "An image of sun in Van Gogh style."
+    for late in (erase_tab._first(opened, "canvas-diffusion"), erase_tab._open(opened, "doodles")):
+        assert late == gr.skip()
+    assert opened.name == "doodles" and erase_tab._first(erase_tab._Opened(), "doodles")[3] == filled[3]
 
 
 def test_judge_bars_mark_what_is_erased() -> None:

@@ -89,8 +89,9 @@ def build(app: gr.Blocks, tab: gr.Tab) -> None:
     menus = [panel.note, panel.object, panel.style, panel.prompt, panel.concepts, panel.sae, panel.factor]
     menus += [panel.fidelity_note, panel.percentile, panel.steps, panel.guidance, panel.step, panel.grid]
     tab.select(_warm, panel.pack, None, **QUIET)
-    opens = handling.kept(_open, len(menus)), [gr.State(_Opened()), panel.pack], menus
-    gr.on([app.load, panel.pack.input], *opens, trigger_mode="multiple", **QUIET)
+    asked = [gr.State(_Opened()), panel.pack]
+    app.load(handling.kept(_first, len(menus)), asked, menus, **QUIET)
+    panel.pack.input(handling.kept(_open, len(menus)), asked, menus, trigger_mode="multiple", **QUIET)
     _wire_menus(panel)
     _wire_drawing(panel, state)
     moved = [panel.step.input, panel.step.release]  # release: what the slider's reset button sends
@@ -151,6 +152,11 @@ class _Opened:
     """Which pack's menus a page shows, or has asked for last."""
 
     name: str | None = None
+
+
+def _first(opened: _Opened, name: str) -> Any:
+    """Fills the menus when the page loads, unless a pack was chosen before the server got to it."""
+    return _open(opened, name) if opened.name is None else gr.skip()
 
 
 def _open(opened: _Opened, name: str) -> Any:
