@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import queue
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -25,12 +24,11 @@ from ..unlearncanvas import Asked
 from . import erase_figures as figures
 from . import erase_panel as panels
 from . import handling
+from .drawing import Running, Watched
 from .erase_panel import NO_STYLE, Panel
 
 PREVIEW_STEPS, PREVIEWS = 2, 15
 """A preview is shown after so many denoising steps, and about so many times at most: a large autoencoder is slow."""
-BEAT = 1.0
-"""Seconds after which a drawing yields without news: Gradio can end it only there, when the page is closed."""
 PREFERRED = "canvas-diffusion"
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 LATEST = {"trigger_mode": "always_last", **QUIET}
@@ -119,10 +117,10 @@ def _best(panel: Panel) -> dict:
 
 def _wire_drawing(panel: Panel, state: gr.State) -> None:
     p = panel
-    buttons, running = [p.generate, p.cancel, p.grid], gr.State(_Running())  # Gradio gives each page a copy
+    buttons, running = [p.generate, p.cancel, p.grid], gr.State(Running())  # Gradio gives each page a copy
     shown = [state, *buttons, p.headline, p.preview, p.pictures, p.heat, p.step, p.curve, p.bars, p.png, p.gif, p.json]
 
-    def undone(running: _Running, *_: Any) -> dict:
+    def undone(running: Running, *_: Any) -> dict:
         return _nothing(p) if running.busy else _idle(p) | {p.preview: ""}
 
     for button in (p.generate, p.grid):
@@ -282,7 +280,7 @@ def settings(pack: ErasePack, asking: Asking) -> erase.Settings:
     return replace(found, start_step=asking.start_step, beta=beta)
 
 
-def _generate(p: Panel, state: gr.State, running: _Running, name: str, *values: Any) -> Iterator[dict]:
+def _generate(p: Panel, state: gr.State, running: Running, name: str, *values: Any) -> Iterator[dict]:
     """Draws before and after in one batch, with a preview; the visitor may cancel at any step."""
     pack, asking = shared_erase_pack(name), read(values)
     how = settings(pack, asking)
@@ -325,7 +323,7 @@ def _draw(pack: ErasePack, asking: Asking, how: erase.Settings, tell: Callable, 
     return Shown(pack.manifest.name, asking, how, drawn, judged, frames, left_out, folder)
 
 
-def _all_objects(p: Panel, running: _Running, name: str, style: str, *values: Any) -> Iterator[dict]:
+def _all_objects(p: Panel, running: Running, name: str, style: str, *values: Any) -> Iterator[dict]:
     """Every object of the pack in one style, before and after: what is kept, and what is not."""
     pack, asking = shared_erase_pack(name), read(values)
     if not asking.concepts:
@@ -347,7 +345,7 @@ def _all_objects(p: Panel, running: _Running, name: str, style: str, *values: An
         yield _idle(p) | {p.preview: "", p.rows: rows}
 
 
-def _watched(p: Panel, running: _Running, work: Callable[[Callable, threading.Event], Any]) -> Iterator[dict]:
+def _watched(p: Panel, running: Running, work: Callable[[Callable, threading.Event], Any]) -> Iterator[dict]:
     """Yields what work(tell, cancel) tells as the preview, and gives what it returns.
 
     None where it was cancelled, or where the page began another drawing meanwhile: the buttons are that one's.
@@ -355,7 +353,7 @@ def _watched(p: Panel, running: _Running, work: Callable[[Callable, threading.Ev
     cancel, found = running.begin(), None  # before the page can offer Cancel
     try:
         yield _busy(p) | {p.preview: figures.waiting("loading the model")}
-        thread = _Thread(lambda tell: work(tell, cancel))
+        thread = Watched(lambda tell: work(tell, cancel))
         for told in thread.news():
             yield _nothing(p) if told is None or cancel.is_set() else {p.preview: told}
         found = thread.result()
@@ -369,65 +367,6 @@ def _watched(p: Panel, running: _Running, work: Callable[[Callable, threading.Ev
     if found is None:
         yield _idle(p) | {p.preview: ""}
     return found
-
-
-class _Running:
-    """What a page draws at the moment, so that its Cancel button, or its next drawing, ends it."""
-
-    _cancel: threading.Event | None = None
-
-    def begin(self) -> threading.Event:
-        """What ends the drawing that begins now, once it is set."""
-        self.stop()
-        self._cancel = threading.Event()
-        return self._cancel
-
-    def stop(self) -> None:
-        """Ends the drawing at its next step, if there is one."""
-        if self._cancel is not None:
-            self._cancel.set()
-
-    def is_last(self, cancel: threading.Event) -> bool:
-        """Whether no drawing began after the one that `cancel` ends."""
-        return self._cancel is cancel
-
-    @property
-    def busy(self) -> bool:
-        return self._cancel is not None and not self._cancel.is_set()
-
-
-class _Thread:
-    """work(tell) in a thread of its own, which can be waited for while it tells."""
-
-    def __init__(self, work: Callable[[Callable[[Any], None]], Any]):
-        self._told: queue.Queue = queue.Queue()
-        self._found: Any = None
-        self._error: BaseException | None = None
-        threading.Thread(target=self._run, args=(work,), daemon=True).start()
-
-    def _run(self, work: Callable) -> None:
-        try:
-            self._found = work(self._told.put)
-        except BaseException as error:  # raised where it is waited for
-            self._error = error
-        self._told.put(self)  # no more news
-
-    def news(self) -> Iterator[Any]:
-        """What it tells until it has ended, and None where it told nothing for a while."""
-        while True:
-            try:
-                told = self._told.get(timeout=BEAT)
-            except queue.Empty:
-                told = None
-            if told is self:
-                return
-            yield told
-
-    def result(self) -> Any:
-        """What `work` returned. Raises what it raised."""
-        if self._error is not None:
-            raise self._error
-        return self._found
 
 
 def _nothing(p: Panel) -> dict:
