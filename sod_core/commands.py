@@ -125,7 +125,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _trained_on(judged: list, data: str) -> str:
-    """A line for each model whose record beside its checkpoint says that it was unlearned on these very images."""
+    """A line for each model whose record beside its checkpoint says that it was unlearned on these very images.
+
+    A drawn world is not meant: its test images have a seed of their own.
+    """
     lines = []
     for subject in judged:
         path = Path(subject.file.rsplit(" ", 2)[0]).with_suffix(".json")  # the path, and two numbers
@@ -133,12 +136,16 @@ def _trained_on(judged: list, data: str) -> str:
             source = json.loads(path.read_text(encoding="utf-8"))["data"]["source"]["data"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        if source == data or (Path(source).is_dir() and Path(data).is_dir() and Path(source).samefile(data)):
+        if data == source and data.startswith(own.PREFIX) or _same_folder(source, data):
             lines.append(
                 f"Caution: {subject.id} was unlearned on images of {data} ({path.name}): most of the images here were "
                 "trained on. The record's own figures are of the part that was held out.\n"
             )
     return "".join(lines)
+
+
+def _same_folder(one: str, other: str) -> bool:
+    return Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other)
 
 
 def _judged(pack: Pack, names: list[str]) -> list:

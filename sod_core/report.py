@@ -19,7 +19,7 @@ from .testset import TestSet
 
 SCOREBOARD = "scoreboard.json"
 FORMAT = 3
-"""Of that file: 1 had no state_copy, no readout and other verdicts."""
+"""Of that file: 1 had no state_copy, no readout and other verdicts; 2 no yardstick, and another probe."""
 DEFINITION = (
     "R = (restored - unlearned) / (original - unlearned), accuracies on the test images of the forgotten class; "
     f"every edit at its own best alpha up to max_alpha; random and matched: mean over {len(RANDOM_SEEDS)} seeds; "

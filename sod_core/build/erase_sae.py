@@ -63,10 +63,8 @@ class Maker:
 
     def run(self) -> dict:
         """Everything; returns the figures."""
-        data, held_out = (
-            self._activations("train", self.plan.train_seeds),
-            self._activations("held out", self.plan.held_out_seeds),
-        )
+        data = self._activations("train", self.plan.train_seeds)
+        held_out = self._activations("held out", self.plan.held_out_seeds)
         plain = train_erase_sae.train(data, self.plan.recipe, self.work / "unsupervised.ckpt")
         (statistics,) = self._statistics([plain])
         bound = train_erase_sae.bind(statistics)
