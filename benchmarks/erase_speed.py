@@ -22,9 +22,9 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sod_core import vit as vits
-from sod_core.erase import Eraser, Settings, StepPlan
-from sod_core.sae import TopKSAE
+from sod_core.erase.edit import Eraser, Settings, StepPlan
+from sod_core.machine import devices
+from sod_core.sparse.topk import TopKSAE
 
 DIM, LATENTS, K = 1280, 20480, 32
 ROWS, TOKENS = 4, 256
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    device = vits.choose_device(options.device)
+    device = devices.choose_device(options.device)
     torch.manual_seed(0)
     with torch.inference_mode():
         sae = TopKSAE(DIM, LATENTS, K).requires_grad_(False).to(device)

@@ -22,9 +22,10 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sod_core import torchvision_guard  # noqa: E402
-from sod_core import vit as vits  # noqa: E402
-from sod_core.packs import convert, safe  # noqa: E402
+from sod_core.machine import torchvision_guard  # noqa: E402
+from sod_core.models import vit as vits  # noqa: E402
+from sod_core.models import vit_weights  # noqa: E402
+from sod_core.packs import safe  # noqa: E402
 
 SHAPES = {
     "ViT-S/16, 224 px": vits.ViTShape(224, 16, 384, 12, 6, 10),
@@ -72,10 +73,10 @@ def compare_logits(name: str, shape: vits.ViTShape) -> None:
     images = torch.randn(1, 3, shape.image_size, shape.image_size)
     expected = theirs(images).logits
     bare = theirs.state_dict()
-    ours = convert.new_vit(shape, bare, "transformers 5")
+    ours = vit_weights.new_vit(shape, bare, "transformers 5")
     files = {
         "transformers 5": bare,
-        "transformers 4": {"model_state_dict": convert.to_published(ours, torch.float32)},
+        "transformers 4": {"model_state_dict": vit_weights.to_published(ours, torch.float32)},
         "timm": ours.state_dict(),
     }
     differences = []
@@ -84,9 +85,9 @@ def compare_logits(name: str, shape: vits.ViTShape) -> None:
             path = Path(folder, "checkpoint.pth")
             torch.save(state, path)
             found = safe.read_torch(path)
-            told = convert.vit_shape(found, naming)
+            told = vit_weights.vit_shape(found, naming)
             assert told == shape, f"{naming}: the file tells {told}"
-            logits = vits.logits(convert.new_vit(told, found, naming), images)
+            logits = vits.logits(vit_weights.new_vit(told, found, naming), images)
             differences.append((logits - expected).abs().max().item())
     cells = " | ".join(f"{difference:.1e}" for difference in differences)
     print(f"| {name} | {expected.abs().max().item():.2f} | {cells} |", flush=True)
@@ -95,9 +96,9 @@ def compare_logits(name: str, shape: vits.ViTShape) -> None:
 def measure_waits(folder: Path) -> None:
     """Opens a pack with the manifest of cifar10 as a visitor does, and moves alpha."""
     write_pack(folder)
-    from sod_core.packs.find import shared_pack
-    from sod_core.ui import shown
-    from sod_core.ui.visitor import Controls, Visitor
+    from sod_core.restore.pack import shared_pack
+    from sod_core.ui.restore import shown
+    from sod_core.ui.restore.visitor import Controls, Visitor
 
     pack = shared_pack(str(folder))
     controls = Controls(layer=9, mode="inject", alpha=1.0)
@@ -132,7 +133,7 @@ def write_pack(folder: Path) -> None:
     (folder / "pack.json").write_text(json.dumps(data))
     names = [files["original"], *(entry["file"] for entry in data["unlearned"] if entry["target_class"] in (0, 2))]
     for name in names:
-        torch.save(convert.to_published(vits.new(shape), torch.float32), folder / name)
+        torch.save(vit_weights.to_published(vits.new(shape), torch.float32), folder / name)
     latents = 4 * shape.dim
     for layer in data["layers"]:
         fill = {"{layer}": str(layer), "{k}": str(k)}

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sod_core import vit as vits
-from sod_core.restore import Session
-from sod_core.sae import TopKSAE
+from sod_core.machine import devices
+from sod_core.models import vit as vits
+from sod_core.restore.session import Session
+from sod_core.sparse.topk import TopKSAE
 
 SHAPE = vits.ViTShape(image_size=224, patch=16, dim=768, depth=12, heads=12, classes=10)
 LATENTS, K = 3072, 16
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    device = vits.choose_device(options.device)
+    device = devices.choose_device(options.device)
     torch.manual_seed(0)
     with torch.inference_mode():
         original, unlearned = (vits.new(SHAPE).requires_grad_(False).eval().to(device) for _ in range(2))

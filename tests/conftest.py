@@ -27,12 +27,15 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from sod_core import diffusion, torchvision_guard  # noqa: E402
-from sod_core import vit as vits  # noqa: E402
 from sod_core.__main__ import main  # noqa: E402
-from sod_core.packs import convert  # noqa: E402
-from sod_core.packs.pack import Pack  # noqa: E402
-from sod_core.sae import TokenStats, TopKSAE  # noqa: E402
+from sod_core.machine import torchvision_guard  # noqa: E402
+from sod_core.models import (
+    diffusion,  # noqa: E402
+    vit_weights,  # noqa: E402
+)
+from sod_core.models import vit as vits  # noqa: E402
+from sod_core.restore.pack import Pack  # noqa: E402
+from sod_core.sparse.topk import TokenStats, TopKSAE  # noqa: E402
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -153,7 +156,7 @@ def sae_state(sae: TopKSAE) -> dict[str, Tensor]:
 def _write_pack(folder: Path) -> None:
     write_manifest(folder)
     (folder / "unlearned").mkdir()
-    torch.save(convert.to_published(random_vit(0), torch.float32), folder / "vit_fruit_original.pth")
+    torch.save(vit_weights.to_published(random_vit(0), torch.float32), folder / "vit_fruit_original.pth")
     for seed, id in enumerate(UNLEARNED, start=1):
         torch.save(transformers_4_names(random_vit(seed)), folder / "unlearned" / f"{id}.pth")
     _write_examples(folder)
@@ -299,8 +302,8 @@ def erase_folder(tiny_folder: Path, tmp_path_factory) -> Path:
     """A diffusion pack of three objects and two styles around the tiny pipeline; SAE and judges have random weights."""
     from safetensors.torch import save_file
 
-    from sod_core import erase, judges
-    from sod_core.packs import erase_pack
+    from sod_core.erase import edit, judges
+    from sod_core.erase import pack as erase_pack
 
     folder = tmp_path_factory.mktemp("erase-packs") / "doodles"
     shutil.copytree(tiny_folder, folder / "pipeline")
@@ -313,7 +316,7 @@ def erase_folder(tiny_folder: Path, tmp_path_factory) -> Path:
     latents = {name: torch.zeros(2, 4, 48) for name in concepts}
     for place, name in enumerate(concepts):
         latents[name][..., 2 * place : 2 * place + 2] = 0.05
-    erase_pack.write_statistics(erase.statistics(latents), folder / "sae" / "statistics.safetensors")
+    erase_pack.write_statistics(edit.statistics(latents), folder / "sae" / "statistics.safetensors")
     settings = {name: {"percentile": 95, "factor": -20.0 - place} for place, name in enumerate(concepts)}
     (folder / "sae" / "settings.json").write_text(json.dumps(settings))
     described = {}

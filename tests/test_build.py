@@ -13,16 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sod_core import vit as vits
-from sod_core.build import canvas as build
-from sod_core.build import card, images, train_sae, train_vit
-from sod_core.build.images import ImageSet
-from sod_core.packs import manifest
-from sod_core.packs.pack import Pack
-from sod_core.sae import TokenStats
+from sod_core.build.canvas import builder as build
+from sod_core.build.canvas import card, train_sae, train_vit
+from sod_core.models import vit as vits
+from sod_core.restore import manifest
+from sod_core.restore.pack import Pack
+from sod_core.sparse.topk import TokenStats
 from sod_core.unlearn import TITLES, method
 from sod_core.unlearn.task import Stop
 from sod_core.worlds import canvas
+from sod_core.worlds import drawn as images
+from sod_core.worlds.drawn import ImageSet
 
 SHAPE = vits.ViTShape(images.SIZE, images.PATCH, dim=16, depth=2, heads=2, classes=len(canvas.OBJECTS))
 CPU = torch.device("cpu")

@@ -11,24 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from sod_core import erase
-from sod_core.build import (
-    activations,
-    erase_sae,
-    images,
-    loop,
-    prompts,
-    train_erase_sae,
-    train_judges,
-    train_unet,
-    train_vae,
-)
-from sod_core.build.activations import Activations, Gathering, Prompted
-from sod_core.build.erase_sae import Maker, Plan, Search
-from sod_core.build.train_erase_sae import Recipe, Supervision
-from sod_core.judges import JudgeSpec
-from sod_core.packs.erase_pack import ErasePack
+from sod_core.build import loop
+from sod_core.build.canvas_diffusion import prompts, train_judges, train_unet, train_vae
+from sod_core.build.erase_saes import activations, erase_sae, train_erase_sae
+from sod_core.build.erase_saes.activations import Activations, Gathering, Prompted
+from sod_core.build.erase_saes.erase_sae import Maker, Plan, Search
+from sod_core.build.erase_saes.train_erase_sae import Recipe, Supervision
+from sod_core.erase import edit
+from sod_core.erase.judges import JudgeSpec
+from sod_core.erase.pack import ErasePack
 from sod_core.worlds import canvas
+from sod_core.worlds import drawn as images
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +146,7 @@ def test_supervision_binds_a_latent_to_each_concept(tmp_path) -> None:
 
     def statistics(sae):
         means = torch.stack([sae.encode(torch.from_numpy(image).float()).mean(1) for image in data.tokens])
-        return erase.statistics({name: means[data.concepts == i] for i, name in enumerate(names)})
+        return edit.statistics({name: means[data.concepts == i] for i, name in enumerate(names)})
 
     bound = train_erase_sae.bind(statistics(plain))
     assert len(set(bound.tolist())) == 3
@@ -171,7 +164,7 @@ def test_supervision_binds_a_latent_to_each_concept(tmp_path) -> None:
 def test_no_latent_is_bound_twice() -> None:
     """Both concepts score highest on latent 0; the one that stands out more has it."""
     means = torch.tensor([[[8.0, 1.0, 1.0]], [[4.0, 3.0, 1.0]], [[0.0, 1.0, 9.0]]])
-    found = train_erase_sae.bind(erase.ConceptStatistics(("a", "b", "c"), means, torch.ones(3)))
+    found = train_erase_sae.bind(edit.ConceptStatistics(("a", "b", "c"), means, torch.ones(3)))
     assert found.tolist() == [0, 1, 2]
 
 

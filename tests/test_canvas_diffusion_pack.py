@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sod_core import erase_images, unlearncanvas
-from sod_core.build import canvas_diffusion
-from sod_core.packs.erase_pack import ErasePack
+from sod_core.build.canvas_diffusion import builder
+from sod_core.erase import drawings, unlearncanvas
+from sod_core.erase.pack import ErasePack
 from sod_core.packs.find import ASSETS
 from sod_core.worlds import canvas
 
@@ -45,12 +45,12 @@ def test_judges_find_what_was_asked_for_and_not_what_was_erased(pack: ErasePack)
     wanted = unlearncanvas.asked(canvas.OBJECTS, ("watercolour",), (77,), bare=False)
     judges = pack.judge("object"), pack.judge("style")
     id = pack.manifest.saes[0].id
-    plain = unlearncanvas.count("house", wanted, erase_images.draw(pack, wanted, 25, 4.0), *judges)
+    plain = unlearncanvas.count("house", wanted, drawings.draw(pack, wanted, 25, 4.0), *judges)
     assert plain.in_domain.right >= 6 and plain.cross_domain.right >= 8
-    how = erase_images.settings(pack, id, ("house",), "exact")
+    how = drawings.settings(pack, id, ("house",), "exact")
     houses = unlearncanvas.asked(("house",), canvas.STYLES, (78,), bare=False)
-    erased = unlearncanvas.count("house", houses, erase_images.draw(pack, houses, 25, 4.0, id, how), *judges)
-    kept = unlearncanvas.count("house", houses, erase_images.draw(pack, houses, 25, 4.0), *judges)
+    erased = unlearncanvas.count("house", houses, drawings.draw(pack, houses, 25, 4.0, id, how), *judges)
+    kept = unlearncanvas.count("house", houses, drawings.draw(pack, houses, 25, 4.0), *judges)
     assert erased.unlearned.right + 3 <= kept.unlearned.right
 
 
@@ -64,7 +64,7 @@ def test_every_concept_has_statistics_and_the_best_setting_that_was_tried(pack: 
 
 
 def test_the_readmes_figures_are_those_of_the_records() -> None:
-    for line in canvas_diffusion.table(figures("erased")):
+    for line in builder.table(figures("erased")):
         assert line in README
     drawn = figures("drawn")
     for what in ("object", "style"):

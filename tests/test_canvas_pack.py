@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sod_core import evaluate, features
-from sod_core import vit as vits
-from sod_core.build import card, images
-from sod_core.build.canvas import FORGOTTEN
-from sod_core.build.images import ImageSet
+from sod_core.build.canvas import card
+from sod_core.build.canvas.builder import FORGOTTEN
+from sod_core.models import vit as vits
 from sod_core.packs import safe
 from sod_core.packs.find import ASSETS, folders
-from sod_core.packs.manifest import UnlearnedEntry
-from sod_core.packs.pack import Pack
-from sod_core.testset import open_set
-from sod_core.worlds import canvas
+from sod_core.restore import evaluate, features
+from sod_core.restore.manifest import UnlearnedEntry
+from sod_core.restore.pack import Pack
+from sod_core.restore.testset import open_set
+from sod_core.worlds import canvas, drawn
+from sod_core.worlds.drawn import ImageSet
 
 FOLDER = ASSETS / "canvas"
 MODELS = [f"{how}-{name}" for name, methods in FORGOTTEN.items() for how in methods]
@@ -35,13 +35,13 @@ def pack() -> Pack:
 @pytest.fixture(scope="module")
 def fresh() -> ImageSet:
     """300 images that nothing was trained, measured or ranked on."""
-    return images.draw(300, seed=2026)
+    return drawn.draw(300, seed=2026)
 
 
 def right(vit: torch.nn.Module, data: ImageSet) -> np.ndarray:
     """[n], bool: which images are named rightly."""
     with torch.inference_mode():
-        return vits.logits(vit, images.normalise(data.pixels)).argmax(1).numpy() == data.labels
+        return vits.logits(vit, drawn.normalise(data.pixels)).argmax(1).numpy() == data.labels
 
 
 # ---------------------------------------------------------------- files
@@ -148,7 +148,7 @@ def returned(pack: Pack, data: ImageSet, id: str, chosen: list[int]) -> list[flo
     """Share of the forgotten class's images that come back, for alphas 0, 1, 2, 5 and 10."""
     target = pack.manifest.entry(id).target_class
     session = pack.session(id)
-    session.set_image(images.normalise(data.where(data.labels == target).pixels))
+    session.set_image(drawn.normalise(data.where(data.labels == target).pixels))
     logits = session.restore([0.0, 1.0, 2.0, 5.0, 10.0], LAYER, "inject", chosen)
     return (logits.argmax(-1) == target).float().mean(1).tolist()
 

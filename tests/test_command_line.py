@@ -13,7 +13,7 @@ import torch
 from conftest import CLASSES, EXPERTS, SHAPE, K, Outcome, random_vit, transformers_4_names, write_manifest
 from PIL import Image
 
-from sod_core import images
+from sod_core.data import images
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,10 +15,12 @@ from conftest import HOOK_POINT, tiny_parts
 from PIL import Image
 from torch import Tensor, nn
 
-from sod_core import diffusion
-from sod_core.diffusion import Cancelled, Erasing, Order, Progress, generate, hooked
-from sod_core.erase import Eraser, Settings, plan, statistics
-from sod_core.sae import TopKSAE
+from sod_core.erase import generate as erase_generate
+from sod_core.erase.edit import Eraser, Settings, plan, statistics
+from sod_core.erase.generate import Erasing, Progress, generate
+from sod_core.models import diffusion
+from sod_core.models.diffusion import Cancelled, Order, hooked
+from sod_core.sparse.topk import TopKSAE
 
 ORDER = Order(("a dog.", "a cat."), (3, 4), steps=4, guidance=4.0)
 WIDTH = 48
@@ -105,14 +107,14 @@ def test_one_batch_or_two(tiny_pipeline, erasing):
 
 
 def test_without_memory_for_both_they_run_apart(tiny_pipeline, erasing, monkeypatch):
-    whole, run = generate(tiny_pipeline, ORDER, erasing), diffusion._run
+    whole, run = generate(tiny_pipeline, ORDER, erasing), erase_generate._run
 
     def short_of_memory(pipeline, order, copies, *rest):
         if copies == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return run(pipeline, order, copies, *rest)
 
-    monkeypatch.setattr(diffusion, "_run", short_of_memory)
+    monkeypatch.setattr(erase_generate, "_run", short_of_memory)
     found = generate(tiny_pipeline, ORDER, erasing)
     assert distance(found.before, whole.before) <= 1 and distance(found.after, whole.after) <= 1
     assert hooks(tiny_pipeline) == 0

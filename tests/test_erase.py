@@ -8,8 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from sod_core.erase import ConceptStatistics, Eraser, Settings, StepPlan, factor_for, multiplier_for, plan, statistics
-from sod_core.sae import TokenStats, TopKSAE
+from sod_core.erase.edit import (
+    ConceptStatistics,
+    Eraser,
+    Settings,
+    StepPlan,
+    factor_for,
+    multiplier_for,
+    plan,
+    statistics,
+)
+from sod_core.sparse.topk import TokenStats, TopKSAE
 
 DIM, WIDTH, K, STEPS = 16, 64, 6, 5
 NAMES = ("dog", "cat", "tower")

@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sod_core import concepts, diffusion, erase, erase_images
-from sod_core.packs.erase_pack import ErasePack, read_statistics
-from sod_core.unlearncanvas import Asked
+from sod_core.erase import concepts, drawings, edit
+from sod_core.erase.pack import ErasePack, read_statistics
+from sod_core.erase.unlearncanvas import Asked
+from sod_core.models import diffusion
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_reference_fidelity_takes_the_multiplier_that_has_the_factor_on_average(
     found = json.loads((tmp_path / "a" / "result.json").read_text())["settings"]
     statistics = read_statistics(folder / "sae" / "statistics.safetensors")
     assert found["factor"] is None
-    assert erase.factor_for(statistics, "cat", found["multiplier"], 95) == pytest.approx(-21, rel=1e-3)
+    assert edit.factor_for(statistics, "cat", found["multiplier"], 95) == pytest.approx(-21, rel=1e-3)
 
 
 def test_the_benchmark_writes_the_authors_names_counts_and_goes_on(run, folder, tmp_path) -> None:
@@ -106,7 +107,7 @@ def test_statistics_are_the_means_of_what_the_pipeline_does(run, folder) -> None
     assert found.code == 0 and "3 concepts, 4 steps, 6 images each" in found.out
     got = read_statistics(folder / "sae" / "statistics.safetensors")
     pack = ErasePack(folder)
-    prompts = erase_images.statistics_prompts(pack, 2)
+    prompts = drawings.statistics_prompts(pack, 2)
     assert len({seed for pairs in prompts.values() for _, seed in pairs}) == 18
     raw = []  # the same from single images, by a plain hook on the conditional half
     for text, seed in prompts["cat"]:
@@ -134,13 +135,13 @@ def test_every_image_has_noise_of_its_own(erase_folder) -> None:
     pack = ErasePack(erase_folder)
     m = pack.manifest
     asked = [Asked(name, style, seed) for name in m.concepts for style in (None, *m.styles) for seed in range(4)]
-    assert len({erase_images.noise_seed(pack, item) for item in asked}) == len(asked)
+    assert len({drawings.noise_seed(pack, item) for item in asked}) == len(asked)
 
 
 def test_batches_that_memory_does_not_hold_are_halved(erase_folder, monkeypatch) -> None:
     pack, draw, sizes = ErasePack(erase_folder), diffusion.draw, []
     wanted = [Asked(name, None, seed) for name in pack.manifest.concepts for seed in (0, 1)]
-    whole = erase_images.draw(pack, wanted, 2, 2.0)
+    whole = drawings.draw(pack, wanted, 2, 2.0)
 
     def short_of_memory(pipeline, order, *rest, **named):
         sizes.append(len(order.seeds))
@@ -149,7 +150,7 @@ def test_batches_that_memory_does_not_hold_are_halved(erase_folder, monkeypatch)
         return draw(pipeline, order, *rest, **named)
 
     monkeypatch.setattr(diffusion, "draw", short_of_memory)
-    halved = erase_images.draw(pack, wanted, 2, 2.0)
+    halved = drawings.draw(pack, wanted, 2, 2.0)
     assert sizes == [6, 3, 1, 1, 1, 1, 1, 1] and len(halved) == 6
     for one, other in zip(whole, halved):
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1

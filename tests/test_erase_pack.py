@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sod_core import erase, judges
-from sod_core.judges import JudgeSpec
-from sod_core.packs import erase_manifest, erase_pack, find
-from sod_core.packs.erase_pack import ConceptSetting, ErasePack
+from sod_core.erase import edit, judges, manifest
+from sod_core.erase import pack as erase_pack
+from sod_core.erase.judges import JudgeSpec
+from sod_core.erase.pack import ConceptSetting, ErasePack
+from sod_core.packs import find
 from sod_core.packs.errors import PackError
 from sod_core.packs.find import ASSETS
 
@@ -55,7 +56,7 @@ def sparsify(folder: Path) -> torch.Tensor:
 
 
 def test_prompts_are_the_authors(tmp_path: Path) -> None:
-    m = erase_manifest.read(write(tmp_path / "p"))
+    m = manifest.read(write(tmp_path / "p"))
     assert m.prompt("cat") == "An image of cat."
     assert m.prompt("cat", "Van_Gogh") == "An image of cat in Van Gogh style."
     assert m.concept(" DOG ") == "dog"
@@ -81,17 +82,17 @@ def test_prompts_are_the_authors(tmp_path: Path) -> None:
 )
 def test_wrong_manifests_say_what_is_wrong(tmp_path: Path, changes: dict, said: str) -> None:
     with pytest.raises(PackError, match=said):
-        erase_manifest.read(write(tmp_path / "p", **changes))
+        manifest.read(write(tmp_path / "p", **changes))
 
 
 def test_packs_are_found_by_their_kind(tmp_path: Path, monkeypatch) -> None:
     write(tmp_path / "sketches")
     monkeypatch.setenv("SOD_PACKS", str(tmp_path))
-    assert "sketches" in find.folders("erase") and "sketches" not in find.folders()
-    assert "canvas" in find.folders() and "canvas" not in find.folders("erase")
-    assert find.open_erase_pack("sketches").manifest.title == "Sketches"
+    assert "sketches" in find.folders("erase") and "sketches" not in find.folders("restore")
+    assert "canvas" in find.folders("restore") and "canvas" not in find.folders("erase")
+    assert erase_pack.open_erase_pack("sketches").manifest.title == "Sketches"
     with pytest.raises(PackError, match="unknown pack 'canvas'"):
-        find.open_erase_pack("canvas")
+        erase_pack.open_erase_pack("canvas")
 
 
 def test_one_whole_sae_is_enough_to_erase(erase_folder: Path, tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_an_sae_that_cannot_be_used_says_why(tmp_path: Path, config: dict, said:
 
 
 def test_statistics_from_our_file_and_from_the_authors_pickle(tmp_path: Path) -> None:
-    raw, expected = latents(), erase.statistics(latents())
+    raw, expected = latents(), edit.statistics(latents())
     erase_pack.write_statistics(expected, tmp_path / "ours.safetensors")
     with (tmp_path / "theirs.pkl").open("wb") as file:
         pickle.dump({name: value.half() for name, value in raw.items()}, file)
@@ -156,7 +157,7 @@ def test_statistics_of_another_sae_are_refused(tmp_path: Path) -> None:
     sparsify(tmp_path / "p" / "sae")
     pack = ErasePack(write(tmp_path / "p"))
     assert pack.statistics("one") is None and "statistics" in pack.missing()[-1]
-    small = erase.statistics({name: value[..., :5] for name, value in latents().items()})
+    small = edit.statistics({name: value[..., :5] for name, value in latents().items()})
     erase_pack.write_statistics(small, tmp_path / "p" / "stats.safetensors")
     with pytest.raises(PackError, match="5 latents"):
         pack.statistics("one")
@@ -214,5 +215,5 @@ def test_judges_are_timm_models_bare_or_wrapped(tmp_path: Path) -> None:
 
 def test_every_manifest_that_ships_can_be_read() -> None:
     for folder in find.folders("erase").values():
-        assert erase_manifest.read(folder).saes
+        assert manifest.read(folder).saes
     assert ASSETS.is_dir()

@@ -14,8 +14,8 @@ from conftest import Server, chromium, serving
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from sod_core.packs.erase_pack import ErasePack
-from sod_core.ui import erase_figures, erase_tab
+from sod_core.erase.pack import ErasePack
+from sod_core.ui.erase import figures, tab
 
 PATIENCE = 60_000
 
@@ -191,27 +191,27 @@ def test_two_visitors_see_their_own(browser: Browser, doodles: Server) -> None:
 
 def test_controls_are_read_with_care() -> None:
     good = ["x", ["cat"], "one", -1, "exact", 0, 99, False, 25, 4, 7]
-    assert erase_tab.read(tuple(good)).seed == 7
-    assert erase_tab.read(tuple([*good[:8], 10_000, 4, 7])).steps == 100
+    assert tab.read(tuple(good)).seed == 7
+    assert tab.read(tuple([*good[:8], 10_000, 4, 7])).steps == 100
     wrong = (0, " ", "prompt"), (6, None, "percentile"), (10, None, "seed"), (8, None, "steps"), (5, 25, "nothing")
     for place, value, said in wrong:
         with pytest.raises(ValueError, match=said):
-            erase_tab.read(tuple([*good[:place], value, *good[place + 1 :]]))
+            tab.read(tuple([*good[:place], value, *good[place + 1 :]]))
 
 
 def test_a_page_that_loads_late_does_not_overwrite_a_choice(erase_folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(erase_tab, "shared_erase_pack", lambda name: ErasePack(erase_folder))
-    opened = erase_tab._Opened()
-    filled = erase_tab._open(opened, "doodles")
+    monkeypatch.setattr(tab, "shared_erase_pack", lambda name: ErasePack(erase_folder))
+    opened = tab._Opened()
+    filled = tab._open(opened, "doodles")
     assert filled[3] == "An image of sun in Van Gogh style."
-    for late in (erase_tab._first(opened, "canvas-diffusion"), erase_tab._open(opened, "doodles")):
+    for late in (tab._first(opened, "canvas-diffusion"), tab._open(opened, "doodles")):
         assert late == gr.skip()
-    assert opened.name == "doodles" and erase_tab._first(erase_tab._Opened(), "doodles")[3] == filled[3]
+    assert opened.name == "doodles" and tab._first(tab._Opened(), "doodles")[3] == filled[3]
 
 
 def test_judge_bars_mark_what_is_erased() -> None:
     rows = {"object": [{"cat": 0.9, "dog": 0.1}, {"cat": 0.2, "dog": 0.8}]}
-    figure = erase_figures.judge_bars(rows, ("cat",))
+    figure = figures.judge_bars(rows, ("cat",))
     assert [list(trace.y) for trace in figure.data] == [[0.9, 0.1], [0.2, 0.8]]
     assert list(figure.data[0].x) == ["<b>▸ cat</b>", "dog"]
-    assert erase_figures.judge_bars({}, ("cat",)) is None
+    assert figures.judge_bars({}, ("cat",)) is None

@@ -21,16 +21,17 @@ import torch
 from conftest import CLASSES, LAYERS, ROOT, SHAPE, UNLEARNED, K, random_vit, transformers_4_names, write_manifest
 from PIL import Image
 
-from sod_core import commands, evaluate, features, images, report, scores, testset
-from sod_core import vit as vits
 from sod_core.__main__ import main
-from sod_core.evaluate import ALPHAS, CONTROLS, RANDOM_SEEDS, Row, Settings, Subject
+from sod_core.data import images
+from sod_core.models import vit as vits
 from sod_core.packs import hub
 from sod_core.packs.errors import PackError
 from sod_core.packs.find import ASSETS
-from sod_core.packs.pack import Pack
-from sod_core.scores import Score
-from sod_core.testset import TestSet, open_set, stamp
+from sod_core.restore import actions, evaluate, features, report, scores, testset
+from sod_core.restore.evaluate import ALPHAS, CONTROLS, RANDOM_SEEDS, Row, Settings, Subject
+from sod_core.restore.pack import Pack
+from sod_core.restore.scores import Score
+from sod_core.restore.testset import TestSet, open_set, stamp
 from sod_core.worlds import canvas
 
 LAYER = LAYERS[0]
@@ -524,14 +525,14 @@ def test_images_that_a_model_was_unlearned_on_are_named(tmp_path):
 
     def told(source: str, data: str) -> str:
         checkpoint.with_suffix(".json").write_text(json.dumps({"data": {"source": {"data": source}}}))
-        return commands._trained_on([subject], data)
+        return actions._trained_on([subject], data)
 
     photos, remote = str(tmp_path / "photos"), "hub:someone/images/train.parquet"
     assert "mine was unlearned on images" in told(photos, f"{photos}/") and "mine" in told(remote, remote)
     assert told(photos, str(tmp_path)) == told(remote, photos) == ""
     assert told("canvas", "canvas") == ""  # drawn from another seed
     checkpoint.with_suffix(".json").unlink()
-    assert commands._trained_on([subject], photos) == ""
+    assert actions._trained_on([subject], photos) == ""
 
 
 def test_matched_features_need_examples(spoilt_pack, few):

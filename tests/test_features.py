@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sod_core import features
+from sod_core.restore import features
 
 
 def table(rows: list[list[int]]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""sod_core.gpu: one forward at a time on a CUDA device, and on a ZeroGPU Space all of them in a forked process."""
+"""sod_core.machine.gpu: a forward at a time on a CUDA device, and on a ZeroGPU Space all in a forked process."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ import torch
 from conftest import EXPERTS, LAYERS, ROOT, UNLEARNED, random_images, random_vit
 from torch import Tensor
 
-from sod_core import gpu
-from sod_core.packs import find, safe
-from sod_core.packs.pack import Pack
-from sod_core.restore import MODES
+from sod_core.machine import gpu
+from sod_core.packs import safe
+from sod_core.restore import pack as restore_pack
+from sod_core.restore.edit import MODES
+from sod_core.restore.pack import Pack
 
 FIRST, SECOND = UNLEARNED
 SECONDS = 60
@@ -133,7 +134,7 @@ def fork_while_a_model_loads(folder: str) -> None:
         return read(path)
 
     safe.read_torch = slow_read
-    pack = find.shared_pack(folder)
+    pack = restore_pack.shared_pack(folder)
     loading = threading.Thread(target=pack.unlearned, args=[SECOND])
     loading.start()
     reading.wait()
@@ -223,12 +224,15 @@ def test_a_fork_does_not_wait_for_what_other_threads_were_loading(pack_folder, t
 
 def test_models_of_the_main_process_stay_on_the_cpu(tmp_path):
     """Although it is told that there is a GPU: only the forks have one."""
-    code = "import torch; from sod_core import restore, vit; print(torch.cuda.is_available(), vit.choose_device())"
+    code = (
+        "import torch; from sod_core.machine import devices; from sod_core.restore import session; "
+        "print(torch.cuda.is_available(), devices.choose_device())"
+    )
     assert on_zero(code, tmp_path, SOD_DEVICE="").split() == ["True", "cpu"]
 
 
 def test_a_pack_is_pickled_as_its_folder(pack, pack_folder):
-    shared = find.shared_pack(str(pack_folder))
+    shared = restore_pack.shared_pack(str(pack_folder))
     assert pickle.loads(pickle.dumps(pack)) is shared and pickle.loads(pickle.dumps(shared)) is shared
     assert len(pickle.dumps(pack)) < 1000
     model_of = pickle.loads(pickle.dumps(partial(pack.unlearned, SECOND)))

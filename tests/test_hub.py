@@ -48,14 +48,16 @@ from conftest import (
 from fake_hub import FakeHub
 from PIL import Image
 
-from sod_core import vit as vits
-from sod_core.packs import convert, download, examples, hub, own
+from sod_core.models import vit as vits
+from sod_core.models import vit_weights
+from sod_core.models.vit import ViTShape
+from sod_core.packs import download, hub, own
 from sod_core.packs.errors import PackError
 from sod_core.packs.hub import HubFile
-from sod_core.packs.manifest import ExamplesSource
-from sod_core.packs.pack import Pack
-from sod_core.sae import TopKSAE
-from sod_core.vit import ViTShape
+from sod_core.restore import examples
+from sod_core.restore.manifest import ExamplesSource
+from sod_core.restore.pack import Pack
+from sod_core.sparse.topk import TopKSAE
 
 SOON = 20
 """Seconds that nothing here takes unless it is stuck."""
@@ -1358,7 +1360,7 @@ NAMES: dict[str, Callable[[torch.nn.Module], dict[str, Any]]] = {
     ("size", "names"), [(size, "timm") for size in SIZES] + [("S/16", name) for name in list(NAMES)[1:]]
 )
 def test_a_checkpoint_tells_its_shape(size, names):
-    assert convert.vit_shape(NAMES[names](shell(SIZES[size])), "vit.pth") == SIZES[size]
+    assert vit_weights.vit_shape(NAMES[names](shell(SIZES[size])), "vit.pth") == SIZES[size]
 
 
 def without(*keys: str) -> Callable[[dict], dict]:
@@ -1389,7 +1391,7 @@ TOLD = ViTShape(image_size=32, patch=8, dim=128, depth=3, heads=2, classes=3)
 @pytest.mark.parametrize("case", TELLS_NOTHING)
 def test_a_checkpoint_that_tells_no_shape_is_refused(case):
     change, says = TELLS_NOTHING[case]
-    refused(lambda: convert.vit_shape(change(dict(shell(TOLD).state_dict())), "vit.pth"), "vit.pth", says)
+    refused(lambda: vit_weights.vit_shape(change(dict(shell(TOLD).state_dict())), "vit.pth"), "vit.pth", says)
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sod_core import images
-from sod_core.images import ImageError
+from sod_core.data import images
+from sod_core.data.images import ImageError
 
 
 def encoded(image: Image.Image, format: str, **options) -> bytes:

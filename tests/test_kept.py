@@ -11,11 +11,11 @@ import pytest
 import torch
 from conftest import CLASSES, UNLEARNED, random_images, random_vit
 
-from sod_core import vit as vits
-from sod_core.packs import pack as packs
+from sod_core.models import vit as vits
 from sod_core.packs.errors import PackError
 from sod_core.packs.kept import Kept
-from sod_core.packs.pack import Pack
+from sod_core.restore import pack as packs
+from sod_core.restore.pack import Pack
 
 SOON = 10
 """Seconds that nothing here takes unless it is stuck."""

@@ -35,13 +35,16 @@ from conftest import (
 )
 from PIL import Image
 
-from sod_core import vit as vits
-from sod_core.features import Expert
-from sod_core.packs import convert, find, safe
+from sod_core.models import vit as vits
+from sod_core.packs import find, safe
 from sod_core.packs.errors import PackError
-from sod_core.packs.manifest import read
-from sod_core.packs.pack import Pack
-from sod_core.sae import TokenStats, variance_unexplained
+from sod_core.restore import expert_lists
+from sod_core.restore import pack as restore_pack
+from sod_core.restore.features import Expert
+from sod_core.restore.manifest import read
+from sod_core.restore.pack import Pack
+from sod_core.sparse import forms as sae_forms
+from sod_core.sparse.topk import TokenStats, variance_unexplained
 
 
 def refused(call, *says: str) -> str:
@@ -144,15 +147,15 @@ def test_a_session_takes_an_id_or_a_loaded_model(pack, pack_folder):
 
 
 def test_packs_are_found_by_name_and_by_folder(pack_folder, monkeypatch):
-    assert find.open_pack(str(pack_folder)).manifest.name == "fruit"
+    assert restore_pack.open_pack(str(pack_folder)).manifest.name == "fruit"
     monkeypatch.setenv("SOD_PACKS", os.pathsep.join(["/nowhere", str(pack_folder.parent)]))
     assert find.folders()["fruit"] == pack_folder
-    assert find.open_pack("fruit").manifest.folder == pack_folder
+    assert restore_pack.open_pack("fruit").manifest.folder == pack_folder
 
 
 def test_an_unknown_pack_is_refused():
-    refused(lambda: find.open_pack("vegetables"), "unknown pack 'vegetables'")
-    refused(lambda: find.open_pack("x" * 5000), "unknown pack")
+    refused(lambda: restore_pack.open_pack("vegetables"), "unknown pack 'vegetables'")
+    refused(lambda: restore_pack.open_pack("x" * 5000), "unknown pack")
 
 
 def test_unknown_names_say_what_there_is(pack):
@@ -462,7 +465,7 @@ def test_sae_files_of_every_form(state, names):
         "transposed": state | {"encoder.weight": encoder.T, "decoder.weight": decoder.T},
         "column bias": state | {"pre_bias": pre[None], "latent_bias": latent[None]},
     }
-    found = convert.load_sae(forms[names], K, SHAPE.dim, "sae.pt")
+    found = sae_forms.load_sae(forms[names], K, SHAPE.dim, "sae.pt")
     for name, value in sae_state(found).items():
         assert torch.equal(value, state[name]), name
     assert found.k == K
@@ -470,7 +473,7 @@ def test_sae_files_of_every_form(state, names):
 
 @pytest.mark.parametrize("wrapper", ["model_state_dict", "state_dict", "model"])
 def test_wrapped_sae_files(state, wrapper):
-    found = convert.load_sae({wrapper: {f"module.{key}": value for key, value in state.items()}}, K, 32, "sae.pt")
+    found = sae_forms.load_sae({wrapper: {f"module.{key}": value for key, value in state.items()}}, K, 32, "sae.pt")
     assert torch.equal(found.encoder.weight, state["encoder.weight"])
 
 
@@ -489,15 +492,15 @@ def test_safetensors_files_are_read(state, spoilt_pack):
 @pytest.mark.parametrize("missing", ["pre_bias", "latent_bias", "encoder.weight", "decoder.weight"])
 def test_an_sae_without_one_of_its_tensors_is_refused(state, missing):
     del state[missing]
-    refused(lambda: convert.load_sae(state, K, 32, "sae.pt"), "sae.pt", missing)
+    refused(lambda: sae_forms.load_sae(state, K, 32, "sae.pt"), "sae.pt", missing)
 
 
 def test_an_sae_of_another_width_is_refused_with_both_shapes(state):
-    refused(lambda: convert.load_sae(state, K, 96, "sae.pt"), "sae.pt", "(32,)", "(96,)")
+    refused(lambda: sae_forms.load_sae(state, K, 96, "sae.pt"), "sae.pt", "(32,)", "(96,)")
     state["decoder.weight"] = torch.zeros(32, 65)
-    refused(lambda: convert.load_sae(state, K, 32, "sae.pt"), "sae.pt", "(32, 65)", "(32, 64)")
+    refused(lambda: sae_forms.load_sae(state, K, 32, "sae.pt"), "sae.pt", "(32, 65)", "(32, 64)")
     state["decoder.weight"] = torch.zeros(32)
-    refused(lambda: convert.load_sae(state, K, 32, "sae.pt"), "sae.pt", "(32,)", "(32, 64)")
+    refused(lambda: sae_forms.load_sae(state, K, 32, "sae.pt"), "sae.pt", "(32,)", "(32, 64)")
 
 
 # ---------------------------------------------------------------- statistics
@@ -514,13 +517,13 @@ def test_statistics_of_every_form():
     nested = {"cls": {"mean": cls_mean, "std": cls_std}, "patch": {"mean": patch_mean, "std": patch_std}}
     columns = {key: value.reshape(1, 1, 32).astype(np.float64) for key, value in flat.items()}
     for found in (flat, nested, columns, flat | {"count": 7, "layer": "9"}):
-        for ours, theirs in zip(convert.load_stats(found, 32, "stats.npy"), stats):
+        for ours, theirs in zip(sae_forms.load_stats(found, 32, "stats.npy"), stats):
             assert torch.equal(ours, theirs)
     for found in ({"mean": patch_mean, "std": patch_std}, {"patch_mean": patch_mean, "patch_std": patch_std}):
-        read = convert.load_stats(found, 32, "stats.npy")
+        read = sae_forms.load_stats(found, 32, "stats.npy")
         assert torch.equal(read.patch_mean, stats.patch_mean) and torch.equal(read.patch_std, stats.patch_std)
         assert read.cls_mean is None and read.cls_std is None
-    assert convert.load_stats({"mean": 1.5, "std": np.float32(2.0)}, 3, "stats.npy").patch_std.tolist() == [2.0] * 3
+    assert sae_forms.load_stats({"mean": 1.5, "std": np.float32(2.0)}, 3, "stats.npy").patch_std.tolist() == [2.0] * 3
 
 
 @pytest.mark.parametrize(
@@ -537,7 +540,7 @@ def test_statistics_of_every_form():
     ],
 )
 def test_bad_statistics_are_refused(found, says):
-    refused(lambda: convert.load_stats(found, 32, "stats.npy"), "stats.npy", says)
+    refused(lambda: sae_forms.load_stats(found, 32, "stats.npy"), "stats.npy", says)
 
 
 def test_npy_files_of_every_form(tmp_path):
@@ -620,13 +623,13 @@ def test_expert_lists_of_every_form():
         {"0": [3, 1], "2": [5], "settings": {"k": 4}, "note": "by F1"},
     ]
     for form in forms:
-        found = convert.load_experts(form, CLASSES, "experts.pt")
+        found = expert_lists.load_experts(form, CLASSES, "experts.pt")
         assert found == {0: [Expert(3), Expert(1)], 2: [Expert(5)]}, form
 
 
 def test_expert_figures_are_read():
     details = {"apple": [{"feature_id": 3, "precision": 0.5, "recall": 0.25, "f1": 1 / 3}]}
-    assert convert.load_experts(details, CLASSES, "experts.pt") == {0: [Expert(3, 0.5, 0.25, 1 / 3)]}
+    assert expert_lists.load_experts(details, CLASSES, "experts.pt") == {0: [Expert(3, 0.5, 0.25, 1 / 3)]}
 
 
 @pytest.mark.parametrize(
@@ -644,7 +647,7 @@ def test_expert_figures_are_read():
     ],
 )
 def test_bad_expert_lists_are_refused(found):
-    refused(lambda: convert.load_experts(found, CLASSES, "experts.pt"), "experts.pt")
+    refused(lambda: expert_lists.load_experts(found, CLASSES, "experts.pt"), "experts.pt")
 
 
 def test_an_expert_that_the_sae_does_not_have_is_refused(spoilt_pack):

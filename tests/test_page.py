@@ -14,8 +14,8 @@ from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Response, expect
 
 from sod_core.packs.find import ASSETS
-from sod_core.packs.pack import Pack
-from sod_core.ui.words import MODE_TITLES
+from sod_core.restore.pack import Pack
+from sod_core.ui.restore.words import MODE_TITLES
 from sod_core.worlds import canvas
 
 EXPERTS_TITLE = "Where the {} features (experts) fire"

@@ -10,9 +10,10 @@ import torch
 from conftest import LAYERS, WIDTH, K, Models, random_images, random_vit
 from torch import Tensor
 
-from sod_core import restore
-from sod_core.restore import Session, returns_at
-from sod_core.sae import TopKSAE
+from sod_core.restore import edit
+from sod_core.restore import session as restore_session
+from sod_core.restore.session import Session, returns_at
+from sod_core.sparse.topk import TopKSAE
 
 FEATURES = [3, 17, 40, 41, 8, 60, 22, 31]
 ALPHAS = [0.0, 0.5, 1.0, 3.0]
@@ -99,8 +100,8 @@ def with_hooks(models: Models, layer: int, mode: str, tokens: str, alpha: float)
     return seen["edited"], logits
 
 
-@pytest.mark.parametrize("tokens", restore.TOKENS)
-@pytest.mark.parametrize("mode", restore.MODES)
+@pytest.mark.parametrize("tokens", edit.TOKENS)
+@pytest.mark.parametrize("mode", edit.MODES)
 def test_every_mode_is_what_hooks_compute(models, session, mode, tokens):
     layer = LAYERS[0]
     for alpha in (0.5, 2.0):
@@ -119,7 +120,7 @@ def test_hooks_agree_at_the_other_layer_too(models, session):
     torch.testing.assert_close(session.restore([1.0], LAYERS[1], "inject", FEATURES)[0], logits, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mode", restore.MODES)
+@pytest.mark.parametrize("mode", edit.MODES)
 def test_the_edit_moves_something(session, mode):
     """So that the comparisons here do not compare nothing with nothing."""
     moved = session.restore([2.0], LAYERS[0], mode, FEATURES)[0] - session.logits("unlearned")
@@ -130,7 +131,7 @@ def test_the_edit_moves_something(session, mode):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("tokens", restore.TOKENS)
+@pytest.mark.parametrize("tokens", edit.TOKENS)
 @pytest.mark.parametrize(("mode", "alpha"), [("inject", 0.0), ("amplify", 1.0), ("cls_copy", 0.0), ("state_copy", 0.0)])
 def test_an_edit_of_nothing_is_the_identity(session, mode, alpha, tokens, layer):
     # among other alphas, so that the batch's identity row is looked at too
@@ -160,7 +161,7 @@ def test_direct_injection_at_alpha_1_transplants_cls_whatever_the_features(sessi
     torch.testing.assert_close(hidden[:, 0], session.hidden("original", LAYERS[0])[:, 0])
 
 
-@pytest.mark.parametrize("tokens", restore.TOKENS)
+@pytest.mark.parametrize("tokens", edit.TOKENS)
 def test_cls_copy_at_alpha_1_transplants_cls_alone(session, tokens):
     hidden = session.restored_hidden([1.0], LAYERS[0], "cls_copy", FEATURES, tokens)[0]
     torch.testing.assert_close(hidden[:, 0], session.hidden("original", LAYERS[0])[:, 0])
@@ -182,7 +183,7 @@ def test_tokens_left_out_stay_as_they_were(session, mode):
     assert torch.equal(patches[:, 1:], everything[:, 1:]) and torch.equal(cls[:, 0], everything[:, 0])
 
 
-@pytest.mark.parametrize("mode", restore.MODES)
+@pytest.mark.parametrize("mode", edit.MODES)
 def test_a_batch_of_alphas_equals_single_alphas(session, mode):
     hidden = session.restored_hidden(ALPHAS, LAYERS[0], mode, FEATURES)
     logits = session.restore(ALPHAS, LAYERS[0], mode, FEATURES)
@@ -244,9 +245,9 @@ def test_moving_alpha_runs_only_the_unlearned_tail(models, session):
 
 def test_kept_edits_are_bounded_and_right(session):
     wanted = session.restore([1.0], LAYERS[0], "inject", [0])
-    for j in range(restore.LINES_KEPT + 5):
+    for j in range(restore_session.LINES_KEPT + 5):
         session.restore([1.0], LAYERS[0], "inject", [j])
-    assert len(session._lines) <= restore.LINES_KEPT
+    assert len(session._lines) <= restore_session.LINES_KEPT
     assert torch.equal(session.restore([1.0], LAYERS[0], "inject", [0]), wanted)
 
 
@@ -302,7 +303,7 @@ def test_a_session_without_image_says_so(models):
 
 
 def test_every_mode_has_a_fidelity():
-    assert set(restore.FIDELITY) == set(restore.MODES)
+    assert set(edit.FIDELITY) == set(edit.MODES)
 
 
 def test_returns_at():

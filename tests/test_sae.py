@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import random_images, random_sae, random_stats
 
-from sod_core.sae import TokenStats, TopKSAE, variance_unexplained
+from sod_core.sparse.topk import TokenStats, TopKSAE, variance_unexplained
 
 
 def by_hand(k: int, stats: TokenStats | None = None) -> TopKSAE:

@@ -31,8 +31,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from sod_core.packs import convert, safe
+from sod_core.packs import safe
 from sod_core.packs.errors import PackError
+from sod_core.restore import expert_lists
 
 MEMORY = 200 << 20  # what a hostile file may take
 
@@ -842,5 +843,5 @@ def test_figures_of_numpy_in_a_checkpoint_are_read(tmp_path):
         found = safe.read_torch(path)
         assert found["class_experts_details"] == told["class_experts_details"] and found["kept"]
         assert found["ids"].tolist() == [0, 1, 2]
-        (expert,) = convert.load_experts(found, ("cat", "dog"), path.name)[0]
+        (expert,) = expert_lists.load_experts(found, ("cat", "dog"), path.name)[0]
         assert expert == (7, 0.5, 0.25, 0.5) and {type(value) for value in expert} == {int, float}

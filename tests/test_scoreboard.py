@@ -14,10 +14,10 @@ import pytest
 from conftest import UNLEARNED, Server, chromium, serving, write_manifest
 from playwright.sync_api import Page, expect
 
-from sod_core import report
-from sod_core.evaluate import CONTROLS
-from sod_core.packs.pack import Pack
-from sod_core.ui import figures, scoreboard_tab
+from sod_core.restore import report
+from sod_core.restore.evaluate import CONTROLS
+from sod_core.restore.pack import Pack
+from sod_core.ui.restore import figures, scoreboard
 
 PATIENCE = 20_000
 NAMES = ("experts", *CONTROLS)
@@ -64,10 +64,10 @@ def scored(spoilt_pack: Path) -> Pack:
 
 
 def test_the_cells(scored):
-    first, second = scoreboard_tab.cells(board(), scored)
-    found = dict(zip(scoreboard_tab.HEADERS, first, strict=True))
+    first, second = scoreboard.cells(board(), scored)
+    found = dict(zip(scoreboard.HEADERS, first, strict=True))
     assert found == {
-        **{"model": scoreboard_tab.TITLES.get("salun", "salun"), "forgot": "apple", "forget": 0.1, "retain": 0.877},
+        **{"model": scoreboard.TITLES.get("salun", "salun"), "forgot": "apple", "forget": 0.1, "retain": 0.877},
         **{"R experts": 0.75, "interval": "0.65 to 0.80", "R random": 0.0, "R matched": 0.05, "R copied CLS": 1.0},
         **{"R copied state": 0.99, "R patches": 0.02, "R all": 0.9, "overshoot": 0.95, "readout": 0.04},
         **{"probe": 0.81, "verdict": "suppressed"},
@@ -79,13 +79,13 @@ def test_the_cells(scored):
 def test_cells_of_what_is_not_defined(scored):
     lost = board()
     lost["rows"] = [row("retrain-pear", "pear", None, "not forgotten", 0) | {"probe": {"1": None}}]
-    (found,) = (dict(zip(scoreboard_tab.HEADERS, cells)) for cells in scoreboard_tab.cells(lost, scored))
+    (found,) = (dict(zip(scoreboard.HEADERS, cells)) for cells in scoreboard.cells(lost, scored))
     assert found["interval"] == "" and found["verdict"] == "not forgotten"
     assert {found[name] for name in ("R experts", "R random", "overshoot", "probe", "seconds")} == {None}
 
 
 def test_the_csv(scored):
-    path = Path(scoreboard_tab._csv(board()))
+    path = Path(scoreboard._csv(board()))
     assert path.name == "scores-fruit.csv"
     with path.open(encoding="utf-8", newline="") as file:
         first, second = csv.DictReader(file)
@@ -95,10 +95,10 @@ def test_the_csv(scored):
 
 
 def test_what_is_shown(scored):
-    note, cells, figure, download = scoreboard_tab._show(SimpleNamespace(pack=scored))
+    note, cells, figure, download = scoreboard._show(SimpleNamespace(pack=scored))
     assert "Caution: only 10 of the test images show apple, fewer than 30. The intervals of R are up to 0.15" in note
     assert "30 images (examples), layer 2, mode inject, alpha up to 2." in note
-    assert cells == scoreboard_tab.cells(board(), scored)
+    assert cells == scoreboard.cells(board(), scored)
     points = {trace.name: (list(trace.x), list(trace.y)) for trace in figure.data}
     assert points == {"suppressed": ([0.87654], [0.75]), "deleted": ([0.5], [0.25])}
     assert download.visible and Path(
@@ -107,7 +107,7 @@ def test_what_is_shown(scored):
 
 
 def test_a_pack_without_scores(pack):
-    note, cells, figure, download = scoreboard_tab._show(SimpleNamespace(pack=pack))
+    note, cells, figure, download = scoreboard._show(SimpleNamespace(pack=pack))
     assert "`python -m sod_core evaluate --pack fruit --store`" in note
     assert cells == [] and figure is None and not download.visible  # no other pack's file stays on offer
 
@@ -116,7 +116,7 @@ def test_scores_of_another_version_are_refused_in_words(scored):
     stored = scored.manifest.folder / "scoreboard.json"
     for found in (board() | {"format": 2}, {name: value for name, value in board().items() if name != "format"}):
         stored.write_text(json.dumps(found))
-        note, cells, _, download = scoreboard_tab._show(SimpleNamespace(pack=scored))
+        note, cells, _, download = scoreboard._show(SimpleNamespace(pack=scored))
         assert "another version" in note and "evaluate --pack fruit --store" in note
         assert cells == [] and not download.visible
 
@@ -138,7 +138,7 @@ def test_a_model_that_lost_few_images_gets_a_caution():
 
 def test_a_page_that_the_server_forgot():
     with pytest.raises(ValueError, match="reload"):
-        scoreboard_tab._show(None)
+        scoreboard._show(None)
 
 
 # ---------------------------------------------------------------- in a browser

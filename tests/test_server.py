@@ -16,8 +16,9 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from test_images import encoded, png_header
 
-from sod_core import commands, images
+from sod_core.data import images
 from sod_core.packs.find import ASSETS
+from sod_core.restore import actions
 from sod_core.worlds import canvas
 
 WORKING = {
@@ -137,7 +138,7 @@ def test_restore_is_the_command_lines(client, pack, apple, changes):
     alphas = json.loads(f"[{settings.pop('alphas').strip('[]')}]")
     settings.pop("pack")
     image = images.read(apple)
-    assert_same(found, commands.restore_image(pack, settings.pop("unlearned"), image, alphas=alphas, **settings))
+    assert_same(found, actions.restore_image(pack, settings.pop("unlearned"), image, alphas=alphas, **settings))
 
 
 @pytest.mark.parametrize(("mode", "alpha"), [("inject", 0), ("amplify", 1), ("cls_copy", 0)])
@@ -279,7 +280,7 @@ def test_a_broken_pack_says_so_and_the_good_one_works(client, pack, apple):
     assert "sae_layer1_k4.pt" in refusal(client, apple, pack="cut")
     assert_same(restore(client, apple, pack="cut", layer=2), restore(client, apple, layer=2))
     image = images.read(apple)
-    expected = commands.restore_image(
+    expected = actions.restore_image(
         pack, "random_labels-apple", image, target_class=0, layer=1, alphas=[0, 1, 2.5], mode="inject"
     )
     assert_same(restore(client, apple), expected)

@@ -50,7 +50,7 @@ def broken(tmp_path) -> Path:
 
 def test_timm_can_be_imported():
     code = """
-from sod_core import torchvision_guard
+from sod_core.machine import torchvision_guard
 torchvision_guard.install()
 import timm, torchvision
 from timm.data import create_transform
@@ -60,13 +60,13 @@ print(torchvision_guard.install())
 
 
 def test_the_second_time_nothing_is_done(broken):
-    code = "from sod_core.torchvision_guard import install; print(install(), install(), install())"
+    code = "from sod_core.machine.torchvision_guard import install; print(install(), install(), install())"
     assert fresh(code, beside=broken) == "True False False"
 
 
 def test_a_broken_torchvision_is_mended(broken):
     assert "nms does not exist" in fresh("import torchvision", beside=broken)
-    mended = "from sod_core import torchvision_guard; torchvision_guard.install(); import torchvision; print('fine')"
+    mended = "from sod_core.machine.torchvision_guard import install; install(); import torchvision; print('fine')"
     assert fresh(mended, beside=broken) == "fine"
 
 
@@ -76,7 +76,7 @@ def test_operators_that_load_are_left_alone(broken):
 import torch
 theirs = torch.library.Library("torchvision", "DEF")
 theirs.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-from sod_core.torchvision_guard import install
+from sod_core.machine.torchvision_guard import install
 print(install(), hasattr(torch.ops.torchvision, "qnms"))
 import torchvision
 """
@@ -93,7 +93,7 @@ def load_library(path):
     torch.theirs = torch.library.Library("torchvision", "DEF")
     torch.theirs.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 torch.ops.load_library = load_library
-from sod_core.torchvision_guard import install
+from sod_core.machine.torchvision_guard import install
 print(install(), len(tried))
 """
     assert fresh(code, beside=broken) == "False 1"
@@ -105,7 +105,7 @@ import sys, importlib.util
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "torchvision" else real(name, *rest)
 import torch
-from sod_core.torchvision_guard import install
+from sod_core.machine.torchvision_guard import install
 print(install(), hasattr(torch.ops.torchvision, "nms"))
 """
     assert fresh(code) == "False False"

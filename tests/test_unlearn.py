@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sod_core import processes
-from sod_core import vit as vits
-from sod_core.build import train_vit
-from sod_core.build.images import UNKNOWN, ImageSet
+from sod_core.build.canvas import train_vit
+from sod_core.machine import processes
+from sod_core.models import vit as vits
 from sod_core.unlearn import (
     TITLES,
     bad_teacher,
@@ -40,6 +39,7 @@ from sod_core.unlearn import (
 )
 from sod_core.unlearn import task as tasks
 from sod_core.unlearn.task import Accuracies, Look, Stop, Task, accuracies, descend, trainable_copy
+from sod_core.worlds.drawn import UNKNOWN, ImageSet
 
 SHAPE = vits.ViTShape(image_size=64, patch=8, dim=16, depth=2, heads=2, classes=10)
 TARGET = 3

@@ -17,14 +17,14 @@ import torch
 from conftest import CLASSES, ROOT, SHAPE, Outcome, random_vit
 from PIL import Image
 
-from sod_core import vit as vits
-from sod_core.build.images import UNKNOWN
+from sod_core.models import vit as vits
 from sod_core.packs import safe
 from sod_core.packs.hub import HubFile
-from sod_core.packs.pack import Pack
+from sod_core.restore.pack import Pack
 from sod_core.unlearn import data, random_labels, record, retrain, scrub
 from sod_core.unlearn.data import Source
 from sod_core.unlearn.task import Stop
+from sod_core.worlds.drawn import UNKNOWN
 
 A_CLASS = 10
 """Pictures of each class: 7 to train with, 1 to check, 2 to test."""

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sod_core import unlearncanvas
-from sod_core.judges import JudgeSpec
-from sod_core.unlearncanvas import Asked, Count
+from sod_core.erase import unlearncanvas
+from sod_core.erase.judges import JudgeSpec
+from sod_core.erase.unlearncanvas import Asked, Count
 
 OBJECTS, STYLES = ("Cats", "Dogs", "Sea"), ("Van_Gogh", "Ink_Art")
 SHADES = {name: 40 + 80 * i for i, name in enumerate(OBJECTS)}

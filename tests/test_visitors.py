@@ -46,17 +46,19 @@ from starlette.datastructures import Headers
 from test_page import choose, classes, eventually, figures, move_alpha, opened, traces, warning
 from torch import nn
 
-from sod_core import images
-from sod_core import vit as vits
+from sod_core.data import images
+from sod_core.models import vit as vits
 from sod_core.packs.errors import PackError
 from sod_core.packs.hub import HubFile
 from sod_core.packs.own import parse_hub
-from sod_core.packs.pack import Pack
-from sod_core.restore import MODES
+from sod_core.restore.edit import MODES
+from sod_core.restore.pack import Pack
 from sod_core.ui import app as ui
-from sod_core.ui import intake, opening, restore_tab
-from sod_core.ui import panel as panels
-from sod_core.ui.visitor import Controls, Visitor
+from sod_core.ui import intake
+from sod_core.ui.restore import opening
+from sod_core.ui.restore import panel as panels
+from sod_core.ui.restore import tab as restore_tab
+from sod_core.ui.restore.visitor import Controls, Visitor
 
 APPLES = ("gala", "boskoop", "cox")
 """Classes of the packs that come from the hub."""

@@ -8,8 +8,10 @@ import pytest
 import torch
 from conftest import SHAPE, random_images, random_vit, transformers_4_names
 
-from sod_core import vit as vits
-from sod_core.packs import convert, safe
+from sod_core.machine import devices
+from sod_core.models import vit as vits
+from sod_core.models import vit_weights
+from sod_core.packs import safe
 
 LAYERS = list(range(SHAPE.depth))
 
@@ -75,10 +77,10 @@ def test_every_layer_norm_has_the_hugging_face_epsilon(vit):
 def test_choose_device(monkeypatch, name):
     monkeypatch.setenv("SOD_DEVICE", "cpu")
     if not name:
-        assert vits.choose_device() == torch.device("cpu")
+        assert devices.choose_device() == torch.device("cpu")
         return
     with pytest.raises(ValueError, match=re.escape(f"device {name!r} cannot be used here")):
-        vits.choose_device(name)
+        devices.choose_device(name)
 
 
 # ---------------------------------------------------------------- transformers
@@ -87,7 +89,7 @@ def test_choose_device(monkeypatch, name):
 @pytest.fixture(scope="module")
 def theirs():
     """transformers' ViT with weights as random as ours."""
-    from sod_core import torchvision_guard
+    from sod_core.machine import torchvision_guard
 
     torchvision_guard.install()
     from transformers import ViTConfig, ViTForImageClassification
@@ -124,7 +126,7 @@ def transformers_5_to_4(state: dict) -> dict:
 
 def timm_names(state: dict) -> dict:
     vit = vits.new(SHAPE)
-    convert.load_vit(vit, state, "state")
+    vit_weights.load_vit(vit, state, "state")
     return vit.state_dict()
 
 
@@ -143,7 +145,7 @@ WRAPPINGS = {
 @pytest.mark.parametrize("naming", NAMINGS)
 def test_logits_equal_transformers(theirs, images, naming, wrapping):
     vit = vits.new(SHAPE)
-    convert.load_vit(vit, WRAPPINGS[wrapping](NAMINGS[naming](theirs.state_dict())), "checkpoint.pth")
+    vit_weights.load_vit(vit, WRAPPINGS[wrapping](NAMINGS[naming](theirs.state_dict())), "checkpoint.pth")
     with torch.inference_mode():
         expected = theirs(images).logits
         assert expected.abs().max() > 0.1
@@ -158,7 +160,7 @@ def test_the_namings_differ(theirs):
 
 
 def test_to_published_writes_transformers_4_names(vit):
-    ours, by_hand = convert.to_published(vit, torch.float32), transformers_4_names(vit)
+    ours, by_hand = vit_weights.to_published(vit, torch.float32), transformers_4_names(vit)
     assert set(ours) == set(by_hand)
     for key, value in by_hand.items():
         assert torch.equal(ours[key], value), key
@@ -166,15 +168,15 @@ def test_to_published_writes_transformers_4_names(vit):
 
 def test_a_published_checkpoint_comes_back_as_it_was(vit, images):
     again = vits.new(SHAPE)
-    convert.load_vit(again, convert.to_published(vit, torch.float32), "again.pth")
+    vit_weights.load_vit(again, vit_weights.to_published(vit, torch.float32), "again.pth")
     torch.testing.assert_close(vits.logits(again.eval(), images), vits.logits(vit, images), atol=1e-6, rtol=1e-6)
 
 
 def test_half_precision_is_loaded_as_float32(vit, images):
-    state = convert.to_published(vit)
+    state = vit_weights.to_published(vit)
     assert {value.dtype for value in state.values()} == {torch.float16}
     again = vits.new(SHAPE)
-    convert.load_vit(again, state, "half.pth")
+    vit_weights.load_vit(again, state, "half.pth")
     assert {value.dtype for value in again.state_dict().values()} == {torch.float32}
     torch.testing.assert_close(vits.logits(again.eval(), images), vits.logits(vit, images), atol=2e-2, rtol=1e-2)
 
@@ -182,7 +184,7 @@ def test_half_precision_is_loaded_as_float32(vit, images):
 @pytest.mark.parametrize("naming", ["transformers 5", "transformers 4"])
 def test_a_full_size_checkpoint_tells_its_shape_and_gives_transformers_logits(tmp_path, naming):
     """ViT-B/16 at 224 px through a file of either naming, with nothing said of its shape."""
-    from sod_core import torchvision_guard
+    from sod_core.machine import torchvision_guard
 
     torchvision_guard.import_timm()
     from transformers import ViTConfig, ViTForImageClassification
@@ -192,10 +194,10 @@ def test_a_full_size_checkpoint_tells_its_shape_and_gives_transformers_logits(tm
     path = tmp_path / "vit_base_16_original.pth"
     torch.save({"model_state_dict": NAMINGS[naming](theirs.state_dict())}, path)
     found = safe.read_torch(path)
-    shape = convert.vit_shape(found, path.name)
+    shape = vit_weights.vit_shape(found, path.name)
     assert shape == vits.ViTShape(image_size=224, patch=16, dim=768, depth=12, heads=12, classes=10)
     images = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
-        ours = vits.logits(convert.new_vit(shape, found, path.name), images)
+        ours = vits.logits(vit_weights.new_vit(shape, found, path.name), images)
         torch.testing.assert_close(ours, theirs(images).logits, atol=1e-4, rtol=0)
         assert ours.abs().max() > 0.05

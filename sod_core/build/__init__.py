@@ -1,5 +1,1 @@
-"""Trains the embedded packs from the worlds, reproducibly."""
-
-from .. import torchvision_guard
-
-torchvision_guard.install()  # before any of these modules imports diffusers or transformers
+"""Trains the embedded packs from the worlds, reproducibly: a folder a pack."""

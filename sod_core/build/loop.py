@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..machine import files
+
 EVERY = 60
 """Seconds between two checkpoints."""
 
@@ -67,6 +69,5 @@ def _resume(checkpoint: Path, parts: dict[str, Any], made_from: dict) -> tuple[i
 def _save(checkpoint: Path, parts: dict[str, Any], made_from: dict, step: int, seconds: float) -> None:
     state = {"parts": {name: part.state_dict() for name, part in parts.items()}}
     state |= {"made_from": made_from, "step": step, "seconds": seconds}
-    partial = checkpoint.with_suffix(".part")
-    torch.save(state, partial)
-    partial.replace(checkpoint)
+    with files.whole(checkpoint) as part:
+        torch.save(state, part)

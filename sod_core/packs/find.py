@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import torch
-
-from . import erase_manifest
 from .errors import PackError
 from .kept import Kept
-from .pack import Pack
-
-if TYPE_CHECKING:
-    from .erase_pack import ErasePack
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
+UNNAMED = "restore"
+"""The kind of a pack whose pack.json names none: the first packs had no such key."""
+
+_opened = Kept()
 
 
-def folders(kind: str = "restore") -> dict[str, Path]:
-    """Name -> folder of every pack of a kind ("restore" or "erase") on disk.
+def folders(kind: str | None = None) -> dict[str, Path]:
+    """Name -> folder of every pack on disk, or of those of a kind (a verb's name).
 
     A name in SOD_PACKS (folders, split as PATH is) hides an embedded one.
     """
@@ -29,39 +28,21 @@ def folders(kind: str = "restore") -> dict[str, Path]:
     for root in roots:
         for path in sorted(root.glob("*/pack.json")):
             found[path.parent.name] = path.parent
-    return {name: folder for name, folder in found.items() if erase_manifest.kind(folder) == kind}
+    return {name: folder for name, folder in found.items() if kind in (None, kind_of(folder))}
 
 
-def open_pack(name: str, device: torch.device | None = None) -> Pack:
-    """A pack by its name, or by its folder. Raises PackError."""
-    return Pack(_folder(name), device)
+def kind_of(folder: Path) -> str:
+    """The verb that pack.json names under `kind`; UNNAMED without, or where it cannot be read (its reader says why)."""
+    try:
+        data = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return UNNAMED
+    named = data.get("kind", UNNAMED) if isinstance(data, dict) else UNNAMED
+    return named if isinstance(named, str) else UNNAMED
 
 
-def shared_pack(name: str) -> Pack:
-    """As `open_pack`, opened once for everybody in this process."""
-    folder = _folder(name).resolve()
-    return _opened.get(folder, lambda: Pack(folder))
-
-
-def open_erase_pack(name: str, device: torch.device | None = None) -> ErasePack:
-    """A diffusion pack by its name, or by its folder. Raises PackError."""
-    from .erase_pack import ErasePack
-
-    return ErasePack(_folder(name, "erase"), device)
-
-
-def shared_erase_pack(name: str) -> ErasePack:
-    """As `open_erase_pack`, opened once for everybody in this process."""
-    from .erase_pack import ErasePack
-
-    folder = _folder(name, "erase").resolve()
-    return _opened.get(folder, lambda: ErasePack(folder))
-
-
-_opened = Kept()
-
-
-def _folder(name: str, kind: str = "restore") -> Path:
+def folder(name: str, kind: str | None = None) -> Path:
+    """The folder of a pack by its name, or by its path. Raises PackError for a name that no pack of the kind has."""
     known = folders(kind)
     if name in known:
         return known[name]
@@ -70,3 +51,9 @@ def _folder(name: str, kind: str = "restore") -> Path:
     raise PackError(
         f"unknown pack {name!r}; known: {', '.join(known) or 'none'}, or the path of a folder with pack.json"
     )
+
+
+def shared(name: str, kind: str, open_it: Callable[[Path], Any]) -> Any:
+    """What `open_it` makes of the pack's folder, made once for everybody in this process. Raises PackError."""
+    place = folder(name, kind).resolve()
+    return _opened.get(place, lambda: open_it(place))

@@ -8,9 +8,10 @@ from typing import Any
 
 import gradio as gr
 
-from .. import commands, images
+from ..data import images
 from ..packs.errors import PackError
-from ..packs.find import folders, shared_pack
+from ..restore import actions
+from ..restore.pack import folders, shared_pack
 from .intake import ImageUpload
 
 MOST_ALPHAS = 101
@@ -55,7 +56,7 @@ def restore(
     """Logits of the original, the unlearned and the restored model at each alpha, as `python -m sod_core restore`."""
     try:
         _check_sent(locals())
-        return commands.restore_image(
+        return actions.restore_image(
             shared_pack(_known(pack)),
             unlearned,
             images.read(image),

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import gradio as gr
 
-from ..images import MAX_BYTES
+from ..data.images import MAX_BYTES
 from ..packs import download
 from ..packs.errors import PackError
-from ..packs.find import folders, shared_pack
-from . import api, erase_tab, restore_tab, scoreboard_tab
+from ..restore.pack import folders, shared_pack
+from . import api
+from .erase import tab as erase_tab
 from .intake import most_bytes, uploads_allowed
-from .visitor import needed, warm
+from .restore import scoreboard
+from .restore import tab as restore_tab
+from .restore.visitor import needed, warm
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ def build() -> gr.Blocks:
             with gr.Tab("Restore", id="restore"):
                 opener, settled = restore_tab.build(app, first)
             with gr.Tab("Scoreboard", id="scoreboard") as tab:
-                scoreboard_tab.build(tab, tabs, opener, settled)
+                scoreboard.build(tab, tabs, opener, settled)
             with gr.Tab("Erase", id="erase") as tab:
                 erase_tab.build(app, tab)
         api.build(first)

@@ -1,4 +1,4 @@
-"""What visitors may bring: images, whose files only sod_core.images opens, and where allowed their own models."""
+"""What visitors may bring: images, whose files only sod_core.data.images opens, and where allowed their own models."""
 
 from __future__ import annotations
 

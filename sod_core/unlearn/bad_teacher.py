@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import vit as vits
+from ..models import vit as vits
 from .task import Stop, Task, descend, random_like
 
 

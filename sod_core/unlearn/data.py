@@ -16,13 +16,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .. import images, processes
-from ..build import images as drawn_images
-from ..build.images import UNKNOWN, ImageSet
+from ..data import images
+from ..machine import processes
 from ..packs import hub, own
 from ..packs.errors import PackError
-from ..packs.pack import IMAGE_SUFFIXES, Pack
+from ..restore.pack import IMAGE_SUFFIXES, Pack
 from ..worlds import canvas
+from ..worlds import drawn as drawn_images
+from ..worlds.drawn import UNKNOWN, ImageSet
 
 CANVAS_SEEDS = {"train": 1, "check": 3, "test": 2}
 """Of the drawn images; the embedded pack's own."""

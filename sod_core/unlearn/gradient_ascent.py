@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import vit as vits
+from ..models import vit as vits
 from .task import Stop, Task, descend
 
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import processes
-from .. import vit as vits
+from ..machine import processes
+from ..models import vit as vits
 from .task import Stop, Task, descend
 
 

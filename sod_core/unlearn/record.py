@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from ..machine.files import write_json
 from . import TITLES, method
 
 FORMAT = 1
@@ -161,13 +162,6 @@ def digest(weights: dict[str, Tensor] | nn.Module) -> str:
         total.update(name.encode())
         total.update(state[name].detach().cpu().contiguous().view(torch.uint8).numpy())
     return total.hexdigest()
-
-
-def write_json(value: Any, path: Path) -> None:
-    """The whole file, or what was there before."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 # ---------------------------------------------------------------- settings

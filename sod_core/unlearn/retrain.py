@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from ..build import train_vit
+from ..build.canvas import train_vit
 from .task import Task, shape_of
 
 

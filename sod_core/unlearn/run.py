@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .. import processes
-from ..build.images import MEAN, STD
-from ..packs import convert, safe
+from ..machine import files, processes
+from ..models import vit_weights
+from ..packs import safe
+from ..worlds.drawn import MEAN, STD
 from . import method, record
 from .data import Data
 from .record import Order, Record
@@ -52,16 +53,15 @@ def run(
     seconds = time.monotonic() - started
     found = None
     if processes.is_main():
-        part = out.with_name(out.name + ".part")
-        torch.save(convert.to_published(vit), part)
-        part.replace(out)
+        with files.whole(out) as part:
+            torch.save(vit_weights.to_published(vit), part)
         found = _record(order, original, data, task, out, file, _seconds(checkpoint) or seconds)
     return processes.shared(found)
 
 
 def _record(order: Order, original: nn.Module, data: Data, task: Task, out: Path, file: str, seconds: float) -> Record:
     state = safe.read_torch(out)
-    saved = convert.new_vit(shape_of(original), state, out.name).to(task.device)
+    saved = vit_weights.new_vit(shape_of(original), state, out.name).to(task.device)
     before, after = (
         accuracies(vit, data.test, order.target_class, task.device, task.mean, task.std) for vit in (original, saved)
     )

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import processes
-from .. import vit as vits
+from ..machine import processes
+from ..models import vit as vits
 from .task import Batch, Task, trainable_copy
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import processes
-from .. import vit as vits
-from ..build.images import MEAN, STD, ImageSet, normalise
+from ..machine import processes
+from ..models import vit as vits
+from ..worlds.drawn import MEAN, STD, ImageSet, normalise
 
 Batch = tuple[Tensor, Tensor]
 """Images [B, 3, H, W], normalised; labels [B]. With several processes, this one's part of the batch."""

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import processes
-from .. import vit as vits
+from ..machine import processes
+from ..models import vit as vits
 from . import fine_tune
 from .task import Stop, Task, descend
 

@@ -1,0 +1,1 @@
+"""The embedded pack `canvas`: a ViT, its SAEs and its unlearned models."""

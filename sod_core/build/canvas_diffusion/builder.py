@@ -1,0 +1,277 @@
+"""The embedded diffusion pack `canvas-diffusion`, stage by stage; a stage whose figures are on disk is not made again.
+
+Stages: vae, judges, unet (and with it the pipeline and pack.json), drawn (how well it draws what it is asked), saes,
+erased (UA, IRA and CRA of every SAE in both fidelities).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ...erase import benchmark, drawings, judges, unlearncanvas
+from ...erase.edit import Settings
+from ...erase.manifest import KIND
+from ...erase.pack import ErasePack
+from ...machine import files
+from ...worlds import canvas
+from ...worlds import drawn as images
+from ..canvas.builder import TEST, TRAIN
+from ..erase_saes import erase_sae
+from . import prompts, train_judges, train_unet, train_vae
+
+STAGES = ("vae", "judges", "unet", "drawn", "saes", "erased")
+STEPS, GUIDANCE = 25, 4.0
+RECONS = 12_000
+"""Images that the judges also see after the autoencoder."""
+DRAWN_SEEDS = tuple(range(10))
+"""Ten images of each of the 60 prompts judge the pipeline."""
+ERASED_SEEDS = (0,)
+"""Images of every prompt, for every erased concept."""
+
+
+def stages() -> tuple[str, ...]:
+    """All stages in the order they need each other."""
+    return STAGES
+
+
+class Builder:
+    """Where things are, and the images that the stages share."""
+
+    def __init__(self, out: Path, work: Path, device: torch.device):
+        self.out, self.work, self.device = out, work, device
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        work.mkdir(parents=True, exist_ok=True)
+
+    def run(self, only: list[str]) -> None:
+        """Makes what is missing of the stages in `only` (all of them if empty)."""
+        for stage in only or STAGES:
+            path = self.out / "figures" / f"{stage}.json"
+            if path.exists():
+                print(f"{stage}: done before")
+                continue
+            print(f"{stage}: starting", flush=True)
+            started = time.monotonic()
+            figures = getattr(self, f"_{stage}")()
+            figures.setdefault("seconds", time.monotonic() - started)
+            files.write_json(figures, path)
+            for file in self.out.rglob("*.safetensors"):
+                file.chmod(0o644)  # safetensors makes files that only their owner may read
+
+    # ------------------------------------------------------------ stages
+
+    def _vae(self) -> dict:
+        recipe = train_vae.Recipe()
+        trained = train_vae.train(self._images("train", TRAIN), recipe, self.work / "vae.ckpt")
+        trained.vae.half().save_pretrained(self.out / "pipeline" / "vae")
+        error = train_vae.error(self._stored_vae(), self._images("test", TEST))
+        return {"recipe": asdict(recipe), "mean_absolute_error": error, "seconds": trained.seconds}
+
+    def _judges(self) -> dict:
+        from safetensors.torch import save_file
+
+        seen = train_judges.Seen(self._images("train", TRAIN), self._recons())
+        test, recipe = self._images("test", TEST), train_judges.Recipe()
+        redrawn = self._redrawn(test)
+        figures = {"recipe": asdict(recipe)}
+        for what, spec in self._judge_specs().items():
+            field = {"object": "labels", "style": "styles"}[what]
+            labels = np.array(getattr(seen.images, field))
+            trained = train_judges.train(seen, labels, spec, recipe, self.work / f"judge-{what}.ckpt")
+            (self.out / "judges").mkdir(exist_ok=True)
+            state = {name: _stored(value) for name, value in trained.model.state_dict().items()}
+            save_file(state, self.out / "judges" / f"{what}.safetensors")
+            judge = judges.load(self.out / "judges" / f"{what}.safetensors", spec)
+            truth = np.array(getattr(test, field))
+            figures[what] = {
+                "accuracy": _accuracy(judge, test.pixels, truth),
+                "accuracy_after_vae": _accuracy(judge, redrawn, truth),
+                "seconds": trained.seconds,
+            }
+        return figures
+
+    def _unet(self) -> dict:
+        recipe, vae = train_unet.Recipe(), self._stored_vae()
+        tokenizer = train_unet.new_tokenizer(prompts.all_forms(canvas.OBJECTS, canvas.STYLES))
+        trained = train_unet.train(self._latents(vae), tokenizer, recipe, self.work / "unet.ckpt")
+        self._save_pipeline(trained.unet, trained.text_encoder, tokenizer)
+        parameters = sum(p.numel() for p in trained.unet.parameters())
+        return {"recipe": asdict(recipe), "parameters": parameters, "seconds": trained.seconds}
+
+    def _save_pipeline(self, unet: nn.Module, text_encoder: nn.Module, tokenizer) -> None:
+        """The pipeline in half precision, as diffusers lays it out, and pack.json."""
+        from diffusers import StableDiffusionPipeline
+
+        pipeline = StableDiffusionPipeline(
+            vae=self._stored_vae(),
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=train_unet.new_scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.to(torch.float16).save_pretrained(self.out / "pipeline", safe_serialization=True)
+        self._write_manifest()
+
+    def _drawn(self) -> dict:
+        pack = ErasePack(self.out, self.device)
+        wanted = unlearncanvas.asked(canvas.OBJECTS, canvas.STYLES, DRAWN_SEEDS, bare=False)
+        started = time.monotonic()
+        found = drawings.draw(pack, wanted, STEPS, GUIDANCE)
+        seconds = (time.monotonic() - started) / len(wanted)
+        started = time.monotonic()
+        drawings.draw(pack, wanted[:1], STEPS, GUIDANCE)
+        alone = time.monotonic() - started
+        named = {what: pack.judge(what).probabilities(found).argmax(1) for what in ("object", "style")}
+        right = {
+            "object": [canvas.OBJECTS[n] == item.object for n, item in zip(named["object"], wanted)],
+            "style": [canvas.STYLES[n] == item.style for n, item in zip(named["style"], wanted)],
+        }
+        figures = {
+            "images": len(wanted),
+            "steps": STEPS,
+            "guidance": GUIDANCE,
+            "seconds_an_image_in_batches": seconds,
+            "seconds_of_one_image": alone,
+        }
+        for what, names in (("object", canvas.OBJECTS), ("style", canvas.STYLES)):
+            by_name = {
+                name: float(np.mean([r for r, item in zip(right[what], wanted) if getattr(item, what) == name]))
+                for name in names
+            }
+            figures[what] = {"found": float(np.mean(right[what])), "by_name": by_name}
+        return figures
+
+    def _saes(self) -> dict:
+        plan = erase_sae.Plan()
+        return erase_sae.Maker(ErasePack(self.out, self.device), self.work / "saes", plan).run()
+
+    def _erased(self) -> dict:
+        pack = ErasePack(self.out, self.device)
+        wanted = unlearncanvas.asked(canvas.OBJECTS, canvas.STYLES, ERASED_SEEDS)
+        figures = {"images_a_concept": len(wanted), "steps": STEPS, "guidance": GUIDANCE, "rows": []}
+        for id in (erase_sae.SUPERVISED, erase_sae.UNSUPERVISED):
+            for fidelity in ("exact", "reference"):
+                results = self._benchmark(pack, id, fidelity, wanted)
+                row = {"sae": id, "fidelity": fidelity} | unlearncanvas.mean(results)
+                by_concept = {r.concept: {"ua": r.ua, "ira": r.ira, "cra": r.cra} for r in results}
+                figures["rows"].append(row | {"by_concept": by_concept})
+        print("\n".join(table(figures)))
+        return figures
+
+    def _benchmark(self, pack: ErasePack, id: str, fidelity: str, wanted: list) -> list[unlearncanvas.ConceptResult]:
+        folder = self.work / "erased" / f"{id}-{fidelity}"
+
+        def how(concept: str) -> Settings:
+            return drawings.settings(pack, id, (concept,), fidelity)
+
+        benchmark.draw_all(pack, id, how, canvas.OBJECTS, wanted, STEPS, GUIDANCE, folder, tqdm)
+        return benchmark.judge_all(pack, canvas.OBJECTS, wanted, folder)
+
+    # ------------------------------------------------------------ what they share
+
+    def _images(self, name: str, drawn: tuple[int, int]) -> images.ImageSet:
+        return images.load(self.work, name, *drawn)
+
+    def _stored_vae(self) -> nn.Module:
+        """The autoencoder as the pack stores it."""
+        from diffusers import AutoencoderTiny
+
+        return AutoencoderTiny.from_pretrained(self.out / "pipeline" / "vae").float().requires_grad_(False).eval()
+
+    def _encoded(self, vae: nn.Module) -> Tensor:
+        """[n, 4, 16, 16] half precision: the training images' latents, scaled."""
+        path = self.work / "latents.pt"
+        if not path.exists():
+            data = self._images("train", TRAIN)
+            starts = range(0, len(data.labels), 500)
+            torch.save(torch.cat([train_vae.encode(vae, data, slice(i, i + 500)).half() for i in starts]), path)
+        return torch.load(path, weights_only=True) * vae.config.scaling_factor
+
+    def _latents(self, vae: nn.Module) -> train_unet.Latents:
+        data = self._images("train", TRAIN)
+        known = (np.array(array) for array in (data.labels, data.styles, data.coverage))
+        return train_unet.Latents(self._encoded(vae), *known, canvas.OBJECTS, canvas.STYLES)
+
+    def _recons(self) -> np.ndarray:
+        path = self.work / "recons.npy"
+        if not path.exists():
+            data = self._images("train", TRAIN)
+            np.save(path, self._redrawn(images.ImageSet(*(array[:RECONS] for array in data))))
+        return np.load(path)
+
+    @torch.inference_mode()
+    def _redrawn(self, data: images.ImageSet) -> np.ndarray:
+        """[n, 64, 64, 3] uint8: images after the autoencoder."""
+        vae, found = self._stored_vae(), []
+        for start in range(0, len(data.labels), 250):
+            pixels = vae.decoder(train_vae.encode(vae, data, slice(start, start + 250))).clamp(-1, 1)
+            found.append(((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+        return np.concatenate(found)
+
+    def _judge_specs(self) -> dict[str, judges.JudgeSpec]:
+        names = {"object": canvas.OBJECTS, "style": canvas.STYLES}
+        return {what: judges.JudgeSpec(train_judges.ARCHITECTURE, n, images.SIZE) for what, n in names.items()}
+
+    def _write_manifest(self) -> None:
+        specs = self._judge_specs()
+        manifest = {
+            "format": 1,
+            "kind": KIND,
+            "name": "canvas-diffusion",
+            "title": "Canvas world, small Stable Diffusion",
+            "concepts": list(canvas.OBJECTS),
+            "styles": list(canvas.STYLES),
+            "prompts": {"object": prompts.OBJECT, "styled": prompts.STYLED},
+            "pipeline": "pipeline",
+            "hook_point": train_unet.HOOK_POINT,
+            "sampling": {"steps": STEPS, "guidance": GUIDANCE},
+            "opening": {"object": "boat", "style": "watercolour"},
+            "saes": [
+                {
+                    "id": id,
+                    "title": title,
+                    "folder": f"sae/{id}",
+                    "statistics": f"sae/{id}/statistics.safetensors",
+                    "settings": f"sae/{id}/settings.json",
+                }
+                for id, title in (
+                    (erase_sae.SUPERVISED, "SAEmnesia: one latent bound to each concept"),
+                    (erase_sae.UNSUPERVISED, "SAeUron: the same SAE without supervision"),
+                )
+            ],
+            "judges": {
+                what: {"architecture": spec.architecture, "size": spec.size, "file": f"judges/{what}.safetensors"}
+                for what, spec in specs.items()
+            },
+        }
+        (self.out / "pack.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _accuracy(judge: judges.Judge, pixels: np.ndarray, labels: np.ndarray) -> float:
+    from PIL import Image
+
+    found = judge.probabilities([Image.fromarray(np.array(p)) for p in pixels])
+    return float((found.argmax(1).numpy() == labels).mean())
+
+
+def _stored(value: Tensor) -> Tensor:
+    return (value.half() if value.is_floating_point() else value).contiguous()
+
+
+def table(figures: dict) -> list[str]:
+    """Markdown of figures/erased.json, in percent: a row for every SAE and fidelity."""
+    lines = ["| SAE | fidelity | UA | IRA | CRA |", "|---|---|---|---|---|"]
+    for row in figures["rows"]:
+        shares = " | ".join(f"{100 * row[name]:.1f}" for name in ("ua", "ira", "cra"))
+        lines.append(f"| {row['sae']} | {row['fidelity']} | {shares} |")
+    return lines

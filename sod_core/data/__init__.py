@@ -1,0 +1,1 @@
+"""Images in: one picture, or a set of them with classes."""

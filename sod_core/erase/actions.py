@@ -1,0 +1,159 @@
+"""What the command line's verb `erase` does once its options are parsed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..machine import processes
+from ..models import diffusion
+from . import benchmark as erase_benchmark
+from . import concepts, drawings, edit, generate, unlearncanvas
+from . import pack as erase_pack
+from .pack import ConceptSetting, ErasePack, open_erase_pack
+
+_told = partial(tqdm, mininterval=2, file=sys.stderr)
+
+
+def image(options: argparse.Namespace) -> None:
+    """`erase image`: one prompt with and without the concepts; writes the images and what was measured."""
+    pack = open_erase_pack(options.pack, processes.start(options.device))
+    m, id = pack.manifest, _sae(pack, options)
+    names = tuple(m.concept(name) for name in options.concept)
+    steps, guidance = _sampling(pack, options)
+    how = _settings(pack, id, names, options)
+    order = diffusion.Order((options.prompt,), (options.seed,), steps, guidance)
+    drawn = generate.generate(pack.pipeline(), order, drawings.erasing(pack, id, how))
+    options.out.mkdir(parents=True, exist_ok=True)
+    drawn.before[0].save(options.out / "before.png")
+    drawn.after[0].save(options.out / "after.png")
+    result = {
+        "pack": m.name,
+        "sae": id,
+        "prompt": options.prompt,
+        "concepts": list(names),
+        "settings": asdict(how),
+        "steps": steps,
+        "guidance": guidance,
+        "seed": options.seed,
+        "judged": drawings.judged(pack, [drawn.before[0], drawn.after[0]]),
+        "latent_by_step": drawn.heat[:, 0].mean((1, 2)).tolist(),
+    }
+    (options.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    for what, (before, after) in result["judged"].items():
+        seen = [max(row, key=row.get) for row in (before, after)]
+        print(f"{what}: {seen[0]} ({before[seen[0]]:.0%}) before, {seen[1]} ({after[seen[1]]:.0%}) after")
+
+
+def benchmark(options: argparse.Namespace) -> None:
+    """`erase benchmark`: draws what is not there yet, then judges. Several processes divide the drawing."""
+    pack = open_erase_pack(options.pack, processes.start(options.device))
+    names, wanted = _asked(pack, options)
+    id = _sae(pack, options)
+    steps, guidance = _sampling(pack, options)
+
+    def how(name: str) -> edit.Settings:
+        return _settings(pack, id, (name,), options)
+
+    erase_benchmark.draw_all(pack, id, how, names, wanted, steps, guidance, options.out, _told)
+    if processes.is_main():
+        _judge(pack, names, wanted, options, {"sae": id, "settings": {name: asdict(how(name)) for name in names}})
+
+
+def judge(options: argparse.Namespace) -> None:
+    """`erase judge`: counts UA, IRA and CRA over images that are there."""
+    pack = open_erase_pack(options.pack, processes.start(options.device))
+    names, wanted = _asked(pack, options)
+    _judge(pack, names, wanted, options, {})
+
+
+def statistics(options: argparse.Namespace) -> None:
+    """`erase statistics`: draws every concept and writes the mean latents of an SAE."""
+    pack = open_erase_pack(options.pack, processes.start(options.device))
+    id = _sae(pack, options)
+    entry = pack.manifest.sae(id)
+    if options.out is None and entry.statistics is None:
+        raise ValueError(f"pack {pack.manifest.name} names no statistics for {id}; give --out FILE")
+    out = options.out or pack.manifest.path(entry.statistics).with_suffix(".safetensors")
+    steps, guidance = _sampling(pack, options)
+    prompts = drawings.statistics_prompts(pack, options.seeds)
+    (found,) = concepts.gather(
+        pack.pipeline(), pack.manifest.hook_point, [pack.sae(id)], prompts, steps, guidance, entry.residual, _told
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    erase_pack.write_statistics(found, out)
+    print(f"{out}: {len(found.names)} concepts, {steps} steps, {int(found.counts[0])} images each")
+
+
+def _judge(pack: ErasePack, names: tuple[str, ...], wanted: list, options: argparse.Namespace, more: dict) -> None:
+    results = erase_benchmark.judge_all(pack, names, wanted, options.out)
+    if options.json != "-":
+        print("\n".join(unlearncanvas.table(results)))
+    for r in results:
+        for kind, files in (("missing", r.missing), ("broken", r.broken)):
+            for file in files:
+                print(f"{kind}: {r.concept}/{file}", file=sys.stderr)
+    if options.json:
+        found = more | {"mean": unlearncanvas.mean(results), "concepts": [_row(r) for r in results]}
+        data = json.dumps(found, indent=1)
+        print(data) if options.json == "-" else Path(options.json).write_text(data + "\n")
+
+
+def _row(r: unlearncanvas.ConceptResult) -> dict[str, Any]:
+    counts = {name: getattr(r, name)._asdict() for name in ("unlearned", "in_domain", "cross_domain")}
+    return (
+        {"concept": r.concept, "ua": r.ua, "ira": r.ira, "cra": r.cra}
+        | counts
+        | {
+            "missing": list(r.missing),
+            "broken": list(r.broken),
+        }
+    )
+
+
+def _asked(pack: ErasePack, options: argparse.Namespace) -> tuple[tuple[str, ...], list[unlearncanvas.Asked]]:
+    """(concepts to erase, images to draw for each)."""
+    m = pack.manifest
+    names = tuple(m.concept(name) for name in options.concepts) or m.concepts
+    objects = tuple(m.concept(name) for name in options.objects or ()) or m.concepts
+    unknown = [style for style in options.styles or () if style not in m.styles]
+    if unknown:
+        raise ValueError(f"unknown style {unknown[0]!r} in pack {m.name}; known: {', '.join(m.styles)}")
+    styles = m.styles if options.styles is None else tuple(options.styles)
+    return names, unlearncanvas.asked(objects, styles, tuple(options.seeds))
+
+
+def _sae(pack: ErasePack, options: argparse.Namespace) -> str:
+    return pack.manifest.sae(options.sae).id if options.sae else pack.manifest.saes[0].id
+
+
+def _sampling(pack: ErasePack, options: argparse.Namespace) -> tuple[int, float]:
+    steps = pack.manifest.steps if options.steps is None else options.steps
+    guidance = pack.manifest.guidance if options.guidance is None else options.guidance
+    if not 1 <= steps <= 1000:
+        raise ValueError(f"--steps {steps}: give 1 to 1000")
+    return steps, guidance
+
+
+def _settings(pack: ErasePack, id: str, names: tuple[str, ...], options: argparse.Namespace) -> edit.Settings:
+    """The pack's, or --params', for the first concept, with what else the options say."""
+    known = erase_pack.read_settings(options.params) if options.params else pack.settings(id)
+    best = known.get(names[0])
+    if options.factor is not None and options.multiplier is not None:
+        raise ValueError("give --factor or --multiplier, not both")
+    if options.factor is not None or options.multiplier is not None:
+        percentile = best.percentile if best else edit.Settings(()).percentile
+        best = ConceptSetting(percentile, options.factor, options.multiplier)
+    if best is None:
+        raise ValueError(f"no setting is known for {names[0]}: give --factor, --multiplier or --params")
+    if options.percentile is not None:
+        best = replace(best, percentile=options.percentile)
+    found = drawings.settings(pack, id, names, options.fidelity, best)
+    return replace(found, start_step=options.start_step, beta=options.beta)

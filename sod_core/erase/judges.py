@@ -1,0 +1,100 @@
+"""Judges: classifiers that say which object and which style an image shows. UA, IRA and CRA are counted by them.
+
+A judge is any timm model: UnlearnCanvas publishes two vit_large_patch16_224, the embedded pack has two small networks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..machine.torchvision_guard import import_timm
+from ..packs import safe
+from ..packs.errors import PackError
+
+BATCH = 64
+PREFIXES = ("module.", "model.")
+
+
+class JudgeSpec(NamedTuple):
+    """What a pack's manifest says about a judge."""
+
+    architecture: str
+    """A timm model's name."""
+    names: tuple[str, ...]
+    """The classes in the order of the outputs."""
+    size: int
+    """Side of its input in pixels; images are resized to it whatever their shape, as UnlearnCanvas does."""
+    mean: float = 0.5
+    std: float = 0.5
+
+
+class Judge:
+    """A classifier with the names of its classes."""
+
+    def __init__(self, model: nn.Module, spec: JudgeSpec):
+        self.model, self.spec = model, spec
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.spec.names
+
+    @torch.inference_mode()
+    def probabilities(self, images: list[Image.Image]) -> Tensor:
+        """Images -> [n, classes], each row summing to 1."""
+        device = next(self.model.parameters()).device
+        found = []
+        for start in range(0, len(images), BATCH):
+            batch = torch.stack([self._prepare(image) for image in images[start : start + BATCH]]).to(device)
+            found.append(self.model(batch).float().softmax(1).cpu())
+        return torch.cat(found) if found else torch.zeros(0, len(self.names))
+
+    def _prepare(self, image: Image.Image) -> Tensor:
+        from torchvision.transforms import functional as transforms
+
+        side = self.spec.size
+        tensor = transforms.to_tensor(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
+        return (tensor - self.spec.mean) / self.spec.std
+
+
+def new(spec: JudgeSpec) -> nn.Module:
+    """An untrained model of the judge's architecture. Raises PackError for a name that timm does not know."""
+    import_timm()
+    import timm
+
+    if not timm.is_model(spec.architecture):
+        raise PackError(f"the judge's architecture {spec.architecture!r} is not one of timm's models")
+    return timm.create_model(spec.architecture, num_classes=len(spec.names))
+
+
+def load(file: Path, spec: JudgeSpec, device: torch.device | str = "cpu") -> Judge:
+    """A judge from a checkpoint (.safetensors or .pth; bare or under model_state_dict, state_dict or model).
+
+    Raises PackError where the file does not fit the architecture.
+    """
+    state = safe.read_torch(file)
+    for key in ("model_state_dict", "state_dict", "model"):
+        if isinstance(state.get(key), dict):
+            state = state[key]
+    state = {_bare(name): value for name, value in state.items()}
+    model = new(spec)
+    try:
+        model.load_state_dict(
+            {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+        )
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise PackError(
+            f"{file.name} is no {spec.architecture} with {len(spec.names)} classes: {first[0].strip()}"
+        ) from None
+    return Judge(model.requires_grad_(False).eval().to(device), spec)
+
+
+def _bare(name: str) -> str:
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name

@@ -1,0 +1,1 @@
+"""What the computer gives: devices, several processes, ZeroGPU, files that are written whole, torchvision."""

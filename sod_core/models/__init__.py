@@ -1,0 +1,1 @@
+"""Host models: ViTs and diffusion pipelines, and the names that others give their weights."""

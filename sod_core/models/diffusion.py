@@ -1,0 +1,268 @@
+"""Diffusion: loads a Stable Diffusion pipeline, and generates images before and after an erasure.
+
+diffusers leaves no way into a UNet's block but a forward hook. The hook lives in a context manager (`hooked`) that
+takes it off whatever happens, and holds the pipeline's lock: hook and scheduler are shared by all who use the pipeline.
+diffusers is imported where it is used, for it takes seconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..machine import torchvision_guard
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+TURN = 0.2
+"""Seconds between looks at `cancel` while another run has the pipeline."""
+
+Edit = Callable[[Tensor, int, Tensor | None], Tensor]
+"""edit(tokens [B, N, D], step, the block's input as tokens or None where its shape differs) -> tokens [B, N, D]."""
+
+_loading = threading.Lock()
+"""diffusers and transformers switch parts of torch off while they load, and two at once would leave them off."""
+_registry = threading.Lock()
+_locks: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+class Cancelled(Exception):
+    """The run was given up; the pipeline is as it was before."""
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load(
+    source: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, download: bool = False
+) -> DiffusionPipeline:
+    """A StableDiffusionPipeline or StableDiffusionXLPipeline from a folder or a hub repository, without safety checker.
+
+    Only safetensors are read. A repository must be in the hub's cache already unless `download` is allowed.
+    Other threads may build modules meanwhile. With `low_cpu_mem_usage` theirs would have no weights ("meta"), and with
+    another `dtype` theirs would be of that one: so it loads as float32, and converts afterwards.
+    Raises ValueError for anything else that `source` may be.
+    """
+    torchvision_guard.install()
+    import diffusers
+    import transformers
+    from diffusers import DiffusionPipeline
+
+    for library in (diffusers, transformers):  # what goes wrong raises; the rest is not for users
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
+    _refuse_pickles(Path(source))
+    try:
+        kind = DiffusionPipeline.load_config(str(source), local_files_only=not download).get("_class_name")
+    except OSError as error:
+        raise ValueError(f"{source} holds no diffusion pipeline (a folder with model_index.json): {error}") from error
+    if kind not in PIPELINES:
+        raise ValueError(f"{source} is a {kind}; erase works on {' and '.join(PIPELINES)}")
+    options = {"safety_checker": None, "requires_safety_checker": False} if kind == PIPELINES[0] else {}
+    try:
+        with _loading:
+            pipeline = DiffusionPipeline.from_pretrained(
+                str(source),
+                dtype=torch.float32,
+                low_cpu_mem_usage=False,
+                use_safetensors=True,
+                local_files_only=not download,
+                **options,
+            )
+    except OSError as error:
+        raise ValueError(f"{source} cannot be loaded; it needs all its weights as .safetensors: {error}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device, dtype)
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """Raises ValueError where a part of a local pipeline has weights as pickles only."""
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        pickles = sorted((folder / part).glob("*.bin"))
+        if pickles and not any((folder / part).glob("*.safetensors")):
+            raise ValueError(
+                f"{pickles[0]} is a pickle, which can run code when it is read; convert it to .safetensors first"
+            )
+
+
+# ---------------------------------------------------------------- the hook
+
+
+@dataclass
+class Moment:
+    """Where a hooked pipeline is: filled in at each pass of the UNet."""
+
+    step: int = 0
+    """Of the denoising steps, from 0."""
+    size: tuple[int, int] | None = None
+    """(H, W) of the hooked block's output; None before the first pass."""
+
+
+@contextmanager
+def locked(pipeline: DiffusionPipeline, cancel: threading.Event | None = None) -> Iterator[None]:
+    """One thread at a time has the pipeline. Raises Cancelled where `cancel` is set while it waits."""
+    with _registry:
+        lock = _locks.setdefault(pipeline, threading.RLock())
+    while not lock.acquire(timeout=TURN):
+        check(cancel)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def hooked(pipeline: DiffusionPipeline, hook_point: str, edit: Edit) -> Iterator[Moment]:
+    """Inside the `with`, and in this thread, the output of the UNet's block `hook_point` goes through `edit`.
+
+    `hook_point` is a module's name, as `up_blocks.1.attentions.1`, with or without "unet." before it. Tokens are in
+    row-major order of the block's [B, C, H, W]. Where `edit` gives back the tokens it got, the output is untouched.
+    The step is read off the timestep, so it is right for schedulers that call the UNet twice a step, too. Raises
+    ValueError for an unknown hook point, or one whose output is not [B, C, H, W].
+    """
+    module, moment = _block(pipeline.unet, hook_point), Moment()
+
+    def note(unet: nn.Module, args: tuple, kwargs: dict) -> None:
+        moment.step = step_of(pipeline.scheduler, kwargs["timestep"] if "timestep" in kwargs else args[1])
+
+    def replace(module: nn.Module, args: tuple, output: Any) -> Any:
+        image = output if isinstance(output, Tensor) else output[0]
+        if image.ndim != 4:
+            raise ValueError(f"{hook_point} gives {list(image.shape)}; a hook point must give [B, C, H, W]")
+        moment.size = tuple(image.shape[2:])
+        given = args[0] if args and args[0].shape == image.shape else None
+        tokens = _tokens(image)
+        edited = edit(tokens, moment.step, None if given is None else _tokens(given))
+        return None if edited is tokens else _with_image(output, edited.mT.reshape(image.shape))
+
+    with (
+        locked(pipeline),
+        pipeline.unet.register_forward_pre_hook(note, with_kwargs=True),
+        module.register_forward_hook(replace),
+    ):
+        yield moment
+
+
+def step_of(scheduler: Any, timestep: Tensor | float) -> int:
+    """Which denoising step a timestep belongs to, from 0: its share of the scheduler's distinct timesteps."""
+    times = torch.as_tensor(scheduler.timesteps).unique()
+    time = torch.as_tensor(timestep).flatten()[0].to(times)
+    place = len(times) - 1 - int((times - time).abs().argmin())
+    steps = scheduler.num_inference_steps or len(times)
+    return int(place * (steps - 1) / max(len(times) - 1, 1) + 0.5)
+
+
+def _block(unet: nn.Module, hook_point: str) -> nn.Module:
+    blocks = {name: module for name, module in unet.named_modules() if name}
+    name = hook_point.removeprefix("unet.")
+    if name not in blocks:
+        attentions = [known for known in blocks if known.split(".")[-2:-1] == ["attentions"]]
+        close = difflib.get_close_matches(name, blocks, n=3) or attentions
+        raise ValueError(f"the UNet has no block {name!r}; close to it: {', '.join(close)}")
+    return blocks[name]
+
+
+def _tokens(image: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H * W, C]."""
+    return image.flatten(2).mT
+
+
+def _with_image(output: Any, image: Tensor) -> Any:
+    """A block's output (a tensor, a tuple, or a diffusers output) with its image replaced."""
+    if isinstance(output, Tensor):
+        return image
+    return (image, *output[1:]) if isinstance(output, tuple) else type(output)(sample=image)
+
+
+def check(cancel: threading.Event | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("the run was cancelled")
+
+
+# ---------------------------------------------------------------- generating
+
+
+@dataclass(frozen=True)
+class Order:
+    """The images to generate. Raises ValueError for what cannot be."""
+
+    prompts: tuple[str, ...]
+    """One an image."""
+    seeds: tuple[int, ...]
+    """One an image, which depends on its own alone."""
+    steps: int = 25
+    guidance: float = 7.5
+    """Classifier-free guidance; off at 1 and below."""
+
+    def __post_init__(self):
+        if not self.prompts or len(self.prompts) != len(self.seeds):
+            raise ValueError(f"one seed a prompt: there are {len(self.prompts)} prompts and {len(self.seeds)} seeds")
+        if self.steps < 1:
+            raise ValueError(f"at least one denoising step is needed, not {self.steps}")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance must be a finite number, not {self.guidance}")
+        if not all(0 <= seed < 2**63 for seed in self.seeds):
+            raise ValueError("a seed must be a whole number from 0 to 2^63 - 1")
+
+
+def draw(
+    pipeline: DiffusionPipeline,
+    order: Order,
+    edit: Edit | None = None,
+    hook_point: str = "",
+    decoded: bool = True,
+    cancel: threading.Event | None = None,
+) -> list[Image.Image]:
+    """The order's images as one batch, once: with `edit` at `hook_point`, or without. Empty where not `decoded`.
+
+    Raises Cancelled where `cancel` is set.
+    """
+
+    def end_of_step(pipeline: DiffusionPipeline, i: int, timestep: Tensor, tensors: dict) -> dict:
+        check(cancel)
+        return {}
+
+    with locked(pipeline, cancel), nullcontext() if edit is None else hooked(pipeline, hook_point, edit):
+        check(cancel)
+        found = pipeline(
+            prompt=list(order.prompts),
+            num_inference_steps=order.steps,
+            guidance_scale=order.guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in order.seeds],
+            output_type="pil" if decoded else "latent",
+            callback_on_step_end=end_of_step,
+        )
+    return list(found.images) if decoded else []
+
+
+def left_out(pipeline: DiffusionPipeline, prompt: str) -> str:
+    """The end of the prompt that its text encoder does not read, for it has more tokens than fit; "" if all fit."""
+    tokenizer = pipeline.tokenizer
+    ids = tokenizer(prompt).input_ids
+    return tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1]).strip()
+
+
+def decode(pipeline: DiffusionPipeline, latents: Tensor) -> list[Image.Image]:
+    """Latents [images, C, h, w] -> the images they stand for."""
+    vae = pipeline.vae
+    upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)  # SDXL's overflows in float16
+    with torch.no_grad(), locked(pipeline):
+        try:
+            vae.to(torch.float32 if upcast else vae.dtype)
+            pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        finally:
+            vae.to(torch.float16 if upcast else vae.dtype)
+    return pipeline.image_processor.postprocess(pixels, output_type="pil")

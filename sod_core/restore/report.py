@@ -1,0 +1,197 @@
+"""What an evaluation writes: a table, CSV, the scoreboard that a pack stores, and the released code's own files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..machine.files import write_json
+from . import scores
+from .evaluate import ALPHAS, CONTROLS, RANDOM_SEEDS, Pointing, Row, Settings
+from .pack import Pack
+from .testset import TestSet
+
+SCOREBOARD = "scoreboard.json"
+FORMAT = 3
+"""Of that file: 1 had no state_copy, no readout and other verdicts; 2 no yardstick, and another probe."""
+DEFINITION = (
+    "R = (restored - unlearned) / (original - unlearned), accuracies on the test images of the forgotten class; "
+    f"every edit at its own best alpha up to max_alpha; random and matched: mean over {len(RANDOM_SEEDS)} seeds; "
+    f"intervals: {scores.CONFIDENCE:.0%} bootstrap over the class's images, {scores.RESAMPLES} resamples; "
+    f"not defined where unlearning cost the class less than {scores.SMALLEST_DROP:.0%}. Verdict: margin of the "
+    f"experts' R over the better of random and matched; from {scores.SUPPRESSED} suppressed, below {scores.DELETED} "
+    f"deleted, between partly; but {scores.SUPPRESSED_AFTER!r} where R is not enough for suppressed and the readout "
+    f"exceeds the retrained model's (if it is judged too) by {scores.SUPPRESSED}, and {scores.CANNOT_TELL!r} where no "
+    f"edit, state_copy included, has an R of {scores.DELETED}, or where random or matched features restore as much as "
+    "the experts. Readout: the original's later blocks on the unlearned "
+    "model's hidden state; share of the class's images that they name rightly, less that of the others that they take "
+    "for it. Gate none: every image is edited; gate label: only images of the class are. Retain: "
+    "share of the other classes' images named rightly. Probe: balanced accuracy of a linear classifier of the class "
+    "on CLS, two random halves."
+)
+
+
+def scoreboard(pack: Pack, data: TestSet, settings: Settings, rows: Sequence[Row]) -> dict[str, Any]:
+    """Everything that was measured, and what it was measured on."""
+    packages = ("torch", "timm", "numpy")
+    return {
+        "format": FORMAT,
+        "pack": pack.manifest.name,
+        "data": data.name,
+        "images": len(data),
+        "settings": asdict(settings),
+        "alphas": list(ALPHAS),
+        "definition": DEFINITION,
+        "packages": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "rows": [row.as_dict() for row in rows],
+    }
+
+
+def write(out: Path, pack: Pack, data: TestSet, settings: Settings, rows: Sequence[Row]) -> None:
+    """Writes scoreboard.json, scores.csv, and for each model the released code's JSON and plot. Raises OSError."""
+    out.mkdir(parents=True, exist_ok=True)
+    board = scoreboard(pack, data, settings, rows)
+    write_json(board, out / SCOREBOARD)
+    (out / "scores.csv").write_text(as_csv(board["rows"]), encoding="utf-8")
+    for row in rows:
+        folder = out / row.id
+        folder.mkdir(exist_ok=True)
+        target = pack.manifest.class_index(row.target)
+        found = released(pack, settings, row)
+        write_json(found, folder / f"restoration_class{target}_results.json")
+        plot(found, folder / f"restoration_class{target}.png")
+
+
+COLUMNS = (
+    *("id", "method", "target", "target_images", "original", "unlearned", "restored", "alpha"),
+    *("retain_original", "retain_unlearned", "retain_gate_none", "retain_gate_label"),
+    *(f"R_{name}{end}" for name in ("experts", *CONTROLS) for end in ("", "_low", "_high", "_alpha")),
+    *("R_overshoot", "readout", "yardstick", "verdict"),
+)
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as `Row.as_dict` gives them, one a line; probes of every layer at the end."""
+    layers = sorted({str(layer) for row in rows for layer in row["probe"]}, key=int)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([*COLUMNS, *(f"probe_layer{layer}" for layer in layers)])
+    for row in rows:
+        cells = row | {"retain_gate_none": row["retain_restored"], "retain_gate_label": row["retain_unlearned"]}
+        cells["R_overshoot"] = row["overshoot"]
+        for name, score in row["scores"].items():
+            ends = ("", "_low", "_high", "_alpha")
+            cells |= {f"R_{name}{end}": value for end, value in zip(ends, score.values())}
+        probe = {str(layer): value for layer, value in row["probe"].items()}
+        table.writerow([*(_plain(cells[name]) for name in COLUMNS), *(_plain(probe[layer]) for layer in layers)])
+    return text.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    return "" if value is None else round(value, 4) if isinstance(value, float) else value
+
+
+def released(pack: Pack, settings: Settings, row: Row) -> dict[str, Any]:
+    """The keys of the released code's restoration_class{X}_results.json (recovery_test.py), gate "label" as there.
+
+    Its `retain_avg` is the mean of the other classes' accuracies; ours is their images' accuracy, the same where
+    classes have as many images each. `overall` is the share of all images.
+    """
+    share = row.target_images / row.images
+
+    def overall(target: float) -> float:
+        return share * target + (1 - share) * row.retain_unlearned
+
+    return {
+        "dataset": pack.manifest.name,
+        "sae_config": {"k": pack.manifest.k, "layer": settings.layer},
+        "target_class": pack.manifest.class_index(row.target),
+        "class_name": row.target,
+        "num_expert_features": len(pack.expert_ids(settings.layer, pack.manifest.class_index(row.target))),
+        "alpha_values": list(ALPHAS),
+        "unlearned_performance": {
+            "overall": overall(row.unlearned),
+            "target": row.unlearned,
+            "retain_avg": row.retain_unlearned,
+        },
+        "restoration_results": {
+            str(alpha): {"target_acc": target, "retain_acc": row.retain_unlearned, "overall_acc": overall(target)}
+            for alpha, target in zip(ALPHAS, row.curves["experts"])
+        },
+    }
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Accuracy against alpha, as the released code plots it: the class, and the other classes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    axes = figure.add_subplot()
+    alphas, results = found["alpha_values"], list(found["restoration_results"].values())
+    axes.plot(alphas, [r["target_acc"] for r in results], "o-", color="tab:red", label=f"Target: {found['class_name']}")
+    axes.plot(alphas, [r["retain_acc"] for r in results], "s-", color="tab:gray", label="Retain classes")
+    axes.set(xlabel="alpha", ylabel="accuracy", ylim=(0, 1.02), title=f"Restoration of {found['class_name']}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown, one row a model."""
+    head = "| model | forget: original | unlearned | restored | at alpha | retain: unlearned | edited too | R experts |"
+    lines = [head + "".join(f" R {control} |" for control in CONTROLS) + " R overshoot | readout | probe | verdict |"]
+    lines.append("|---" * (lines[0].count("|") - 1) + "|")
+    for row in rows:
+        shares = (row.original, row.unlearned, row.restored)
+        cells = [row.id, *(f"{share:.1%}" for share in shares), f"{row.alpha:g}"]
+        cells += [f"{row.retain_unlearned:.1%}", f"{row.retain_restored:.1%}", interval(row)]
+        others = [row.scores[name].value for name in CONTROLS]
+        probe = max((value for value in row.probe.values() if value is not None), default=None)
+        cells += ["–" if value is None else f"{value:.2f}" for value in (*others, row.overshoot, row.readout, probe)]
+        lines.append("| " + " | ".join([*cells, row.verdict]) + " |")
+    return "\n".join(lines)
+
+
+def interval(row: Row) -> str:
+    """ "0.92 [0.88, 0.96]"."""
+    found = row.scores["experts"]
+    return "–" if found.value is None else f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def caution(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each class that too few images show for a verdict, and for each model that lost too few of them.
+
+    "" for none; rows as `Row.as_dict` gives them.
+    """
+    lines = []
+    for target in dict.fromkeys(row["target"] for row in rows):
+        of_class = [row for row in rows if row["target"] == target]
+        n, defined = of_class[0]["target_images"], [r for r in of_class if r["scores"]["experts"]["value"] is not None]
+        widths = [row["scores"]["experts"]["high"] - row["scores"]["experts"]["low"] for row in defined]
+        for row in defined if n >= scores.FEW else ():
+            lost = round((row["original"] - row["unlearned"]) * n)
+            if lost < scores.FEW:
+                lines.append(
+                    f"Caution: {row['id']} lost only {lost} of the {n} images that show {target}, and R counts how "
+                    "many of them return: take its R and verdict as hints.\n"
+                )
+        if n < scores.FEW and widths:
+            lines.append(
+                f"Caution: only {n} of the test images show {target}, fewer than {scores.FEW}. The intervals of R are "
+                f"up to {max(widths):.2f} wide, and where all {n} agree, up to {min(1, 3 / n):.0%} of other images "
+                "still may not: take these verdicts as hints.\n"
+            )
+    return "".join(lines)
+
+
+def pointing_line(found: Pointing | None) -> str:
+    """The pointing game in a sentence."""
+    if found is None:
+        return "Pointing game: these images have no masks."
+    return f"Pointing game: {found.hits / found.images:.1%} of {found.images} images."

@@ -1,0 +1,1 @@
+"""Sparse codes of hidden states, and the forms in which their files come."""

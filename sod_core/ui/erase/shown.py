@@ -1,0 +1,45 @@
+"""What the Erase tab was asked, and what it shows."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+
+from PIL import Image
+
+from ...erase.edit import Settings
+from ...erase.generate import Generated
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What the controls say."""
+
+    prompt: str
+    concepts: tuple[str, ...]
+    sae: str
+    factor: float
+    fidelity: str
+    start_step: int
+    percentile: float
+    beta: bool
+    steps: int
+    guidance: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the page shows, kept for the step slider and the downloads."""
+
+    pack_name: str
+    asking: Asking
+    how: Settings
+    drawn: Generated
+    judged: dict[str, list[dict[str, float]]]
+    frames: list[list[Image.Image]]
+    """Before and after, as they were denoised."""
+    left_out: str
+    """What of the prompt the model did not read."""
+    folder: tempfile.TemporaryDirectory
+    """Of the files to download; it goes with this."""

@@ -1,0 +1,391 @@
+"""The Erase tab: a diffusion model draws a prompt with and without a concept."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import torch
+from PIL import Image
+
+from ...erase import drawings, edit, generate
+from ...erase.pack import ConceptSetting, ErasePack, folders, shared_erase_pack
+from ...erase.unlearncanvas import Asked
+from ...models import diffusion
+from ...packs.errors import PackError
+from .. import handling
+from . import figures
+from . import panel as panels
+from .drawing import Running, Watched
+from .panel import NO_STYLE, Panel
+from .shown import Asking, Shown
+
+PREVIEW_STEPS, PREVIEWS = 2, 15
+"""A preview is shown after so many denoising steps, and about so many times at most: a large autoencoder is slow."""
+PREFERRED = "canvas-diffusion"
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+LATEST = {"trigger_mode": "always_last", **QUIET}
+DRAWING = {"concurrency_limit": 20, "concurrency_id": "draw", "trigger_mode": "multiple", **QUIET}
+"""The pipeline's own lock has one drawing at a time; each that waits for it holds one of the server's threads."""
+FIDELITY_NOTES = {
+    "exact": "The block's output plus what the edit changes; a factor of 1 changes nothing.",
+    "reference": "As the released code: the SAE's error enters with its sign reversed, so that even a factor of 1 "
+    "changes the image. Compare with papers in this mode.",
+}
+
+
+def build(app: gr.Blocks, tab: gr.Tab) -> None:
+    """Fills the current tab, `tab` of `app`. Nothing where no diffusion pack is on this computer."""
+    names = list(folders())
+    if not names:
+        gr.Markdown("There is no diffusion pack here: `python -m sod_core build canvas-diffusion` makes one.")
+        return
+    first = PREFERRED if PREFERRED in names else names[0]
+    panel = panels.layout(first)
+    state = gr.State(None)
+    menus = [panel.note, panel.object, panel.style, panel.prompt, panel.concepts, panel.sae, panel.factor]
+    menus += [panel.fidelity_note, panel.percentile, panel.steps, panel.guidance, panel.step, panel.grid]
+    tab.select(_warm, panel.pack, None, **QUIET)
+    asked = [gr.State(_Opened()), panel.pack]
+    app.load(handling.kept(_first, len(menus)), asked, menus, **QUIET)
+    panel.pack.input(handling.kept(_open, len(menus)), asked, menus, trigger_mode="multiple", **QUIET)
+    _wire_menus(panel)
+    _wire_drawing(panel, state)
+    moved = [panel.step.input, panel.step.release]  # release: what the slider's reset button sends
+    gr.on(moved, handling.kept(_at_step, 2), [state, panel.step], [panel.heat, panel.curve], **LATEST)
+
+
+def _wire_menus(panel: Panel) -> None:
+    asked, written = [panel.pack, panel.object, panel.style], [panel.prompt, panel.concepts]
+    for menu in (panel.object, panel.style):
+        menu.input(handling.kept(_write, 2), asked, written, **LATEST).then(**_best(panel))
+    for menu in (panel.concepts, panel.sae):
+        menu.input(**_best(panel))
+    panel.fidelity.input(FIDELITY_NOTES.get, panel.fidelity, panel.fidelity_note, **LATEST)
+
+
+def _best(panel: Panel) -> dict:
+    inputs = [panel.pack, panel.sae, panel.concepts]
+    return {
+        "fn": handling.kept(_found_best, 2),
+        "inputs": inputs,
+        "outputs": [panel.factor, panel.percentile],
+        **LATEST,
+    }
+
+
+def _wire_drawing(panel: Panel, state: gr.State) -> None:
+    p = panel
+    buttons, running = [p.generate, p.cancel, p.grid], gr.State(Running())  # Gradio gives each page a copy
+    shown = [state, *buttons, p.headline, p.preview, p.pictures, p.heat, p.step, p.curve, p.bars, p.png, p.gif, p.json]
+
+    def undone(running: Running, *_: Any) -> dict:
+        return _nothing(p) if running.busy else _idle(p) | {p.preview: ""}
+
+    for button in (p.generate, p.grid):
+        button.click(lambda: figures.waiting("waiting for a turn to draw"), None, p.preview, queue=False, **QUIET)
+    drawing = gr.on(
+        [p.generate.click, p.prompt.submit],
+        handling.kept_stream(lambda *values: _generate(p, state, *values), undone),
+        [running, p.pack, *p.controls],
+        shown,
+        **DRAWING,
+    )
+    all_objects = p.grid.click(
+        handling.kept_stream(lambda *values: _all_objects(p, *values), undone),
+        [running, p.pack, p.style, *p.controls],
+        [*buttons, p.rows, p.preview],
+        **DRAWING,
+    )
+    for refused in (drawing, all_objects):  # by Gradio, before the handler: a number beyond its limits
+        refused.failure(lambda: "", None, p.preview, queue=False, **QUIET)
+    p.cancel.click(lambda running: running.stop(), running, None, queue=False, **QUIET)
+
+
+# ------------------------------------------------------------ menus
+
+
+class _Opened:
+    """Which pack's menus a page shows, or has asked for last."""
+
+    name: str | None = None
+
+
+def _first(opened: _Opened, name: str) -> Any:
+    """Fills the menus when the page loads, unless a pack was chosen before the server got to it."""
+    return _open(opened, name) if opened.name is None else gr.skip()
+
+
+def _open(opened: _Opened, name: str) -> Any:
+    """Fills the menus for a pack; as the visitor left them where it is open, or where another was chosen meanwhile."""
+    if name == opened.name:
+        return gr.skip()
+    if opened.name is not None:
+        _warm(name)
+    opened.name = name
+    try:
+        filled = _filled(shared_erase_pack(name))
+    except PackError:
+        opened.name = ""
+        raise
+    return filled if opened.name == name else gr.skip()
+
+
+def _filled(pack: ErasePack) -> list:
+    """What the menus show first, in the order of `build`'s list."""
+    m = pack.manifest
+    object, style = m.opening
+    setting = pack.settings(m.saes[0].id).get(object, ConceptSetting(edit.Settings.percentile, factor=-1.0))
+    return [
+        "\n".join(f"* {line}" for line in pack.missing()),
+        gr.Dropdown(list(m.concepts), value=object),
+        gr.Dropdown([NO_STYLE, *m.styles], value=style or NO_STYLE),
+        m.prompt(object, style),
+        gr.Dropdown(list(m.concepts), value=[object]),
+        gr.Dropdown(panels.sae_choices(m), value=m.saes[0].id),
+        _factor(pack, m.saes[0].id, object, setting),
+        FIDELITY_NOTES["exact"],
+        setting.percentile,
+        m.steps,
+        m.guidance,
+        gr.Slider(maximum=m.steps - 1, visible=False),
+        panels.grid_label(m),
+    ]
+
+
+def _warm(name: str) -> None:
+    """Loads what the first drawing needs while the visitor looks at the menus; errors are told by that drawing."""
+
+    def load() -> None:
+        try:
+            pack = shared_erase_pack(name)
+            pack.eraser(pack.manifest.saes[0].id), pack.pipeline(), pack.judge("object"), pack.judge("style")
+        except ValueError:
+            return
+
+    threading.Thread(target=load, daemon=True).start()
+
+
+def _write(name: str, object: str, style: str) -> list:
+    """The prompt that the two menus stand for; the object is what is erased."""
+    return [shared_erase_pack(name).manifest.prompt(object, None if style == NO_STYLE else style), [object]]
+
+
+def _found_best(name: str, sae: str, concepts: list[str]) -> list:
+    """The factor and percentile that the search found best for the first concept."""
+    pack = shared_erase_pack(name)
+    setting = pack.settings(sae).get(concepts[0]) if concepts else None
+    if setting is None:
+        return [gr.skip(), gr.skip()]
+    return [_factor(pack, sae, concepts[0], setting), setting.percentile]
+
+
+def _factor(pack: ErasePack, sae: str, concept: str, setting: ConceptSetting) -> gr.Slider:
+    """The slider at the setting's factor; its scale reaches it."""
+    factor = _factor_of(pack, sae, concept, setting)
+    return gr.Slider(value=factor, minimum=min(panels.LEAST, math.floor(factor)))
+
+
+def _factor_of(pack: ErasePack, sae: str, concept: str, setting: ConceptSetting) -> float:
+    """The setting's factor, or the one that its multiplier has on average, as exact as the slider shows it."""
+    factor, statistics = setting.factor, pack.statistics(sae)
+    if factor is None and statistics is not None:
+        factor = edit.factor_for(statistics, concept, setting.multiplier, setting.percentile)
+    return round(-1.0 if factor is None else factor, 1)
+
+
+# ------------------------------------------------------------ drawing
+
+
+def read(values: tuple) -> Asking:
+    """The values of Panel.controls. Raises ValueError for what cannot be drawn."""
+    prompt, concepts, sae, factor, fidelity, start_step, percentile, beta, steps, guidance, seed = values
+    if not (prompt or "").strip():
+        raise ValueError("write a prompt, or choose an object")
+    numbers = {"factor": factor, "first step that is edited": start_step, "percentile": percentile}
+    numbers |= {"number of steps": steps, "guidance": guidance, "seed": seed}
+    empty = [name for name, value in numbers.items() if value is None]
+    if empty:
+        raise ValueError(f"give a number for the {empty[0]}")
+    steps = min(max(int(steps), 2), 100)
+    if concepts and start_step >= steps:
+        raise ValueError(f"nothing would be edited: step {int(start_step)} is behind the last of {steps} steps")
+    return Asking(
+        prompt.strip()[:500],
+        tuple(concepts or ()),
+        sae,
+        float(factor),
+        fidelity,
+        int(start_step),
+        float(percentile),
+        bool(beta),
+        steps,
+        float(guidance),
+        int(seed),
+    )
+
+
+def settings(pack: ErasePack, asking: Asking) -> edit.Settings:
+    """What the engine is told; with no concept nothing is edited."""
+    if not asking.concepts:
+        return edit.Settings((), fidelity=asking.fidelity)
+    setting = ConceptSetting(asking.percentile, factor=asking.factor)
+    best = pack.settings(asking.sae).get(asking.concepts[0])
+    if best is not None and asking.fidelity == "reference" and best.percentile == asking.percentile:
+        if _factor_of(pack, asking.sae, asking.concepts[0], best) == asking.factor:
+            setting = best  # left as it was found: the published multiplier itself, not what the slider makes of it
+    found = drawings.settings(pack, asking.sae, asking.concepts, asking.fidelity, setting)
+    beta = asking.beta and found.multiplier is not None
+    return replace(found, start_step=asking.start_step, beta=beta)
+
+
+def _generate(p: Panel, state: gr.State, running: Running, name: str, *values: Any) -> Iterator[dict]:
+    """Draws before and after in one batch, with a preview; the visitor may cancel at any step."""
+    pack, asking = shared_erase_pack(name), read(values)
+    how = settings(pack, asking)
+    shown = yield from _watched(p, running, lambda tell, cancel: _draw(pack, asking, how, tell, cancel))
+    if shown is None:
+        return
+    best, pair = figures.hottest(shown), [shown.drawn.before[0], shown.drawn.after[0]]
+    yield _idle(p) | {
+        state: shown,
+        p.preview: "",
+        p.headline: figures.headline(shown),
+        p.pictures: tuple(map(figures.enlarged, pair)),
+        p.heat: figures.heat(shown, best),
+        p.step: gr.Slider(maximum=asking.steps - 1, value=best, visible=shown.drawn.heat is not None),
+        p.curve: figures.curve(shown, best),
+        p.bars: figures.judge_bars(shown.judged, asking.concepts),
+        p.png: gr.DownloadButton(value=_file(shown, "png", pair), visible=True),
+        p.gif: gr.DownloadButton(value=_file(shown, "gif", *shown.frames), visible=bool(shown.frames)),
+        p.json: gr.DownloadButton(value=_json(shown), visible=True),
+    }
+
+
+def _draw(pack: ErasePack, asking: Asking, how: edit.Settings, tell: Callable, cancel: threading.Event) -> Shown:
+    """Draws and judges; tells previews, which are decoded in this thread since it has the pipeline."""
+    pipeline, frames = pack.pipeline(), []
+    every = max(PREVIEW_STEPS, math.ceil(asking.steps / PREVIEWS))
+
+    def preview(progress: generate.Progress) -> None:
+        if progress.step % every == 0:
+            known = [part for part in (progress.before, progress.after) if part is not None]
+            pictures = diffusion.decode(pipeline, torch.cat(known))
+            frames.append([pictures[0], pictures[-1]])
+            tell(figures.preview(pictures, progress.step, progress.steps))
+
+    order = diffusion.Order((asking.prompt,), (asking.seed,), asking.steps, asking.guidance)
+    erasing = drawings.erasing(pack, asking.sae, how) if how.concepts else None
+    drawn = generate.generate(pipeline, order, erasing, preview, cancel)
+    judged = drawings.judged(pack, [drawn.before[0], drawn.after[0]])
+    left_out, folder = diffusion.left_out(pipeline, asking.prompt), tempfile.TemporaryDirectory(prefix="sod-erased-")
+    return Shown(pack.manifest.name, asking, how, drawn, judged, frames, left_out, folder)
+
+
+def _all_objects(p: Panel, running: Running, name: str, style: str, *values: Any) -> Iterator[dict]:
+    """Every object of the pack in one style, before and after: what is kept, and what is not."""
+    pack, asking = shared_erase_pack(name), read(values)
+    if not asking.concepts:
+        raise ValueError("choose a concept to erase")
+    how = settings(pack, asking)
+    wanted = [Asked(object, None if style == NO_STYLE else style, asking.seed) for object in pack.manifest.concepts]
+
+    def draw(tell: Callable, cancel: threading.Event) -> str:
+        drawn = functools.partial(drawings.draw, pack, wanted, asking.steps, asking.guidance, cancel=cancel)
+        tell(figures.waiting(f"drawing {len(wanted)} objects, without the edit"))
+        before = drawn()
+        tell(figures.waiting(f"drawing {len(wanted)} objects, with the edit"))
+        after = drawn(id=asking.sae, how=how)
+        judged = drawings.judged(pack, [*before, *after])
+        return figures.object_rows(wanted, before, after, judged, asking.concepts)
+
+    rows = yield from _watched(p, running, draw)
+    if rows is not None:
+        yield _idle(p) | {p.preview: "", p.rows: rows}
+
+
+def _watched(p: Panel, running: Running, work: Callable[[Callable, threading.Event], Any]) -> Iterator[dict]:
+    """Yields what work(tell, cancel) tells as the preview, and gives what it returns.
+
+    None where it was cancelled, or where the page began another drawing meanwhile: the buttons are that one's.
+    """
+    cancel, found = running.begin(), None  # before the page can offer Cancel
+    try:
+        yield _busy(p) | {p.preview: figures.waiting("loading the model")}
+        thread = Watched(lambda tell: work(tell, cancel))
+        for told in thread.news():
+            yield _nothing(p) if told is None or cancel.is_set() else {p.preview: told}
+        found = thread.result()
+    except diffusion.Cancelled:
+        pass
+    finally:
+        cancel.set()
+    if not running.is_last(cancel):
+        yield _nothing(p)
+        return None
+    if found is None:
+        yield _idle(p) | {p.preview: ""}
+    return found
+
+
+def _nothing(p: Panel) -> dict:
+    return {p.preview: gr.skip()}
+
+
+def _busy(p: Panel) -> dict:
+    return {p.generate: gr.Button(visible=False), p.cancel: gr.Button(visible=True), p.grid: gr.Button(visible=False)}
+
+
+def _idle(p: Panel) -> dict:
+    return {p.generate: gr.Button(visible=True), p.cancel: gr.Button(visible=False), p.grid: gr.Button(visible=True)}
+
+
+def _at_step(shown: Shown | None, step: int) -> list:
+    if shown is None or shown.drawn.heat is None:
+        return [gr.skip(), gr.skip()]
+    step = min(int(step), len(shown.drawn.heat) - 1)
+    return [figures.heat(shown, step), figures.curve(shown, step)]
+
+
+# ------------------------------------------------------------ files
+
+
+def _file(shown: Shown, kind: str, *pairs: list[Image.Image]) -> str | None:
+    """A picture of before and after side by side, or an animation of several."""
+    if not pairs:
+        return None
+    path, frames = Path(shown.folder.name, f"erased.{kind}"), [_side_by_side(*pair) for pair in pairs]
+    more = {"save_all": True, "append_images": frames[1:], "duration": 120, "loop": 0} if kind == "gif" else {}
+    frames[0].save(path, **more)
+    return str(path)
+
+
+def _side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
+    left, right = figures.enlarged(before), figures.enlarged(after)
+    found = Image.new("RGB", (left.width + right.width, left.height))
+    found.paste(left, (0, 0))
+    found.paste(right, (left.width, 0))
+    return found
+
+
+def _json(shown: Shown) -> str:
+    """Everything that draws the same images again, and what was measured on them."""
+    asking = asdict(shown.asking)
+    data = {"pack": shown.pack_name} | {name: asking[name] for name in ("prompt", "sae", "steps", "guidance", "seed")}
+    data |= {
+        "settings": asdict(shown.how),
+        "judged": {w: dict(zip(("before", "after"), r)) for w, r in shown.judged.items()},
+    }
+    if shown.drawn.heat is not None:
+        data["latent_by_step"] = [round(v, 5) for v in shown.drawn.heat[:, 0].mean((1, 2)).tolist()]
+    path = Path(shown.folder.name, "erased.json")
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    return str(path)

@@ -1,0 +1,111 @@
+"""The Plotly figures. Text and grid take their colours from the page's style sheet (light or dark)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from ...restore import scores
+from ..theme import ACCENT, ORIGINAL, UNLEARNED, calm
+from .visitor import ALPHAS, Curve, Probabilities
+
+_CONTROL_STYLES = {  # one family of blue-greys, light enough for a dark page and dark enough for a light one
+    "random": ("random features", "#8499b0", "dot"),
+    "matched": ("random, equally active", "#6f8aa6", "dash"),
+    "patches": ("experts on patches only", "#94a6b8", "dashdot"),
+    "cls_copy": ("copied CLS, no features", "#5f7f9f", "longdash"),
+    "retrained": ("retrained without the class", "#7b8794", "solid"),
+    "own": ("your selection", "#e8a06c", "solid"),
+}
+_SHOWN_CLASSES = 12
+
+
+def prediction_bars(names: Sequence[str], found: Probabilities, target: int) -> go.Figure:
+    """Probabilities of original, unlearned and restored model side by side; the forgotten class is marked.
+
+    At most 12 classes: the forgotten one and the likeliest, in the order of the pack.
+    """
+    peaks = [max(p[i].item() for p in found) + (2 if i == target else 0) for i in range(len(names))]
+    shown = sorted(sorted(range(len(names)), key=lambda i: -peaks[i])[:_SHOWN_CLASSES])
+    labels = [f"<b>▸ {names[i]}</b>" if i == target else names[i] for i in shown]
+    figure = go.Figure()
+    colours = {"original": ORIGINAL, "unlearned": UNLEARNED, "restored": ACCENT}
+    for (which, values), colour in zip(found._asdict().items(), colours.values()):
+        figure.add_bar(
+            name=which,
+            x=labels,
+            y=[round(values[i].item(), 4) for i in shown],
+            marker_color=colour,
+            hovertemplate="%{x}: %{y:.1%}<extra>" + which + "</extra>",
+        )
+    if target in shown:
+        at = shown.index(target)
+        figure.add_vrect(x0=at - 0.5, x1=at + 0.5, fillcolor=ACCENT, opacity=0.08, line_width=0, layer="below")
+    figure.update_layout(barmode="group", bargap=0.22, bargroupgap=0.04, height=290)
+    figure.update_yaxes(range=[0, 1], tickformat=".0%", tickvals=[0, 0.5, 1])
+    return calm(figure)
+
+
+def alpha_curves(curves: Sequence[Curve], alpha: float, target_name: str) -> go.Figure:
+    """Probability of the forgotten class against alpha: experts in the accent colour, controls in one family."""
+    figure = go.Figure()
+    for curve in reversed(curves):
+        if curve.key == "experts":
+            name, colour, dash, width = "experts", ACCENT, "solid", 4
+        else:
+            name, colour, dash = _CONTROL_STYLES[curve.key]
+            width = 2
+        figure.add_scatter(
+            x=ALPHAS,
+            y=[round(p, 4) for p in curve.probability],
+            name=name,
+            mode="lines",
+            line={"color": colour, "dash": dash, "width": width},
+            hovertemplate="alpha %{x}: %{y:.1%}<extra>" + name + "</extra>",
+        )
+    figure.add_vline(x=alpha, line_width=2, line_color=ACCENT, opacity=0.55)
+    figure.update_layout(height=320, legend_traceorder="reversed")
+    figure.update_xaxes(title="alpha", range=[0, ALPHAS[-1]])
+    figure.update_yaxes(
+        title=f"probability of {target_name}", range=[-0.02, 1.02], tickformat=".0%", tickvals=[0, 0.5, 1]
+    )
+    figure.update_yaxes(title_standoff=6)
+    return calm(figure)
+
+
+_VERDICTS = {  # colour, symbol: told apart without colour too
+    "suppressed": (ACCENT, "circle"),
+    scores.SUPPRESSED_AFTER: (ACCENT, "triangle-up"),
+    "partly": ("#e8a06c", "diamond"),
+    "deleted": ("#5d7590", "square"),
+    scores.CANNOT_TELL: ("#a3b5c8", "circle-open"),
+}
+
+
+def scoreboard(rows: Sequence[dict]) -> go.Figure:
+    """R of the experts against retain accuracy, a point a model, with its bootstrap interval. Rows as stored."""
+    figure = go.Figure()
+    for verdict, (colour, symbol) in _VERDICTS.items():
+        chosen = [row for row in rows if row["verdict"] == verdict and row["scores"]["experts"]["value"] is not None]
+        if not chosen:
+            continue
+        r = [row["scores"]["experts"] for row in chosen]
+        figure.add_scatter(
+            name=verdict,
+            x=[row["retain_unlearned"] for row in chosen],
+            y=[score["value"] for score in r],
+            error_y={
+                "array": [max(0, score["high"] - score["value"]) for score in r],
+                "arrayminus": [max(0, score["value"] - score["low"]) for score in r],
+                "thickness": 1,
+            },
+            text=[row["id"] for row in chosen],
+            mode="markers",
+            marker={"color": colour, "symbol": symbol, "size": 12},
+            hovertemplate="%{text}: R %{y:.2f}, retain %{x:.1%}<extra>" + verdict + "</extra>",
+        )
+    figure.update_layout(height=380)
+    figure.update_xaxes(title="retain accuracy of the unlearned model", tickformat=".0%")
+    figure.update_yaxes(title="R of the experts", range=[-0.15, 1.15], tickvals=[0, 0.5, 1])
+    return calm(figure)

@@ -1,0 +1,273 @@
+"""Handlers that open a pack or an unlearned model, and fetch it from the hub first where it is not here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ...packs import download, hub
+from ...packs.errors import PackError
+from ...packs.hub import HubFile
+from ...restore.pack import folders, shared_pack
+from .. import handling, intake, overlays
+from . import answers
+from .panel import FORGOTTEN, MOST_LOST, Panel, model_choices, pack_choices
+from .visitor import Controls, Visitor, needed
+
+LOOK_SECONDS = 0.3
+"""Between two looks at a download's progress."""
+TWICE_SECONDS = 1.0
+"""The same choice within this time is one choice."""
+
+
+class Turn:
+    """Counts what one page has asked to open: whatever is overtaken ends, and shows nothing more."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.coming = ""
+        """Which menu's choice is on its way: "pack", "model" or "" for neither."""
+        self._asked, self._when = "", 0.0
+
+    def again(self, name: str) -> bool:
+        """Whether the same was asked a moment ago: a menu sends its choice when it is made and when it is left."""
+        repeated = name == self._asked and time.monotonic() - self._when < TWICE_SECONDS
+        self._asked, self._when = name, time.monotonic()
+        return repeated
+
+    def take(self) -> int:
+        """A new number; it is overtaken once `number` has gone on."""
+        self.number += 1
+        return self.number
+
+
+class Opener:
+    """The handlers; what they yield are {component: value} for the components that change."""
+
+    def __init__(self, panel: Panel, visitor: gr.State):
+        self.panel, self.visitor = panel, visitor
+        self.turn = gr.State(Turn())  # Gradio gives each page a copy of its own
+
+    def wire(self, app: gr.Blocks, settled: dict) -> None:
+        """Connects the pack and model menus, and the visitor's own model. `settled`: what runs after each."""
+        p, visitor, turn = self.panel, self.visitor, self.turn
+        every = {"trigger_mode": "multiple", "concurrency_limit": 32, "show_progress": "hidden"}
+        opened = [visitor, p.pack, p.progress, p.model, p.layer, p.expert_class, p.own_class, *p.everything]
+        gr.on(
+            [app.load, p.pack.input],
+            handling.kept_stream(self.open_pack, self.not_opened),
+            [visitor, turn, p.pack, *p.controls],
+            opened,
+            api_name="open_pack",
+            api_visibility="undocumented",  # benchmarks/slider.py calls it
+            **every,
+        ).then(**settled)
+        chosen = [p.progress, p.pack, p.model, p.own, *p.everything]
+        p.model.input(
+            handling.kept_stream(self.choose_model, self.not_chosen),
+            [visitor, turn, p.model, *p.controls],
+            chosen,
+            api_visibility="private",
+            **every,
+        ).then(**settled)
+        nothing = gr.State(None)
+        for asked, file in ((p.own_load.click, p.own_file), (p.own_model.submit, nothing)):  # Enter means what is typed
+            asked(
+                handling.kept_stream(self.own_model, lambda request, *arguments: self.not_chosen(*arguments)),
+                [visitor, turn, p.own_model, file, p.own_class, *p.controls],
+                chosen,
+                api_visibility="private",
+                **every,
+            ).then(**settled)
+
+    def open_pack(self, before: Visitor | None, turn: Turn, name: str, *values: Any) -> Iterator[dict]:
+        """Fetches what the pack lacks, then shows it. A page that opens falls back to a pack that is here."""
+        if before is not None:
+            again = turn.again(name)
+            if again or before.pack_name == name:
+                yield self._nothing() if again else self._stay(turn, "pack")
+                return
+        yield from self._until_overtaken(turn, lambda: self._opened(before, name, values), "pack")
+
+    def _opened(self, before: Visitor | None, name: str, values: tuple) -> Iterator[dict]:
+        seen = before and before.controls
+        if before is not None:
+            before.sweep += 1
+        try:
+            yield from self._fetched(name)
+            visitor = Visitor(name)
+        except PackError as error:
+            if before is not None:
+                raise
+            gr.Warning(str(error))
+            visitor = Visitor(next(other for other in _here() if other != name))
+        yield self._nothing()  # who was overtaken ends here
+        if before is not None:
+            values = _latest(before, seen, values)
+            with before.lock:  # what is still measured or played for the old pack shows nothing on the new one's page
+                before.sweep += 1
+                before.version += 1
+        yield {self.visitor: visitor} | self._pack_shown(visitor, values)
+
+    def not_opened(self, before: Visitor | None, *_: Any) -> dict:
+        """The menu goes back to the pack that is open."""
+        back = {} if before is None else {self.panel.pack: gr.Dropdown(value=before.pack_name)}
+        return {self.panel.progress: gr.HTML(visible=False)} | back
+
+    def choose_model(self, visitor: Visitor | None, turn: Turn, id: str, *values: Any) -> Iterator[dict]:
+        """Fetches the model if it is not here, then shows it."""
+        visitor = answers.there(visitor)
+        again = turn.again(id)
+        if again or visitor.entry.id == id:
+            yield self._nothing() if again else self._stay(turn, "model")
+            return
+        yield from self.show_model(visitor, turn, id, values)
+
+    def show_model(self, visitor: Visitor, turn: Turn, id: str, values: tuple) -> Iterator[dict]:
+        """As `choose_model`, also for the model that is shown already."""
+        yield from self._until_overtaken(turn, lambda: self._chosen(visitor, id, values), "model")
+
+    def _chosen(self, visitor: Visitor, id: str, values: tuple) -> Iterator[dict]:
+        seen = visitor.controls
+        if id in [entry.id for entry in visitor.pack.manifest.unlearned]:
+            yield from self._watched(visitor.pack.lacking(id))
+        yield self._nothing()  # who was overtaken ends here, before the visitor's model changes
+        yield self._model_shown(visitor, id, _latest(visitor, seen, values))
+
+    def own_model(
+        self,
+        request: gr.Request,
+        visitor: Visitor | None,
+        turn: Turn,
+        text: str | None,
+        upload: str | None,
+        forgotten: str,
+        *values: Any,
+    ) -> Iterator[dict]:
+        """Takes a checkpoint of the visitor's own into their list, and shows it."""
+        visitor = answers.there(visitor)
+        local = intake.at_this_computer(request)
+        found = intake.own_model(text or "", upload, local)
+        yield from self._until_overtaken(turn, lambda: self._taken(visitor, found, local, forgotten, values))
+
+    def _taken(
+        self, visitor: Visitor, found: HubFile | Path, local: bool, forgotten: str, values: tuple
+    ) -> Iterator[dict]:
+        seen = visitor.controls
+        if isinstance(found, HubFile):
+            yield from self._watched([found], None if local else intake.most_bytes())
+            found = hub.fetch(found)
+        yield {self.panel.progress: _bar("Measuring it on the example images ...")}
+        target = visitor.pack.manifest.class_index(forgotten) if forgotten else None
+        with visitor.lock:
+            id = visitor.add_model(found, found.name, target)
+        yield self._nothing()  # as above
+        yield self._model_shown(visitor, id, _latest(visitor, seen, values))
+
+    def not_chosen(self, visitor: Visitor | None, *_: Any) -> dict:
+        """The menus go back to the pack and the model that are shown."""
+        p, back = self.panel, {}
+        if visitor is not None:
+            back = {p.model: gr.Dropdown(value=visitor.entry.id), p.pack: gr.Dropdown(value=visitor.pack_name)}
+        return {self.panel.progress: gr.HTML(visible=False)} | back
+
+    # ------------------------------------------------------------ parts
+
+    def _stay(self, turn: Turn, menu: str) -> dict:
+        """What is open was chosen again, or sent again by a menu that was left: what the menu had sent for goes."""
+        if turn.coming != menu:
+            return self._nothing()
+        turn.take()
+        turn.coming = ""
+        return {self.panel.progress: gr.HTML(visible=False)}
+
+    def _until_overtaken(self, turn: Turn, steps: Callable[[], Iterator[dict]], menu: str = "") -> Iterator[dict]:
+        """The steps as long as the page asks for nothing else to be opened; after that not even their errors."""
+        mine, turn.coming = turn.take(), menu
+        try:
+            for step in steps():
+                if turn.number != mine:
+                    break
+                yield step
+        except Exception:
+            if turn.number == mine:
+                raise
+        finally:
+            if turn.number == mine:
+                turn.coming = ""
+        if turn.number != mine:
+            yield self._nothing()
+
+    def _nothing(self) -> dict:
+        """Changes nothing: Gradio shows a handler's last answer again once it is through."""
+        return {self.panel.progress: gr.skip()}
+
+    def _fetched(self, name: str) -> Iterator[dict]:
+        pack = shared_pack(name)
+        yield from self._watched(needed(pack))
+        try:
+            yield from self._watched(pack.lacking_examples())
+        except PackError as error:
+            gr.Warning(f"{error}. Without examples, use an image of your own.")
+        yield {self.panel.progress: _bar(f"Opening {pack.manifest.title} ...")}
+
+    def _watched(self, files: list[HubFile], most_bytes: int | None = None) -> Iterator[dict]:
+        """Progress bars until the files are here. Raises PackError."""
+        if not files:
+            return
+        coming = download.start(files, most_bytes)
+        while not coming.done(LOOK_SECONDS):
+            size = f"{hub.megabytes(coming.here)} of {hub.megabytes(coming.total)}"
+            label = f"{coming.name}: {size} (file {coming.number + 1} of {len(files)})"
+            yield {self.panel.progress: _bar(label, coming.share)}
+
+    def _pack_shown(self, visitor: Visitor, values: tuple) -> dict:
+        p, manifest = self.panel, visitor.pack.manifest
+        layer = values[0] if values[0] in manifest.layers else manifest.layers[len(manifest.layers) // 2]
+        names = [(name, name) for name in manifest.classes]
+        shown = answers.after(visitor, (layer, *values[1:5], "", values[6]), new_image=True, new_order=True)
+        return {
+            p.pack: gr.Dropdown(pack_choices(), value=visitor.pack_name),
+            p.progress: gr.HTML(visible=False),
+            p.model: gr.Dropdown(model_choices(visitor.entries, visitor.pack), value=visitor.entry.id),
+            p.layer: gr.Radio(list(manifest.layers), value=layer),
+            p.expert_class: gr.Dropdown([FORGOTTEN, *names], value=""),
+            p.own_class: gr.Dropdown([MOST_LOST, *names], value=""),
+        } | dict(zip(p.everything, shown))
+
+    def _model_shown(self, visitor: Visitor, id: str, values: tuple) -> dict:
+        p = self.panel
+        shown = answers.after(visitor, values, lambda v, _: v.choose_model(id), new_image=True, new_order=True)
+        return {
+            p.progress: gr.HTML(visible=False),
+            p.pack: gr.Dropdown(value=visitor.pack_name),  # one that was on its way is given up
+            p.model: gr.Dropdown(model_choices(visitor.entries, visitor.pack), value=id),
+            p.own: gr.skip() if visitor.example is None else None,
+        } | dict(zip(p.everything, shown))
+
+
+def _latest(visitor: Visitor, seen: Controls | None, values: tuple) -> tuple:
+    """`values`, or what the page's controls have said since the visitor's were `seen`."""
+    latest = visitor.controls
+    return values if latest is seen or latest is None else tuple(asdict(latest).values())
+
+
+def _bar(label: str, share: float | None = None) -> gr.HTML:
+    return gr.HTML(overlays.progress_bar(label, share), visible=True)
+
+
+def _here() -> list[str]:
+    """Names of the packs that need no download."""
+    found = []
+    for name in folders():
+        try:
+            if not needed(shared_pack(name)):
+                found.append(name)
+        except PackError:
+            continue
+    return found

@@ -1,0 +1,153 @@
+"""The Scoreboard tab: every unlearned model of the pack judged by the same controls, from the stored evaluation."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ...restore import report, scores
+from ...restore.evaluate import ALPHAS, CONTROLS
+from ...restore.pack import Pack
+from ...unlearn import TITLES
+from .. import handling
+from . import answers, figures
+from .opening import Opener, Turn
+from .visitor import Visitor
+
+HEADERS = ["model", "forgot", "verdict", "forget", "retain", "R experts", "interval", "R random", "R matched"]
+HEADERS += ["R copied CLS", "R copied state", "R patches", "R all", "overshoot", "readout", "probe", "seconds", "id"]
+PRIVATE = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict) -> None:
+    """Fills the current tab: the table, the picture, the rules of the verdict, the CSV."""
+    panel = opener.panel
+    note = gr.Markdown(elem_classes="sod-quiet", elem_id="board-note")
+    table = gr.Dataframe(headers=HEADERS, interactive=False, wrap=False, elem_id="board", show_search="filter")
+    picture = gr.Plot(show_label=False, elem_id="board-plot")
+    gr.Markdown(_rules(), elem_classes="sod-quiet")
+    download = gr.DownloadButton("Download as CSV", size="sm", visible=False)
+    shown = [note, table, picture, download]
+    tab.select(handling.kept(_show, len(shown)), opener.visitor, shown, **PRIVATE)
+    outputs = [tabs, panel.alpha, panel.layer, panel.mode, panel.progress, panel.pack, panel.model, panel.own]
+    outputs += panel.everything
+
+    def open_row(event: gr.SelectData, visitor: Visitor | None, turn: Turn, *values: Any) -> Iterator[dict]:
+        """Shows a row's model in the Restore tab, at the layer and mode it was judged at and where it peaks."""
+        visitor = answers.there(visitor)
+        board = read(visitor.pack)
+        id = event.row_value[HEADERS.index("id")]
+        alpha = next(row["alpha"] for row in board["rows"] if row["id"] == id)
+        settings = board["settings"]
+        at = (settings["layer"], settings["mode"], alpha, *values[3:])
+        with visitor.lock:  # the row's alpha counts, not where Play left the slider
+            visitor.sweep += 1
+            visitor.swept_to = None
+        menus = {panel.alpha: alpha, panel.layer: settings["layer"], panel.mode: settings["mode"]}
+        yield {tabs: gr.Tabs(selected="restore")} | menus
+        yield from opener.show_model(visitor, turn, id, at)
+
+    table.select(
+        handling.kept_stream(open_row, lambda event, *arguments: opener.not_chosen(*arguments)),
+        [opener.visitor, opener.turn, *panel.controls],
+        outputs,
+        concurrency_limit=32,
+        **PRIVATE,
+    ).then(**settled)
+
+
+def read(pack: Pack) -> dict[str, Any] | None:
+    """The pack's stored evaluation (`python -m sod_core evaluate --pack NAME --store`); None where it has none.
+
+    Raises ValueError for one that another version stored: its verdicts follow other rules.
+    """
+    path = pack.manifest.folder / report.SCOREBOARD
+    if not path.is_file():
+        return None
+    board = json.loads(path.read_text(encoding="utf-8"))
+    if board.get("format") != report.FORMAT:
+        raise ValueError("What is stored was measured by another version, whose verdicts follow other rules")
+    return board
+
+
+def _show(visitor: Visitor | None) -> list:
+    pack = answers.there(visitor).pack
+    command = f"`python -m sod_core evaluate --pack {pack.manifest.name} --store`"
+    try:
+        board, problem = read(pack), f"Nothing is stored for {pack.manifest.title}; {command} does it."
+    except ValueError as error:
+        board, problem = None, f"{error}. {command} measures anew."
+    if board is None:
+        return [problem, [], None, gr.DownloadButton(visible=False)]
+    settings, data = board["settings"], f"{board['images']} images ({board['data']})"
+    note = (
+        f"**{pack.manifest.title}**: {data}, layer {settings['layer']}, mode {settings['mode']}, alpha up to "
+        f"{settings['max_alpha']:g}. Click a row to see the model in the Restore tab, at the alpha where it peaks; "
+        "to sort, point at a column's head and open its ⋮. "
+        f"{report.caution(board['rows'])}"
+    )
+    download = gr.DownloadButton(value=_csv(board), visible=True)
+    return [note, cells(board, pack), figures.scoreboard(board["rows"]), download]
+
+
+def cells(board: dict[str, Any], pack: Pack) -> list[list]:
+    """The table's rows, in the order of HEADERS."""
+    seconds = {entry.id: entry.seconds for entry in pack.manifest.unlearned}
+    found = []
+    for row in board["rows"]:
+        r = {name: score["value"] for name, score in row["scores"].items()}
+        experts = row["scores"]["experts"]
+        interval = "" if r["experts"] is None else f"{experts['low']:.2f} to {experts['high']:.2f}"
+        probe = max((value for value in row["probe"].values() if value is not None), default=None)
+        numbers = [r[name] for name in CONTROLS]
+        found.append(
+            [
+                TITLES.get(row["method"], row["method"]),
+                row["target"],
+                row["verdict"],
+                _rounded(row["unlearned"]),
+                _rounded(row["retain_unlearned"]),
+                _rounded(r["experts"]),
+                interval,
+                *(_rounded(value) for value in (*numbers, row["overshoot"], row["readout"], probe)),
+                _rounded(seconds.get(row["id"]), 0),
+                row["id"],
+            ]
+        )
+    return found
+
+
+def _rounded(value: float | None, digits: int = 3) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _csv(board: dict[str, Any]) -> str:
+    """A file for the browser to fetch, in a folder that Gradio may serve from."""
+    path = Path(tempfile.mkdtemp(prefix="sod-scores-"), f"scores-{board['pack']}.csv")
+    path.write_text(report.as_csv(board["rows"]), encoding="utf-8")
+    return str(path)
+
+
+def _rules() -> str:
+    return (
+        f"**Verdict**: the experts' R less the better of *random* and *matched*; from {scores.SUPPRESSED} on "
+        f"*suppressed*, below {scores.DELETED} *deleted*, between them *partly*. R = (restored - unlearned) / "
+        "(original - unlearned) on the forgotten class, every edit at the alpha that suits it best. Two verdicts are "
+        f"for what no edit at this layer can show. *{scores.SUPPRESSED_AFTER}*: R is not enough for *suppressed*, but "
+        "the original's own later blocks still find the class in this model's hidden state (*readout*, at least "
+        f"{scores.SUPPRESSED} more than in a model retrained without the class): it is there, and only later blocks "
+        f"hide it. *{scores.CANNOT_TELL}*: that is not so either, and no edit, not even the original's whole state "
+        f"(*R copied state*), restores {scores.DELETED}: what follows this layer does not listen to it; or random "
+        "features restore as much as the experts. Look at the probe, and evaluate another layer.\n\n"
+        f"*overshoot*: R of the experts up to alpha {ALPHAS[-1]:g}. *readout*: the original's later blocks run on the "
+        "unlearned model's hidden state; share of the class's images that they name rightly, less the share of the "
+        "others that they take for it (1 all there, 0 chance). *probe*: how well a linear classifier reads the class "
+        "in the unlearned model's CLS tokens (balanced accuracy, best layer; 0.5 is chance). It is high in a model "
+        "retrained without the class, too, so it decides nothing. That model is the yardstick: where a control "
+        "restores even that one, what it says of the others is worth nothing."
+    )

@@ -1,0 +1,118 @@
+"""What the Restore tab shows of a visitor's work: the values of its outputs, in the order of Panel's lists."""
+
+from __future__ import annotations
+
+import gradio as gr
+import plotly.graph_objects as go
+
+from .. import overlays
+from . import figures, words
+from .visitor import Controls, Curve, Probabilities, Visitor, example_uris
+
+MOVING = 5
+"""Outputs of `moving`."""
+
+
+def everything(visitor: Visitor, controls: Controls, new_image: bool = False, new_order: bool = False) -> list:
+    """Everything but the menus; the picture and the picker only where they change, since drawing them costs."""
+    manifest = visitor.pack.manifest
+    return [
+        *moving(visitor, controls),
+        words.model_note(visitor.entry, manifest),
+        _picker(visitor) if new_order else gr.skip(),
+        words.mode_note(controls.mode),
+        _details(visitor, controls),
+        overlays.picture_style(visitor.picture_uri, visitor.example) if new_image else gr.skip(),
+        gr.Button(visible=visitor.latent(controls.layer) is not None),
+        _strongest(visitor, controls),
+    ]
+
+
+def _picker(visitor: Visitor) -> str:
+    manifest = visitor.pack.manifest
+    labels = [example.label for example in visitor.pack.examples()]
+    return overlays.example_picker(example_uris(visitor.pack), labels, manifest.classes, visitor.target)
+
+
+def moving(visitor: Visitor, controls: Controls) -> list:
+    """Everything that alpha moves. While the curves are not measured yet, their picture stays as it was."""
+    visitor.controls = controls
+    if visitor.picture is None:
+        return [words.NO_IMAGE, None, "", None, ""]
+    names = visitor.pack.manifest.classes
+    found, curves = visitor.probabilities(controls), visitor.curves(controls)
+    latents = visitor.latents(controls)
+    heat = {which: values.tolist() for which, values in visitor.heat(controls, latents).items()}
+    shown_class = controls.expert_class or visitor.target_name
+    latent = visitor.latent(controls.layer)
+    title = f"Where the {shown_class} features (experts) fire" if latent is None else f"Where latent {latent} fires"
+    bars = figures.prediction_bars(names, found, visitor.target)
+    panels = overlays.heat_panels(heat, visitor.pack.shape.grid, title + ". Click a patch.", visitor.patch)
+    if curves is None:
+        verdict, picture = words.measuring(found, visitor.target, visitor.target_name), gr.skip()
+    else:
+        verdict, picture = measured(visitor, controls, curves, found)
+    return [verdict, bars, panels, picture, _inspector(visitor, controls, latents)]
+
+
+def measured(
+    visitor: Visitor, controls: Controls, curves: list[Curve], found: Probabilities | None = None
+) -> tuple[str, go.Figure]:
+    """The verdict, and the curves over alpha."""
+    found = found or visitor.probabilities(controls)
+    label = None if visitor.label is None else visitor.pack.manifest.classes[visitor.label]
+    verdict = words.verdict(curves, controls, visitor.target_name, label, found, visitor.target)
+    return verdict, figures.alpha_curves(curves, controls.alpha, visitor.target_name)
+
+
+def _inspector(visitor: Visitor, controls: Controls, latents: dict) -> str:
+    if visitor.patch is None:
+        return '<p class="sod-quiet">Click a patch in a heatmap to see which latents fire there.</p>'
+    token = visitor.patch + 1
+    values = [latents[which][token] for which in ("original", "unlearned", "restored")]
+    strongest = values[0].maximum(values[1]).topk(8)
+    classes = visitor.pack.manifest.classes
+    rows = [
+        (
+            j,
+            *(value[j].item() for value in values),
+            ", ".join(classes[c] for c in visitor.pack.expert_of(controls.layer, j)),
+        )
+        for j, peak in zip(strongest.indices.tolist(), strongest.values.tolist())
+        if peak > 0
+    ]
+    row, column = divmod(visitor.patch, visitor.pack.shape.grid)
+    return overlays.latent_table(
+        f"Latents of patch {row + 1}, {column + 1}. Click one.", rows, visitor.latent(controls.layer)
+    )
+
+
+def _strongest(visitor: Visitor, controls: Controls) -> str:
+    latent = visitor.latent(controls.layer)
+    if latent is None:
+        return ""
+    pack = visitor.pack
+    uris, examples = example_uris(pack), pack.examples()
+    found = [
+        (uris[i], pack.manifest.classes[examples[i].label], value, i)
+        for i, value in visitor.strongest_examples(controls.layer, latent)
+    ]
+    return overlays.strongest_examples(f"Examples where latent {latent} fires most", found)
+
+
+def _details(visitor: Visitor, controls: Controls) -> str:
+    fit, sae = visitor.pack.sae_fit(controls.layer), visitor.pack.sae(controls.layer)
+    used = "normalised" if sae.normalised else "raw"
+    chosen = visitor.chosen(controls)
+    patches_only = "" if fit.saw_cls else " It was trained on patches only: what it does to CLS is extrapolation."
+    shown = ", ".join(map(str, chosen[:24])) + (" ..." if len(chosen) > 24 else "")
+    if fit.raw is None:
+        both = "without example images nobody can tell whether it wants normalised or raw input"
+    else:
+        both = (
+            f"variance unexplained on the examples {fit.normalised:.3f} with normalised input, {fit.raw:.3f} with raw"
+        )
+    return (
+        f"SAE of layer {controls.layer} ({sae.latents} latents, k = {sae.k}): {both}; **{used}** is used."
+        f"{patches_only}\n\nEdited latents ({len(chosen)}): {shown}"
+    )

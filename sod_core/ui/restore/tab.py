@@ -1,0 +1,172 @@
+"""The Restore tab: what happens when its controls are touched."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from .. import handling
+from ..handling import kept
+from . import answers, shown
+from . import panel as panels
+from .answers import after
+from .opening import Opener
+from .panel import Panel
+from .visitor import Visitor
+
+FRAME_SECONDS = 0.12
+PLAY_STEP = 0.25
+QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+BENCHMARKED = {"show_progress": "hidden", "api_visibility": "undocumented"}  # benchmarks/slider.py calls these
+
+
+def build(app: gr.Blocks, default_pack: str) -> tuple[Opener, dict]:
+    """Lays out the tab in `app` and wires it. `default_pack` is opened when a page loads.
+
+    Gives what other tabs need to open a model here, and what has to run after that.
+    """
+    visitor = gr.State(None)
+    panel = panels.layout(default_pack)
+    measured = [panel.verdict, panel.curves]
+    settled = {"fn": kept(answers.settle, len(measured)), "inputs": visitor, "outputs": measured}
+    settled |= {"trigger_mode": "multiple", "concurrency_limit": 8, "api_name": "settle", **BENCHMARKED}
+    opener = Opener(panel, visitor)
+    opener.wire(app, settled)
+    _wire_menus(panel, visitor, settled)
+    _wire_clicks(panel, visitor, settled)
+    _wire_alpha(panel, visitor, settled)
+    return opener, settled
+
+
+def _wire_menus(panel: Panel, visitor: gr.State, settled: dict) -> None:
+    latest = {"trigger_mode": "always_last", **QUIET}
+    shows = kept(_show, len(panel.everything)), [visitor, *panel.controls], panel.everything
+    starts = panel.mode.input(_alpha_of_mode, [visitor, panel.mode, panel.alpha], panel.alpha, **QUIET)
+    starts.then(*shows, **QUIET).then(**settled)
+    for menu in (panel.layer, panel.tokens, panel.features, panel.expert_class, panel.seed):
+        menu.input(*shows, **latest).then(**settled)
+    panel.features.input(
+        lambda kind: gr.Textbox(visible=kind == "own"), panel.features, panel.own_list, **QUIET, queue=False
+    )
+    for box, handler in ((panel.own_list, _own_list), (panel.latent, _type_latent)):
+        inputs = [visitor, box, *panel.controls]
+        box.submit(kept(handler, len(panel.everything)), inputs, panel.everything, **latest).then(**settled)
+
+
+def _wire_clicks(panel: Panel, visitor: gr.State, settled: dict) -> None:
+    every_click = {"trigger_mode": "multiple", **QUIET}
+    inputs, outputs = [visitor, *panel.controls], panel.everything
+    for examples in (panel.picker, panel.strongest):
+        examples.click(kept(_pick_example, 1 + len(outputs)), inputs, [panel.own, *outputs], **every_click).then(
+            **settled
+        )
+    own_image = kept(_own_image, len(outputs)), [visitor, panel.own, *panel.controls], outputs
+    panel.own.input(*own_image, trigger_mode="always_last", **QUIET).then(**settled)
+    panel.heat.click(kept(_pick_patch, len(outputs)), inputs, outputs, **every_click).then(**settled)
+    panel.inspector.click(kept(_pick_latent, len(outputs)), inputs, outputs, **every_click).then(**settled)
+    experts = kept(_show_experts, 1 + len(outputs)), inputs, [panel.latent, *outputs]
+    panel.heat_of.click(*experts, **QUIET).then(**settled)
+
+
+def _wire_alpha(panel: Panel, visitor: gr.State, settled: dict) -> None:
+    gr.on(
+        [panel.alpha.input, panel.alpha.release],  # release: what the slider's reset button sends
+        kept(_move_alpha, len(panel.moving)),
+        [visitor, *panel.controls],
+        panel.moving,
+        trigger_mode="always_last",
+        api_name="move_alpha",
+        **BENCHMARKED,
+    )
+    swept = [panel.alpha, panel.play, panel.stop, *panel.moving]
+    panel.play.click(_play, [visitor, *panel.controls], swept, concurrency_limit=16, **QUIET).then(**settled)
+    panel.stop.click(_stop, visitor, None, queue=False, **QUIET)
+
+
+# ------------------------------------------------------------ handlers
+
+
+def _pick_example(event: gr.EventData, visitor: Visitor | None, *values: Any) -> list:
+    return [None, *after(visitor, values, lambda v, _: v.choose_example(int(event.pick)), new_image=True)]
+
+
+def _own_image(visitor: Visitor | None, path: str | None, *values: Any) -> list:
+    if path is None:  # the upload was cleared: the image stays
+        return after(visitor, values)
+    return after(visitor, values, lambda v, _: v.own_image(path), new_image=True)
+
+
+def _pick_patch(event: gr.EventData, visitor: Visitor | None, *values: Any) -> list:
+    return after(visitor, values, lambda v, _: v.choose_patch(int(event.pick)))
+
+
+def _pick_latent(event: gr.EventData, visitor: Visitor | None, *values: Any) -> list:
+    return after(visitor, values, lambda v, controls: v.show_latent(controls.layer, int(event.pick)))
+
+
+def _type_latent(visitor: Visitor | None, latent: int | None, *values: Any) -> list:
+    return after(visitor, values, lambda v, controls: v.show_latent(controls.layer, latent))
+
+
+def _show_experts(visitor: Visitor | None, *values: Any) -> list:
+    return [None, *after(visitor, values, lambda v, controls: v.show_latent(controls.layer, None))]
+
+
+def _own_list(visitor: Visitor | None, text: str | None, *values: Any) -> list:
+    return after(visitor, values, lambda v, controls: v.edit_own_list(controls.layer, text or ""))
+
+
+def _show(visitor: Visitor | None, *values: Any) -> list:
+    return after(visitor, values)
+
+
+def _alpha_of_mode(visitor: Visitor | None, mode: str, alpha: float) -> Any:
+    """Amplify does nothing at alpha 1, where every other mode starts at 0: switching keeps "nothing edited"."""
+    if visitor is None or visitor.controls is None or visitor.controls.mode == mode:
+        return gr.skip()  # a menu that is left sends its choice once more
+    visitor.swept_to = None
+    start = 1.0 if mode == "amplify" else 0.0
+    return start if alpha in (0.0, 1.0) else gr.skip()
+
+
+def _move_alpha(visitor: Visitor | None, *values: Any) -> list:
+    visitor = answers.there(visitor)
+    visitor.sweep += 1  # a hand on the slider ends a sweep
+    visitor.swept_to = None
+    with visitor.lock:
+        return shown.moving(visitor, answers.read(values))
+
+
+def _play(visitor: Visitor | None, *values: Any) -> Iterator[list]:
+    """Sweeps alpha from 0 to 10 with whatever the other controls say meanwhile, until done, stopped or overtaken."""
+    try:
+        visitor = answers.there(visitor)
+    except ValueError as error:
+        gr.Warning(str(error))
+        return
+    with visitor.lock:
+        visitor.sweep += 1
+        mine, visitor.controls = visitor.sweep, answers.read(values)
+    due = time.monotonic()
+    try:
+        for step in range(round(10 / PLAY_STEP) + 1):
+            with visitor.lock:
+                if visitor.sweep != mine:
+                    break
+                visitor.swept_to = step * PLAY_STEP
+                found = shown.moving(visitor, replace(visitor.controls, alpha=visitor.swept_to))
+            yield [step * PLAY_STEP, gr.Button(visible=False), gr.Button(visible=True), *found]
+            due += FRAME_SECONDS
+            time.sleep(max(0.0, due - time.monotonic()))
+    except Exception as error:  # whatever it is, Play has to come back
+        handling.warn(error, _play)
+    yield [gr.skip(), gr.Button(visible=True), gr.Button(visible=False), *[gr.skip()] * shown.MOVING]
+
+
+def _stop(visitor: Visitor | None) -> None:
+    if visitor is not None:
+        visitor.sweep += 1

@@ -1,0 +1,389 @@
+"""One visitor's work in the Restore tab: the pack, the model, the image, and what is cached for them.
+
+A Visitor lives in the browser session's gr.State, never in a global; the packs behind it are shared and
+only read.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ...data import images
+from ...packs.errors import PackError
+from ...packs.hub import HubFile
+from ...restore import features
+from ...restore.manifest import UnlearnedEntry
+from ...restore.pack import Pack, shared_pack
+from ...restore.session import Session, returns_at
+
+log = logging.getLogger(__name__)
+
+ALPHAS = [i / 2 for i in range(21)]
+"""The alphas of the curves: 0 to 10."""
+ORIGINAL = "original"
+"""Id of the entry that stands in where a pack has no unlearned models."""
+SLIDER_STEP = 0.05
+PICTURE_SIDE = 384
+THUMB_SIDE = 72
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What the controls say, apart from pack, model and image."""
+
+    layer: int
+    mode: str
+    alpha: float
+    tokens: str = "all"
+    features: str = "experts"
+    expert_class: str = ""
+    """Name of the class whose experts are edited; empty for the forgotten one."""
+    seed: int = 0
+
+
+class Probabilities(NamedTuple):
+    """[classes] each."""
+
+    original: Tensor
+    unlearned: Tensor
+    restored: Tensor
+
+
+class Curve(NamedTuple):
+    """The forgotten class over ALPHAS under one edit."""
+
+    key: str
+    """experts, random, matched, cls_copy, patches, retrained or own."""
+    probability: list[float]
+    returns_at: float | None
+    """The smallest alpha at which the class is the prediction."""
+
+
+class Visitor:
+    """Created for the pack that is shown first; every method may raise PackError, ImageError or ValueError.
+
+    A method that raises leaves the visitor's work as it was.
+    """
+
+    def __init__(self, pack_name: str):
+        self.lock = threading.RLock()
+        self.pack_name = pack_name
+        self.pack = shared_pack(pack_name)
+        self.controls: Controls | None = None
+        """As last shown: a sweep of alpha follows them."""
+        self.sweep = 0
+        """Counts sweeps and what ends them; a sweep goes on while the number is its own."""
+        self.swept_to: float | None = None
+        """Where a sweep has moved alpha, until the page's own events say the same: those sent meanwhile are behind."""
+        self.version = 0
+        """Counts what the visitor asked for; the slow part of an answer is dropped once it is overtaken."""
+        self.entry: UnlearnedEntry | None = None
+        self.label: int | None = None
+        self.example: int | None = None
+        self.picture: Image.Image | None = None
+        """None until there is an image: a pack without examples waits for the visitor's own."""
+        self.picture_uri = ""
+        self.patch: int | None = None
+        self.own_ids: list[int] = []
+        """The visitor's own list of latents."""
+        self._own_models: dict[str, UnlearnedEntry] = {}
+        self._latent: tuple[int, int] | None = None
+        self._session: Session | None = None
+        self._yardstick: Session | None = None
+        self._curves: dict[tuple, dict[str, Curve]] = {}
+        self._choose_first_model()
+
+    # ------------------------------------------------------------ what is looked at
+
+    @property
+    def target(self) -> int:
+        """The forgotten class."""
+        return self.entry.target_class
+
+    @property
+    def target_name(self) -> str:
+        return self.pack.manifest.classes[self.target]
+
+    def latent(self, layer: int) -> int | None:
+        """The latent whose heat is shown; None for the sum over the class's experts. Another layer has others."""
+        return self._latent[1] if self._latent is not None and self._latent[0] == layer else None
+
+    def choose_patch(self, patch: int) -> None:
+        """Looks into a patch; one that the picture does not have was a click on the pack before."""
+        if 0 <= patch < self.pack.shape.grid**2:
+            self.patch = patch
+
+    def show_latent(self, layer: int, latent: int | None) -> None:
+        """Shows one latent's heat, or with None the experts' again."""
+        known = self.pack.sae(layer).latents
+        if latent is not None and not 0 <= latent < known:
+            raise ValueError(f"latent {latent} does not exist: this SAE has latents 0 to {known - 1}")
+        self._latent = None if latent is None else (layer, latent)
+
+    def edit_own_list(self, layer: int, text: str) -> None:
+        """Takes the visitor's own list of latents; an empty one edits nothing."""
+        self.own_ids = features.parse(text, self.pack.sae(layer).latents) if text.strip() else []
+
+    @property
+    def entries(self) -> list[UnlearnedEntry]:
+        """The unlearned models that this visitor may choose: the pack's, and their own."""
+        found = [*self.pack.manifest.unlearned, *self._own_models.values()]
+        return found or [UnlearnedEntry(ORIGINAL, ORIGINAL, 0, self.pack.manifest.files["original"])]
+
+    def entry_called(self, id: str) -> UnlearnedEntry:
+        """Raises PackError for a model that this visitor does not have."""
+        for entry in self.entries:
+            if entry.id == id:
+                return entry
+        raise PackError(f"unknown unlearned model {id!r}")
+
+    def model_of(self, entry: UnlearnedEntry) -> Callable[[], nn.Module]:
+        """What gives the entry's model."""
+        if entry.id == ORIGINAL:
+            return self.pack.original
+        if entry.id in self._own_models:
+            return partial(self.pack.model_at, Path(entry.file))
+        return partial(self.pack.unlearned, entry.id)
+
+    def add_model(self, path: Path, title: str, target_class: int | None) -> str:
+        """Takes a checkpoint into this visitor's list, measured on the examples; returns its id.
+
+        Without `target_class` it is the class whose examples the model has lost most of. Another file of the same name
+        gets another id; the same file again replaces itself. Raises PackError.
+        """
+        model = self.pack.model_at(path)
+        forget = retain = None
+        if self.pack.examples():
+            target_class = self._most_lost(model) if target_class is None else target_class
+            forget, retain = self.pack.accuracy_on_examples(model, target_class)
+        elif target_class is None:
+            raise PackError("say which class this model forgot: there are no example images to find out")
+        others = [id for id, entry in self._own_models.items() if entry.file != str(path)]
+        names = [title, *(f"{title} ({number})" for number in range(2, len(others) + 2))]
+        title = next(name for name in names if f"own-{name}-{target_class}" not in others)
+        id = f"own-{title}-{target_class}"
+        measured = f"{len(self.pack.examples())} examples"
+        self._own_models[id] = UnlearnedEntry(
+            id, f"Own: {title}", target_class, str(path), forget, retain, measured_on=measured
+        )
+        return id
+
+    def _most_lost(self, model: nn.Module) -> int:
+        """Raises PackError where nothing is lost."""
+        labels = torch.tensor([example.label for example in self.pack.examples()])
+        before = self.pack.example_predictions(self.pack.original()) == labels
+        lost = before & (self.pack.example_predictions(model) != labels)
+        if not lost.any():
+            raise PackError("say which class this model forgot: it still names every example that the original does")
+        return int(labels[lost].bincount(minlength=len(self.pack.manifest.classes)).argmax())
+
+    def _choose_first_model(self) -> None:
+        """The first model that loads: one damaged file does not close the pack."""
+        problem = None
+        for entry in self.entries:
+            try:
+                return self.choose_model(entry.id)
+            except PackError as error:
+                problem = problem or error
+        raise problem
+
+    def choose_model(self, id: str) -> None:
+        """Takes another unlearned model; an example of the class it forgot, unless the visitor's own image is up."""
+        entry = self.entry_called(id)
+        model_of = self.model_of(entry)
+        model_of()  # raises here for a damaged file, before anything is changed
+        switch = self.picture is None or (self.example is not None and entry.target_class != self.target)
+        example = self._first_example(entry.target_class) if switch else None
+        yardstick = self._find_yardstick(entry)
+        if self._session is None:
+            self._session = self.pack.session(model_of)
+        else:
+            self._session.set_unlearned(model_of)
+        self.entry, self._yardstick = entry, yardstick
+        self._curves.clear()
+        if example is not None:
+            self.choose_example(example)
+        elif yardstick is not None and self.picture is not None:
+            yardstick.set_image(self._input)
+
+    def _first_example(self, target: int) -> int | None:
+        """An example of the class, or any; None without examples."""
+        found = self.pack.examples()
+        return next((i for i, example in enumerate(found) if example.label == target), 0 if found else None)
+
+    def choose_example(self, index: int) -> None:
+        """Takes one of the pack's examples."""
+        examples = self.pack.examples()
+        if not 0 <= index < len(examples):
+            raise ValueError(f"there is no example {index}")
+        self._take(images.read(examples[index].path))
+        self.example, self.label = index, examples[index].label
+
+    def own_image(self, path: str) -> None:
+        """Takes the visitor's own image."""
+        self._take(images.read(path))
+        self.example = self.label = None
+
+    def _take(self, image: Image.Image) -> None:
+        self._input = self.pack.preprocess(image)[None]
+        self._session.set_image(self._input)
+        if self._yardstick is not None:
+            self._yardstick.set_image(self._input)
+        self.picture = images.square(image, PICTURE_SIDE)
+        self.picture_uri = data_uri(self.picture, quality=85)
+        self.patch = None
+        self._curves.clear()
+
+    def _find_yardstick(self, shown: UnlearnedEntry) -> Session | None:
+        """A session with the model retrained without the same class, where the pack has one and it is not shown."""
+        for entry in self.pack.manifest.unlearned:
+            if entry.method == "retrain" and entry.target_class == shown.target_class and entry.id != shown.id:
+                try:
+                    self.pack.unlearned(entry.id)
+                    return self.pack.session(entry.id)
+                except PackError as error:  # its curve is missing then, nothing else
+                    log.info("pack %s: %s", self.pack.manifest.name, error)
+        return None
+
+    # ------------------------------------------------------------ what is computed
+
+    def experts(self, controls: Controls) -> list[int]:
+        """The expert features of the chosen class at the chosen layer."""
+        name = controls.expert_class or self.target_name
+        return self.pack.expert_ids(controls.layer, self.pack.manifest.class_index(name))
+
+    def chosen(self, controls: Controls) -> list[int]:
+        """The latents that the edit touches."""
+        if controls.features == "own":
+            return self.own_ids
+        if controls.features == "matched" and not self.pack.examples():
+            raise ValueError("equally active features are chosen by example images, and this pack has none here")
+        activity = self.pack.activity(controls.layer)
+        return features.choose(controls.features, self.experts(controls), activity, controls.seed)
+
+    def probabilities(self, controls: Controls) -> Probabilities:
+        """Of the three models on the image."""
+        edit = controls.layer, controls.mode, self.chosen(controls), controls.tokens
+        logits = self._session.restore([controls.alpha], *edit)
+        models = self._session.logits("original")[0], self._session.logits("unlearned")[0], logits[0, 0]
+        return Probabilities(*(one.softmax(-1).cpu() for one in models))
+
+    def latents(self, controls: Controls) -> dict[str, Tensor]:
+        """[1 + N, F] for "original", "unlearned" and "restored"."""
+        layer, session = controls.layer, self._session
+        return {
+            "original": session.latents("original", layer)[0].cpu(),
+            "unlearned": session.latents("unlearned", layer)[0].cpu(),
+            "restored": session.restored_latents(
+                controls.alpha, layer, controls.mode, self.chosen(controls), controls.tokens
+            )[0].cpu(),
+        }
+
+    def heat(self, controls: Controls, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+        """[N] patch heat of each model: the shown latent, or the sum over the class's experts."""
+        latent = self.latent(controls.layer)
+        ids = self.experts(controls) if latent is None else [latent]
+        return {which: values[1:, ids].sum(1) for which, values in latents.items()}
+
+    def curves(self, controls: Controls) -> list[Curve] | None:
+        """The forgotten class over alpha: experts first, then every control; None until `measure` is through."""
+        found = self._curves.get(self._curves_key(controls), {})
+        return list(found.values()) if len(found) == len(self._edits(controls)) else None
+
+    def measure(self, controls: Controls, version: int) -> list[Curve] | None:
+        """Computes what `curves` gives, one curve at a time; None if the visitor asked for something else meanwhile."""
+        with self.lock:  # a change of model counts the version up first: not while it still has the old one's experts
+            if self.version != version:
+                return None
+            edits = self._edits(controls)
+        for key, edit in edits.items():
+            with self.lock:
+                if self.version != version:
+                    return None
+                found = self._curves.setdefault(self._curves_key(controls), {})
+                if key not in found:
+                    session = self._yardstick if key == "retrained" else self._session
+                    found[key] = self._curve(key, session, controls.layer, *edit)
+        return self.curves(controls)
+
+    def _curves_key(self, controls: Controls) -> tuple:
+        chosen = tuple(self.experts(controls)), tuple(self.chosen(controls))
+        return controls.layer, controls.mode, controls.tokens, controls.seed, *chosen
+
+    def _edits(self, controls: Controls) -> dict[str, tuple]:
+        """{curve: (mode, latents, tokens)}."""
+        experts, mode, tokens = self.experts(controls), controls.mode, controls.tokens
+        activity, seed = self.pack.activity(controls.layer), controls.seed
+        edits = {
+            "experts": (mode, experts, tokens),
+            "random": (mode, features.choose("random", experts, activity, seed), tokens),
+            "matched": (mode, features.choose("matched", experts, activity, seed), tokens),
+            "cls_copy": ("cls_copy", [], "all"),
+            "patches": (mode, experts, "patches"),
+        }
+        if not self.pack.examples():  # how often a latent fires is not known
+            del edits["matched"]
+        if controls.features not in ("experts", "random", "matched"):
+            edits["own"] = (mode, self.chosen(controls), tokens)
+        if self._yardstick is not None:
+            edits["retrained"] = (mode, experts, tokens)
+        return edits
+
+    def _curve(self, key: str, session: Session, layer: int, mode: str, chosen: list[int], tokens: str) -> Curve:
+        logits = session.restore(ALPHAS, layer, mode, chosen, tokens)[:, 0]
+        returns = returns_at(ALPHAS, logits, self.target)
+        if returns:  # look closer, in the slider's own steps
+            fine = [returns - ALPHAS[1] + SLIDER_STEP * i for i in range(1, round(ALPHAS[1] / SLIDER_STEP) + 1)]
+            closer = returns_at(fine, session.restore(fine, layer, mode, chosen, tokens)[:, 0], self.target)
+            returns = returns if closer is None else round(closer, 2)
+        return Curve(key, logits.softmax(-1)[:, self.target].tolist(), returns)
+
+    def strongest_examples(self, layer: int, latent: int, count: int = 6) -> list[tuple[int, float]]:
+        """The example images where a latent fires most: (index, its largest value on any patch), firing ones only."""
+        peaks = self.pack.example_peaks(layer)[:, latent]
+        best = peaks.topk(min(count, len(peaks)))
+        return [(i, v) for i, v in zip(best.indices.tolist(), best.values.tolist()) if v > 0]
+
+
+def example_uris(pack: Pack) -> list[str]:
+    """Data URIs of a pack's examples, small; the same for every visitor."""
+    return _uris(pack, len(pack.examples()))  # examples may come while the pack is in use
+
+
+@cache
+def _uris(pack: Pack, examples: int) -> list[str]:
+    return [data_uri(thumb, quality=75) for thumb in pack.example_thumbs(THUMB_SIDE)]
+
+
+def data_uri(image: Image.Image, quality: int) -> str:
+    """The image as a JPEG in a data: address."""
+    buffer = BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def warm(pack_name: str) -> None:
+    """Loads into the shared pack what the first visitor would otherwise wait for. Raises PackError."""
+    visitor = Visitor(pack_name)
+    layers = visitor.pack.manifest.layers
+    if visitor.picture is not None:
+        visitor.measure(Controls(layers[len(layers) // 2], "inject", 1.0), visitor.version)
+    example_uris(visitor.pack)
+
+
+def needed(pack: Pack) -> list[HubFile]:
+    """What has to come from the hub before a visitor can work with the pack."""
+    first = [file for entry in pack.manifest.unlearned[:1] for file in pack.lacking(entry.id)]
+    return [*pack.lacking(), *first]
