@@ -15,7 +15,7 @@ from sod_core.build.canvas.builder import FORGOTTEN
 from sod_core.models import vit as vits
 from sod_core.packs import safe
 from sod_core.packs.find import ASSETS, folders
-from sod_core.restore import evaluate, features
+from sod_core.restore import features, pointing
 from sod_core.restore.manifest import UnlearnedEntry
 from sod_core.restore.pack import Pack
 from sod_core.restore.testset import open_set
@@ -167,7 +167,7 @@ def test_experts_bring_back_what_salun_suppressed(pack, fresh, id):
 
 def test_the_pointing_game(pack):
     """The hottest patch of the class's experts lies on the object."""
-    found = evaluate.pointing_game(pack, LAYER, open_set(pack, "canvas", 300))
+    found = pointing.pointing_game(pack, LAYER, open_set(pack, "canvas", 300))
     assert found.images == 300 and found.hits / found.images >= 0.9
 
 

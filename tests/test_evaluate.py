@@ -27,7 +27,7 @@ from sod_core.models import vit as vits
 from sod_core.packs import hub
 from sod_core.packs.errors import PackError
 from sod_core.packs.find import ASSETS
-from sod_core.restore import actions, evaluate, features, report, scores, testset
+from sod_core.restore import actions, evaluate, features, pointing, report, scores, testset
 from sod_core.restore.evaluate import ALPHAS, CONTROLS, RANDOM_SEEDS, Row, Settings, Subject
 from sod_core.restore.pack import Pack
 from sod_core.restore.scores import Score
@@ -580,7 +580,7 @@ def test_the_examples_are_the_test_set_of_a_pack_without_a_world(pack):
     assert found.name == "examples" and found.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert torch.equal(batch.inputs, pack.example_inputs()) and batch.masks is None
     assert [(b.start, len(b.labels), len(b.inputs)) for b in found.batches(4)] == [(0, 4, 4), (4, 4, 4), (8, 1, 1)]
-    assert evaluate.pointing_game(pack, LAYER, found) is None
+    assert pointing.pointing_game(pack, LAYER, found) is None
     assert "no masks" in report.pointing_line(None)
 
 
@@ -728,9 +728,9 @@ def test_a_world_of_other_classes_is_refused(spoilt_pack):
 
 
 def test_the_pointing_game_by_hand(canvas_pack, monkeypatch):
-    monkeypatch.setattr(evaluate, "BATCH", 7)
+    monkeypatch.setattr(pointing, "BATCH", 7)
     data = open_set(canvas_pack, None, 20)
-    found = evaluate.pointing_game(canvas_pack, 1, data)
+    found = pointing.pointing_game(canvas_pack, 1, data)
     hits, whole = 0, data.batch(0, 20)
     for i, c in enumerate(data.labels.tolist()):
         with torch.inference_mode():

@@ -95,7 +95,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from . import evaluate as evaluation
-    from . import report
+    from . import pointing, report
     from .testset import open_set
 
     pack = open_pack(options.pack, processes.start(options.device))  # of several, each takes its own accelerator
@@ -118,7 +118,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.json != "-":
         print(report.table(rows))
         print(report.caution(board["rows"]) + _trained_on(judged, data.name), end="")
-        print(report.pointing_line(evaluation.pointing_game(pack, settings.layer, data)))
+        print(report.pointing_line(pointing.pointing_game(pack, settings.layer, data)))
     if options.json:
         give_json(board["rows"], options.json)
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from ..machine.files import write_json
 from . import scores
-from .evaluate import ALPHAS, CONTROLS, RANDOM_SEEDS, Pointing, Row, Settings
+from .evaluate import ALPHAS, CONTROLS, RANDOM_SEEDS, Row, Settings
 from .pack import Pack
+from .pointing import Pointing
 from .testset import TestSet
 
 SCOREBOARD = "scoreboard.json"
