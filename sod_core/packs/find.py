@@ -11,7 +11,9 @@ from typing import Any
 from .errors import PackError
 from .kept import Kept
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
+_HOUSE = Path(__file__).resolve().parents[1]
+ASSETS = next((place for place in (_HOUSE / "assets", _HOUSE.parent / "assets") if place.is_dir()), _HOUSE / "assets")
+"""The embedded packs: inside of the package where it was installed, beside it in the repository."""
 UNNAMED = "restore"
 """The kind of a pack whose pack.json names none: the first packs had no such key."""
 
