@@ -10,6 +10,7 @@ import pickle
 import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -38,13 +39,14 @@ from PIL import Image
 from sod_core.models import vit as vits
 from sod_core.packs import find, safe
 from sod_core.packs.errors import PackError
-from sod_core.restore import expert_lists
+from sod_core.restore import card, expert_lists
 from sod_core.restore import pack as restore_pack
 from sod_core.restore.features import Expert
 from sod_core.restore.manifest import read
 from sod_core.restore.pack import Pack
 from sod_core.sparse import forms as sae_forms
 from sod_core.sparse.topk import TokenStats, variance_unexplained
+from sod_core.ui.restore import words
 
 
 def refused(call, *says: str) -> str:
@@ -658,3 +660,30 @@ def test_an_expert_that_the_sae_does_not_have_is_refused(spoilt_pack):
 def test_a_class_without_experts_has_an_empty_list(spoilt_pack):
     torch.save({0: [1, 2]}, spoilt_pack / "expert_features_layer2_k4.pt")
     assert Pack(spoilt_pack).experts(2, 1) == []
+
+
+# ---------------------------------------------------------------- what publishers say
+
+
+def test_published_figures_are_shown_as_their_publishers_and_pretraining_is_said():
+    m = read(find.ASSETS / "cifar10")
+    retrained = m.entry("retrain-airplane")
+    note = words.model_note(retrained, m)
+    assert "publisher" in note and "97.99%" in note and "98.36%" in note and "Nothing was measured here" in note
+    assert "ImageNet" in note and "ImageNet" not in words.model_note(replace(retrained, method="salun"), m)
+    told = card.card(restore_pack.Pack(m.folder))
+    assert "not measured here: retrain-airplane 97.99%" in told and "`vit_base_16_cifar10_original.pth`: 98.36%" in told
+    measured = replace(retrained, forget_accuracy=0.0, retain_accuracy=0.5)
+    assert "50.0%" in words.model_note(measured, m) and "97.99%" not in words.model_note(measured, m)
+
+
+def test_a_pack_that_says_nothing_of_pretraining_has_no_caution(pack, spoilt_pack):
+    assert pack.manifest.retraining_caution == "" and pack.manifest.published_original is None
+    write_manifest(spoilt_pack, published={"original_file": "x.pth"})
+    with pytest.raises(PackError, match="original_accuracy"):
+        read(spoilt_pack)
+
+
+def test_the_published_packs_are_pinned_to_a_commit():
+    for name in ("cifar10", "imagenette"):
+        assert re.fullmatch("[0-9a-f]{40}", read(find.ASSETS / name).source.revision)

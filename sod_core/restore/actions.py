@@ -117,6 +117,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         write_json(board, pack.manifest.folder / report.SCOREBOARD)
     if options.json != "-":
         print(report.table(rows))
+        if any(subject.method == evaluation.YARDSTICK for subject in judged) and pack.manifest.retraining_caution:
+            print(f"Caution: {pack.manifest.retraining_caution}\n")
         print(report.caution(board["rows"]) + _trained_on(judged, data.name), end="")
         print(report.pointing_line(pointing.pointing_game(pack, settings.layer, data)))
     if options.json:

@@ -80,6 +80,7 @@ def card(pack: Pack) -> str:
         file = m.hub_file(m.files["original"])
         at = hub.commit(file) or f"revision {m.source.revision}"
         parts.append(f"From `{m.source.repo_id}`, {at}.\n")
+    parts += _published(pack)
     if pack.lacking():
         return "\n".join([*parts, f"The pack is {whereabouts(pack)}: `{pack.get_command()}`.\n"])
     s = pack.shape
@@ -87,6 +88,21 @@ def card(pack: Pack) -> str:
     parts.append(f"ViT: {s.depth} blocks, width {s.dim}, {s.heads} heads; images of {size}, {patch}.\n")
     parts.append(f"{len(pack.examples())} example images.\n" if pack.examples() else "No example images.\n")
     return "\n".join([*parts, _sae_table(pack), "", _model_table(pack)])
+
+
+def _published(pack: Pack) -> list[str]:
+    """What the models' publisher says of them, and what their pretraining means for the yardstick."""
+    m, parts = pack.manifest, []
+    told = [(entry.id, entry.published_retain_accuracy) for entry in m.unlearned]
+    figures = ", ".join(f"{id} {share:.2%}" for id, share in told if share is not None)
+    if figures:
+        parts.append(f"Retain accuracy as their publisher's card has it, not measured here: {figures}.\n")
+    if m.published_original is not None:
+        of = m.published_original
+        parts.append(f"Accuracy of the original that the same card names, `{of.file}`: {of.accuracy:.2%}.\n")
+    if m.retraining_caution:
+        parts.append(f"{m.retraining_caution}\n")
+    return parts
 
 
 def _sae_table(pack: Pack) -> str:

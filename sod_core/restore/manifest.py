@@ -41,6 +41,14 @@ class ExamplesSource:
 
 
 @dataclass(frozen=True)
+class PublishedOriginal:
+    """The model that the pack's unlearned ones are said to come from, as their publisher's card has it."""
+
+    file: str
+    accuracy: float
+
+
+@dataclass(frozen=True)
 class UnlearnedEntry:
     """An unlearned model that the pack offers."""
 
@@ -59,6 +67,8 @@ class UnlearnedEntry:
     """Where the hub has the file; None where it is the pack's own."""
     measured_on: str = "fresh images"
     """What the accuracies were measured on."""
+    published_retain_accuracy: float | None = None
+    """What its publisher says, on images that only they know; no figure of ours stands beside it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,20 @@ class Manifest:
     source: Source | None = None
     """Where the hub has the files that are not in the folder."""
     examples_source: ExamplesSource | None = None
+    pretrained_on: str | None = None
+    """What all of the pack's models were pretrained on ("ImageNet"), before any of them saw the pack's classes."""
+
+    published_original: PublishedOriginal | None = None
+
+    @property
+    def retraining_caution(self) -> str:
+        """What a model retrained without a class may know of it all the same; "" where nothing is known."""
+        if self.pretrained_on is None:
+            return ""
+        return (
+            f"The pack's models were fine-tuned from {self.pretrained_on}'s weights: one that was retrained without a "
+            "class saw such things in pretraining, so as a yardstick it is no model that knows nothing of them."
+        )
 
     def path(self, file: str) -> Path:
         """A file of the pack. Raises PackError for a name that leads out of the pack's folder."""
@@ -167,6 +191,8 @@ def _parse(folder: Path, data: dict[str, Any]) -> Manifest:
         world=data.get("world"),
         source=read_source(data.get("source")),
         examples_source=_examples_source(data.get("examples_source")),
+        pretrained_on=None if data.get("pretrained_on") is None else str(data["pretrained_on"]),
+        published_original=_published(data.get("published")),
     )
 
 
@@ -182,6 +208,10 @@ def _examples_source(item: dict[str, Any] | None) -> ExamplesSource | None:
     return ExamplesSource(file, str(item["image"]), str(item["label"]), None if size is None else int(size))
 
 
+def _published(item: dict[str, Any] | None) -> PublishedOriginal | None:
+    return None if item is None else PublishedOriginal(str(item["original_file"]), float(item["original_accuracy"]))
+
+
 def _entry(item: dict[str, Any]) -> UnlearnedEntry:
     return UnlearnedEntry(
         id=str(item["id"]),
@@ -192,6 +222,7 @@ def _entry(item: dict[str, Any]) -> UnlearnedEntry:
         retain_accuracy=item.get("retain_accuracy"),
         seconds=item.get("seconds"),
         source=read_source(item.get("source")),
+        published_retain_accuracy=item.get("published", {}).get("retain_accuracy"),
     )
 
 
@@ -218,7 +249,7 @@ def _faults(m: Manifest) -> Iterator[tuple[bool, str]]:
     for entry in m.unlearned:
         outside = not 0 <= entry.target_class < len(m.classes)
         yield outside, f"{entry.id!r} names class {entry.target_class}, the pack has 0 to {len(m.classes) - 1}"
-        measured = (entry.forget_accuracy, entry.retain_accuracy, entry.seconds)
+        measured = (entry.forget_accuracy, entry.retain_accuracy, entry.seconds, entry.published_retain_accuracy)
         yield not all(isinstance(a, int | float | None) for a in measured), f"a figure of {entry.id!r} is no number"
     yield not isinstance(m.examples, str | None), "examples must be the name of a folder"
     yield m.world not in (None, *WORLDS), f"world {m.world!r} is unknown; known: {', '.join(WORLDS)}"

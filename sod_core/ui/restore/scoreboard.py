@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from ...restore import report, scores
-from ...restore.evaluate import ALPHAS, CONTROLS
+from ...restore.evaluate import ALPHAS, CONTROLS, YARDSTICK
 from ...restore.pack import Pack
 from ...unlearn import TITLES
 from .. import handling
@@ -91,6 +91,8 @@ def _show(visitor: Visitor | None) -> list:
         "to sort, point at a column's head and open its ⋮. "
         f"{report.caution(board['rows'])}"
     )
+    if any(row["method"] == YARDSTICK for row in board["rows"]):
+        note += pack.manifest.retraining_caution
     download = gr.DownloadButton(value=_csv(board), visible=True)
     return [note, cells(board, pack), figures.scoreboard(board["rows"]), download]
 

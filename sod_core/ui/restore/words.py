@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...restore.edit import FIDELITY
+from ...restore.evaluate import YARDSTICK
 from ...restore.manifest import Manifest, UnlearnedEntry
 from ...unlearn import TITLES
 from .visitor import ORIGINAL, Controls, Curve, Probabilities
@@ -47,9 +48,21 @@ def model_name(entry: UnlearnedEntry, manifest: Manifest) -> str:
 
 
 def model_note(entry: UnlearnedEntry, manifest: Manifest) -> str:
-    """Its forget and retain accuracy."""
+    """Its forget and retain accuracy, and what a retrained model may know from pretraining."""
+    caution = f" {manifest.retraining_caution}" if entry.method == YARDSTICK and manifest.retraining_caution else ""
+    return _accuracies(entry, manifest) + caution
+
+
+def _accuracies(entry: UnlearnedEntry, manifest: Manifest) -> str:
     if entry.forget_accuracy is None or entry.retain_accuracy is None:
-        return "Forget and retain accuracy were not measured."
+        if entry.published_retain_accuracy is None:
+            return "Forget and retain accuracy were not measured."
+        of = manifest.published_original
+        before = "" if of is None else f" (original: {of.accuracy:.2%})"
+        return (
+            f"Its publisher's card says: retain accuracy **{entry.published_retain_accuracy:.2%}**{before}. Nothing "
+            "was measured here."
+        )
     name = manifest.classes[entry.target_class]
     forget, retain = f"{entry.forget_accuracy:.1%}", f"{entry.retain_accuracy:.1%}"
     return f"Forget accuracy ({name}) **{forget}**, retain accuracy (the others) **{retain}**, on {entry.measured_on}."
