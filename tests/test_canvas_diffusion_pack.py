@@ -1,4 +1,4 @@
-"""The embedded diffusion pack as it ships: small, whole, able to draw and to erase, its README's figures its own."""
+"""The embedded diffusion pack as it ships: small, whole, able to draw and to erase, and docs/erase.md has its figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sod_core.packs.find import ASSETS
 from sod_core.worlds import canvas
 
 FOLDER = ASSETS / "canvas-diffusion"
-README = (ASSETS.parent / "README.md").read_text(encoding="utf-8")
+ERASE = (ASSETS.parent / "docs" / "erase.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +63,12 @@ def test_every_concept_has_statistics_and_the_best_setting_that_was_tried(pack: 
         assert (setting.factor, setting.percentile) == (best["factor"], best["percentile"])
 
 
-def test_the_readmes_figures_are_those_of_the_records() -> None:
+def test_the_pages_figures_are_those_of_the_records() -> None:
     for line in builder.table(figures("erased")):
-        assert line in README
+        assert line in ERASE
     drawn = figures("drawn")
     for what in ("object", "style"):
-        assert f"the {what} in {100 * drawn[what]['found']:.1f} %" in README
+        assert f"the {what} in {100 * drawn[what]['found']:.1f} %" in ERASE
 
 
 def test_the_means_are_those_of_the_concepts() -> None:

@@ -23,7 +23,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
         default=[],
         metavar="KEY=VALUE",
         dest="changes",
-        help="of erase-saes: see sod_core/build/erase_sae.py, such as gathering.kept_steps=4",
+        help="of erase-saes: see sod_core/build/erase_saes/erase_sae.py, such as gathering.kept_steps=4",
     )
     parser.add_argument("--threads", type=int, help="CPU threads; one a process is most efficient for these models")
     parser.add_argument("--device", help="cuda, mps or cpu; default: SOD_DEVICE, else the best there is")
