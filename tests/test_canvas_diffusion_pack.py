@@ -1,4 +1,4 @@
-"""The embedded diffusion pack as it ships: small, whole, able to draw and to erase, and docs/erase.md has its figures."""
+"""The embedded diffusion pack as it ships: small, whole, able to draw and erase, and docs/erase.md has its figures."""
 
 from __future__ import annotations
 
