@@ -31,7 +31,7 @@ class Recipe:
 
 
 class Trained(NamedTuple):
-    vae: nn.Module
+    vae: Any
     """diffusers.AutoencoderTiny in evaluation mode; scaling_factor makes its latents of unit variance."""
     seconds: float
 
