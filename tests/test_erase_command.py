@@ -119,7 +119,7 @@ def test_statistics_are_the_means_of_what_the_pipeline_does(run, folder) -> None
         pack.pipeline()(text, num_inference_steps=4, guidance_scale=4, generator=torch.Generator().manual_seed(seed))
         handle.remove()
         raw.append(torch.stack([pack.sae("random").encode(x.flatten(1).T).mean(0) for x in seen]))
-    torch.testing.assert_close(got.means[got.index("cat")], torch.stack(raw).mean(0), atol=2e-3, rtol=0)
+    torch.testing.assert_close(got.means[got.place("cat")], torch.stack(raw).mean(0), atol=2e-3, rtol=0)
 
 
 def test_several_saes_share_one_drawing(folder) -> None:

@@ -67,7 +67,7 @@ def _resume(checkpoint: Path, parts: dict[str, Any], made_from: dict) -> tuple[i
 
 
 def _save(checkpoint: Path, parts: dict[str, Any], made_from: dict, step: int, seconds: float) -> None:
-    state = {"parts": {name: part.state_dict() for name, part in parts.items()}}
+    state: dict[str, Any] = {"parts": {name: part.state_dict() for name, part in parts.items()}}
     state |= {"made_from": made_from, "step": step, "seconds": seconds}
     with files.whole(checkpoint) as part:
         torch.save(state, part)

@@ -13,7 +13,6 @@ from pathlib import Path
 from PIL import Image
 
 from ..machine import files, processes
-from ..packs.errors import PackError
 from . import drawings, unlearncanvas
 from .edit import Settings
 from .pack import ErasePack
@@ -68,9 +67,7 @@ def judge_all(pack: ErasePack, concepts: tuple[str, ...], wanted: list[Asked], f
 
     Raises PackError where the pack has no judges here, and ValueError where there is no image at all.
     """
-    judged = [pack.judge(what) for what in ("object", "style")]
-    if None in judged:
-        raise PackError(f"pack {pack.manifest.name} has no judges here; the images can be judged elsewhere")
+    judged = pack.both_judges()
     found = [unlearncanvas.judge(folder / concept, concept, wanted, *judged) for concept in concepts]
     if all(len(result.missing) == len(wanted) for result in found):
         raise ValueError(f"{folder} holds none of the images that were asked for (CONCEPT/{wanted[0].file})")

@@ -60,7 +60,9 @@ def _batch(
     sums = [torch.zeros(steps, sae.latents) for sae in saes]
 
     def look(tokens: Tensor, step: int, given: Tensor | None) -> Tensor:
-        seen = tokens - given if residual else tokens
+        if residual and given is None:
+            raise ValueError("a residual SAE reads output minus input, and this block's input was not given")
+        seen = tokens - given if residual and given is not None else tokens
         prompted = seen[len(seen) - len(pairs) :]  # with guidance the half without prompt comes first
         for total, sae in zip(sums, saes):
             total[step] += sae.encode(prompted.to(sae.pre_bias.dtype)).mean(1).sum(0).float().cpu()

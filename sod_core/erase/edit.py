@@ -35,7 +35,7 @@ class ConceptStatistics(NamedTuple):
     counts: Tensor
     """[C]: how many samples each concept has."""
 
-    def index(self, concept: str) -> int:
+    def place(self, concept: str) -> int:
         """The concept's place. Raises ValueError, with the known names, for any other."""
         if concept not in self.names:
             raise ValueError(f"there are no statistics of the concept {concept!r}; known: {', '.join(self.names)}")
@@ -53,7 +53,7 @@ class ConceptStatistics(NamedTuple):
         m_c: the concept's mean; m_o: the mean over all samples of all other concepts together. With one concept
         only, the score is m_c itself.
         """
-        c, means = self.index(concept), self.means[:, t]
+        c, means = self.place(concept), self.means[:, t]
         if len(self.names) == 1:
             return means[c]
         samples = self.counts.to(means).clone()
@@ -134,7 +134,7 @@ class StepPlan(NamedTuple):
 def plan(statistics: ConceptStatistics, settings: Settings, steps: int) -> list[StepPlan]:
     """The edits of a run of `steps` denoising steps. Raises ValueError for a concept without statistics."""
     for concept in settings.concepts:
-        statistics.index(concept)
+        statistics.place(concept)
     return [_step_plan(statistics, settings, step, statistics.at(step, steps)) for step in range(steps)]
 
 
@@ -145,10 +145,10 @@ def _step_plan(statistics: ConceptStatistics, settings: Settings, step: int, t: 
         features = statistics.selected(concept, t, settings.percentile)
         if settings.factor is not None:
             scales[features] = settings.factor
-        elif settings.beta:
+        elif settings.multiplier is not None:
             scales[features] = settings.multiplier
-        else:
-            scales[features] = means[statistics.index(concept), features] * settings.multiplier
+            if not settings.beta:
+                scales[features] = means[statistics.place(concept), features] * settings.multiplier
     features = (~scales.isnan()).nonzero().flatten()
     return StepPlan(features, means.mean(0)[features], scales[features], active=step >= settings.start_step)
 
@@ -167,7 +167,7 @@ def factor_for(statistics: ConceptStatistics, concept: str, multiplier: float, p
 
 
 def _mean_of_selected(statistics: ConceptStatistics, concept: str, percentile: float) -> float:
-    means = statistics.means[statistics.index(concept)]
+    means = statistics.means[statistics.place(concept)]
     found = [means[t, statistics.selected(concept, t, percentile)] for t in range(len(means))]
     mean = torch.cat(found).double().mean().item()
     if not mean > 0:
@@ -238,11 +238,12 @@ class Eraser:
         plan = StepPlan(
             plan.features.to(here.device), plan.thresholds.to(here), plan.scales.to(here), active=plan.active
         )
-        read = x.to(here) - input.to(here) if settings.residual else x.to(here)
+        given = input.to(here) if settings.residual and input is not None else None
+        read = x.to(here) if given is None else x.to(here) - given
         if settings.fidelity == "exact":
             return self._exact(x, read, plan, settings.beta, heat)
         erased = self._reference(read, plan, settings.beta, heat)
-        tokens = erased.tokens + input.to(here) if settings.residual else erased.tokens
+        tokens = erased.tokens if given is None else erased.tokens + given
         return Erased(tokens.to(x), erased.latents)
 
     def _exact(self, x: Tensor, read: Tensor, plan: StepPlan, beta: bool, heat: bool) -> Erased:

@@ -115,9 +115,16 @@ class ErasePack:
         """The judge of "object" or "style"; None where the pack has none here. Raises PackError for a broken one."""
         entry = self.manifest.judges.get(what)
         path = None if entry is None else self._beside(entry.file)
-        if path is None:
+        if entry is None or path is None:
             return None
         return self._kept.get(("judge", what), lambda: judges.load(path, entry.spec, self.device))
+
+    def both_judges(self) -> tuple[judges.Judge, judges.Judge]:
+        """Of the object, and of the style. Raises PackError where the pack has not both here."""
+        object, style = self.judge("object"), self.judge("style")
+        if object is None or style is None:
+            raise PackError(f"pack {self.manifest.name} has no judges here; the images can be judged elsewhere")
+        return object, style
 
     # ------------------------------------------------------------ files
 

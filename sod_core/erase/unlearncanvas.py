@@ -6,7 +6,7 @@ SAEmnesia's scripts name them: {style}_{object}_seed{n}.jpg, and {object}_seed{n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,8 +99,8 @@ def count(
     images: list[Image.Image],
     object_judge: Judge,
     style_judge: Judge,
-    missing: list[str] = (),
-    broken: list[str] = (),
+    missing: Sequence[str] = (),
+    broken: Sequence[str] = (),
 ) -> ConceptResult:
     """As `judge`, of images at hand."""
     named_object = _named(object_judge, images)

@@ -45,9 +45,9 @@ def heavy(work: Callable[..., T]) -> Callable[..., T]:
 
     @spaces.GPU(duration=ZERO_SECONDS)
     @functools.wraps(work)
-    def there(model_of: Callable[[], nn.Module], tensor: Tensor, *rest: Any) -> T:
+    def there(model_of: Callable[[], nn.Module], tensor: Tensor, *rest: Any) -> Any:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        found = work(functools.partial(_moved, model_of, device), tensor.to(device), *rest)
+        found: Any = work(functools.partial(_moved, model_of, device), tensor.to(device), *rest)
         return {key: value.cpu() for key, value in found.items()} if isinstance(found, dict) else found.cpu()
 
     return there

@@ -7,7 +7,7 @@ that a single process makes, but for the order of sums. Looks at the check image
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
@@ -91,13 +91,13 @@ def average(tensors: Iterable[Tensor]) -> None:
         tensor.copy_(mean.view_as(tensor))
 
 
-def shared(value: T) -> T:
-    """The main process's value, in every process; the others wait for it."""
+def by_main(work: Callable[[], T]) -> T:
+    """What `work` gives in the main process, in every process; the others wait for it."""
     if _state is None:
-        return value
+        return work()
     from accelerate.utils import broadcast_object_list
 
-    return broadcast_object_list([value])[0]
+    return broadcast_object_list([work() if is_main() else None])[0]
 
 
 def one_first() -> AbstractContextManager[None]:

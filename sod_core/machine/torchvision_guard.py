@@ -45,7 +45,10 @@ def _operators_load(torch) -> bool:
     """Tries to load torchvision's operators without importing torchvision (importing is what fails)."""
     if hasattr(torch.ops.torchvision, "nms"):
         return True
-    folder = Path(importlib.util.find_spec("torchvision").submodule_search_locations[0])
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or not spec.submodule_search_locations:
+        return False
+    folder = Path(spec.submodule_search_locations[0])
     for library in (*folder.glob("_C*.so"), *folder.glob("_C*.pyd"), *folder.glob("_C*.dylib")):
         try:
             torch.ops.load_library(str(library))

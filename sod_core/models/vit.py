@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..machine import torchvision_guard
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import Block
+    from timm.models.vision_transformer import VisionTransformer as ViT
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class ViTShape:
 LAYER_NORM_EPS = 1e-12  # the Hugging Face ViT's; timm's own default is 1e-6
 
 
-def new(shape: ViTShape) -> nn.Module:
+def new(shape: ViTShape) -> ViT:
     """A randomly initialised timm VisionTransformer of this shape (global pooling: the CLS token).
 
     Under `torch.device("meta")` it has no weights yet and costs nothing.
@@ -55,7 +60,7 @@ def new(shape: ViTShape) -> nn.Module:
     )
 
 
-def head(vit: nn.Module, images: Tensor, layer: int) -> Tensor:
+def head(vit: ViT, images: Tensor, layer: int) -> Tensor:
     """images [B, 3, H, W], normalised -> hidden state after block `layer`, [B, 1 + N, D], token 0 is CLS.
 
     Raises ValueError for a layer that the model does not have.
@@ -67,7 +72,7 @@ def head(vit: nn.Module, images: Tensor, layer: int) -> Tensor:
     return hidden
 
 
-def heads(vit: nn.Module, images: Tensor, layers: list[int]) -> dict[int, Tensor]:
+def heads(vit: ViT, images: Tensor, layers: list[int]) -> dict[int, Tensor]:
     """As `head`, for several layers in one pass: {layer: hidden state [B, 1 + N, D]}."""
     wanted = sorted(set(layers))
     found = {}
@@ -81,7 +86,7 @@ def heads(vit: nn.Module, images: Tensor, layers: list[int]) -> dict[int, Tensor
     return found
 
 
-def tail(vit: nn.Module, hidden: Tensor, layer: int) -> Tensor:
+def tail(vit: ViT, hidden: Tensor, layer: int) -> Tensor:
     """Hidden state after block `layer`, [B, 1 + N, D] -> logits [B, classes]."""
     _check_layer(vit, layer)
     for block in vit.blocks[layer + 1 : -1]:
@@ -90,7 +95,7 @@ def tail(vit: nn.Module, hidden: Tensor, layer: int) -> Tensor:
     return vit.head(vit.norm(cls))
 
 
-def _cls_of_block(block: nn.Module, hidden: Tensor) -> Tensor:
+def _cls_of_block(block: Block, hidden: Tensor) -> Tensor:
     """What a block makes of CLS, [B, 1 + N, D] -> [B, D]: one query over every token's key and value, one MLP row.
 
     The classifier reads nothing else of the last block, which so costs a sixth of a whole one.
@@ -105,7 +110,7 @@ def _cls_of_block(block: nn.Module, hidden: Tensor) -> Tensor:
     return (cls + block.mlp(block.norm2(cls)))[:, 0]
 
 
-def logits(vit: nn.Module, images: Tensor) -> Tensor:
+def logits(vit: ViT, images: Tensor) -> Tensor:
     """images [B, 3, H, W], normalised -> logits [B, classes]: the whole model in one go."""
     before_last = len(vit.blocks) - 2
     if before_last < 0:
@@ -113,13 +118,13 @@ def logits(vit: nn.Module, images: Tensor) -> Tensor:
     return tail(vit, head(vit, images, before_last), before_last)
 
 
-def plain_attention_on_cpu(vit: nn.Module) -> None:
+def plain_attention_on_cpu(vit: ViT) -> None:
     """Fused attention's bfloat16 backward pass is several times slower than the plain one on CPUs."""
     if next(vit.parameters()).device.type == "cpu":
         for block in vit.blocks:
             block.attn.fused_attn = False
 
 
-def _check_layer(vit: nn.Module, layer: int) -> None:
+def _check_layer(vit: ViT, layer: int) -> None:
     if not 0 <= layer < len(vit.blocks):
         raise ValueError(f"layer {layer} does not exist: this ViT has layers 0 to {len(vit.blocks) - 1}")

@@ -178,8 +178,8 @@ def _parse(folder: Path, data: dict[str, Any]) -> Manifest:
         image=ImageSpec(
             size=size,
             resize=int(image.get("resize", size)),
-            mean=tuple(float(v) for v in image["mean"]),
-            std=tuple(float(v) for v in image["std"]),
+            mean=_channels(image["mean"]),
+            std=_channels(image["std"]),
             interpolation=str(image.get("interpolation", "bilinear")),
         ),
         vit=_vit(data["vit"], size, len(classes)) if data.get("vit") is not None else None,
@@ -194,6 +194,13 @@ def _parse(folder: Path, data: dict[str, Any]) -> Manifest:
         pretrained_on=None if data.get("pretrained_on") is None else str(data["pretrained_on"]),
         published_original=_published(data.get("published")),
     )
+
+
+def _channels(values: list[Any]) -> tuple[float, float, float]:
+    if len(values) != 3:
+        raise PackError("pack.json: image mean and std must be three numbers each")
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
 
 
 def _vit(item: dict[str, Any], size: int, classes: int) -> ViTShape:
@@ -237,13 +244,13 @@ def _faults(m: Manifest) -> Iterator[tuple[bool, str]]:
         yield image.size < vit.patch or image.size % vit.patch > 0, "image size must be a multiple of the vit's patch"
         yield vit.dim % vit.heads > 0, "the vit's dim must be a multiple of its heads"
     yield image.resize < image.size, "image resize must not be below image size"
-    yield len(image.mean) != 3 or len(image.std) != 3, "image mean and std must be three numbers each"
     yield min(image.std) <= 0, "image std must be above 0"
     yield image.interpolation not in INTERPOLATIONS, f"image interpolation {image.interpolation!r} is unknown"
     yield not m.layers, "layers must name at least one layer"
     yield min(m.layers) < 0, f"layer {min(m.layers)} does not exist, layers are counted from 0"
-    for layer in m.layers if vit is not None else ():
-        yield not 0 <= layer < vit.depth, f"layer {layer} does not exist, the vit has 0 to {vit.depth - 1}"
+    if vit is not None:
+        for layer in m.layers:
+            yield not 0 <= layer < vit.depth, f"layer {layer} does not exist, the vit has 0 to {vit.depth - 1}"
     yield m.k < 1, "k must be above 0"
     yield len(set(ids)) < len(ids), f"two unlearned models have the same id, among {', '.join(ids)}"
     for entry in m.unlearned:

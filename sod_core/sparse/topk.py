@@ -28,6 +28,10 @@ class TopKSAE(nn.Module):
     Hidden states are [..., 1 + N, D] with CLS first; latents are [..., 1 + N, F].
     """
 
+    mean: Tensor | None
+    """[2, D]: of CLS and of patches; None for raw tokens."""
+    std: Tensor | None
+
     def __init__(self, dim: int, latents: int, k: int, stats: TokenStats | None = None):
         super().__init__()
         self.k = k
@@ -69,7 +73,7 @@ class TopKSAE(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [..., 1 + N, F] -> reconstructed hidden state [..., 1 + N, D]."""
         recons = self.decoder(latents) + self.pre_bias
-        if not self.normalised:
+        if self.mean is None or self.std is None:
             return recons
         return recons * self._by_token(self.std, recons) + self._by_token(self.mean, recons)
 
@@ -79,11 +83,11 @@ class TopKSAE(nn.Module):
         difference [..., 1 + N, S] of the latents `features` [S] -> [..., 1 + N, D], in the hidden state's units.
         """
         moved = difference @ self.decoder.weight[:, features].T
-        return moved * self._by_token(self.std, moved) if self.normalised else moved
+        return moved if self.std is None else moved * self._by_token(self.std, moved)
 
     def normalise(self, hidden: Tensor) -> Tensor:
         """[..., 1 + N, D] -> the same shape, CLS and patches each by their own statistics."""
-        if not self.normalised:
+        if self.mean is None or self.std is None:
             return hidden
         return (hidden - self._by_token(self.mean, hidden)) / self._by_token(self.std, hidden)
 

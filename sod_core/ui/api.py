@@ -74,7 +74,7 @@ def restore(
 
 def packs() -> list[dict[str, Any]]:
     """Every pack on this server: classes, layers, unlearned models; or why it cannot be used."""
-    found = []
+    found: list[dict[str, Any]] = []
     for name in folders():
         try:
             pack = shared_pack(name)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models import vit as vits
-from .task import Stop, Task, descend, trainable_copy
+from .task import Stop, Task, descend, gradient, trainable_copy
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,6 @@ def nearest_wrong_class(vit: nn.Module, images: Tensor, labels: Tensor, task: Ta
     images = images.detach().requires_grad_(True)
     with torch.autocast(images.device.type, enabled=False):
         F.cross_entropy(vits.logits(vit, images), labels).backward()
-        moved = images.detach() * std + mean + bound * images.grad.sign()
+        moved = images.detach() * std + mean + bound * gradient(images).sign()
         logits = vits.logits(vit, (moved.clamp(0, 1) - mean) / std)
     return logits.scatter(1, labels[:, None], -torch.inf).argmax(1)

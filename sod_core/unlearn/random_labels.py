@@ -6,6 +6,7 @@ Source: Golatkar et al. 2020, "Eternal Sunshine of the Spotless Net", as used as
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from ..machine import processes
 from ..models import vit as vits
 from .task import Stop, Task, descend
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer as ViT
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ def unlearn(vit: nn.Module, task: Task, settings: Settings) -> nn.Module:
     return descend(vit, task, lambda model, step: loss(model, task, step, settings.batch), settings.lr, settings.stop)
 
 
-def loss(model: nn.Module, task: Task, step: int, batch: int) -> Tensor:
+def loss(model: ViT, task: Task, step: int, batch: int) -> Tensor:
     """The loss of one step, a scalar."""
     images, labels = task.forget_batch(step, batch)
     generator = torch.Generator().manual_seed(task.seed * 1_000_003 + step)

@@ -160,7 +160,7 @@ def digest(weights: dict[str, Tensor] | nn.Module) -> str:
     total = hashlib.sha256()
     for name in sorted(state):
         total.update(name.encode())
-        total.update(state[name].detach().cpu().contiguous().view(torch.uint8).numpy())
+        total.update(state[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
@@ -210,6 +210,8 @@ def restored(kind: type, values: dict[str, Any]) -> Any:
     hints = get_type_hints(kind)
     if not isinstance(values, dict) or values.keys() != hints.keys():
         raise ValueError(f"the recorded settings are not those of this version: {', '.join(hints)}")
-    return kind(
-        **{name: restored(hint, values[name]) if is_dataclass(hint) else values[name] for name, hint in hints.items()}
-    )
+    found = {}
+    for name, hint in hints.items():
+        inner = isinstance(hint, type) and is_dataclass(hint)
+        found[name] = restored(hint, values[name]) if inner else values[name]
+    return kind(**found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,6 +18,9 @@ from . import method, record
 from .data import Data
 from .record import Order, Record
 from .task import Channels, Task, accuracies, shape_of
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer as ViT
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -51,15 +55,16 @@ def run(
     started = time.monotonic()
     vit = method(order.method).unlearn(original, task, order.settings)
     seconds = time.monotonic() - started
-    found = None
-    if processes.is_main():
+
+    def written() -> Record:
         with files.whole(out) as part:
             torch.save(vit_weights.to_published(vit), part)
-        found = _record(order, original, data, task, out, file, _seconds(checkpoint) or seconds)
-    return processes.shared(found)
+        return _record(order, original, data, task, out, file, _seconds(checkpoint) or seconds)
+
+    return processes.by_main(written)
 
 
-def _record(order: Order, original: nn.Module, data: Data, task: Task, out: Path, file: str, seconds: float) -> Record:
+def _record(order: Order, original: ViT, data: Data, task: Task, out: Path, file: str, seconds: float) -> Record:
     state = safe.read_torch(out)
     saved = vit_weights.new_vit(shape_of(original), state, out.name).to(task.device)
     before, after = (

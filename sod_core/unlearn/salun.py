@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..machine import processes
 from ..models import vit as vits
 from . import random_labels
-from .task import Stop, Task, descend, trainable_copy
+from .task import Stop, Task, descend, gradient, trainable_copy
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def unlearn(vit: nn.Module, task: Task, settings: Settings) -> nn.Module:
 
     def mask_gradients(model: nn.Module) -> None:
         for name, parameter in model.named_parameters():
-            parameter.grad.mul_(masks[name])
+            gradient(parameter).mul_(masks[name])
 
     def loss(model: nn.Module, step: int) -> Tensor:
         return random_labels.loss(model, task, step, settings.batch)
@@ -53,8 +53,8 @@ def saliency_masks(vit: nn.Module, task: Task, settings: Settings) -> dict[str, 
     for step in range(settings.saliency_batches):
         images, labels = task.forget_batch(10_000 + step, settings.batch)
         F.cross_entropy(vits.logits(model, images), labels).backward()
-    processes.average(parameter.grad for parameter in model.parameters())
-    gradients = {name: parameter.grad.abs() for name, parameter in model.named_parameters()}
-    flat = torch.cat([gradient.flatten() for gradient in gradients.values()])
+    processes.average(gradient(parameter) for parameter in model.parameters())
+    gradients = {name: gradient(parameter).abs() for name, parameter in model.named_parameters()}
+    flat = torch.cat([found.flatten() for found in gradients.values()])
     threshold = flat.kthvalue(max(1, int(len(flat) * (1 - settings.salient_share)))).values
-    return {name: (gradient > threshold).float() for name, gradient in gradients.items()}
+    return {name: (found > threshold).float() for name, found in gradients.items()}

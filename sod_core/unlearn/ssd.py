@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..machine import processes
 from ..models import vit as vits
-from .task import Batch, Task, trainable_copy
+from .task import Batch, Task, gradient, trainable_copy
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ def importances(vit: nn.Module, batch_of: Callable[[int, int], Batch], settings:
         images, labels = batch_of(step, settings.batch)
         model.zero_grad()
         F.cross_entropy(vits.logits(model, images), labels).backward()
-        processes.average(parameter.grad for parameter in model.parameters())
+        processes.average(gradient(parameter) for parameter in model.parameters())
         for name, parameter in model.named_parameters():
-            found[name] += parameter.grad.square() / settings.batches
+            found[name] += gradient(parameter).square() / settings.batches
     return found
 
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from tqdm import tqdm
 from ..machine import processes
 from ..models import vit as vits
 from ..worlds.drawn import MEAN, STD, ImageSet, normalise
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer as ViT
 
 Batch = tuple[Tensor, Tensor]
 """Images [B, 3, H, W], normalised; labels [B]. With several processes, this one's part of the batch."""
@@ -73,11 +77,12 @@ class Task:
 
     def look(self, vit: nn.Module, step: int) -> Look:
         """Forget and retain accuracy on the check images, written down in `looks`."""
-        found = None
-        if processes.is_main():
+
+        def measured() -> Look:
             now = accuracies(vit, self.check, self.target_class, self.device, self.mean, self.std)
-            found = Look(step, now.forget, now.retain)
-        self.looks.append(processes.shared(found))
+            return Look(step, now.forget, now.retain)
+
+        self.looks.append(processes.by_main(measured))
         return self.looks[-1]
 
     def autocast(self) -> torch.autocast:
@@ -152,7 +157,14 @@ def trainable_copy(vit: nn.Module) -> nn.Module:
     return model
 
 
-def shape_of(vit: nn.Module) -> vits.ViTShape:
+def gradient(of: Tensor) -> Tensor:
+    """What a backward pass left. Raises ValueError where there was none."""
+    if of.grad is None:
+        raise ValueError("a parameter has no gradient: nothing depends on it")
+    return of.grad
+
+
+def shape_of(vit: ViT) -> vits.ViTShape:
     """The shape that `vit.new` would make this model from."""
     side = vit.patch_embed.img_size[0]
     patch = vit.patch_embed.patch_size[0]
@@ -168,7 +180,7 @@ def random_like(vit: nn.Module, seed: int) -> nn.Module:
     return fresh.to(next(vit.parameters()).device).requires_grad_(False).eval()
 
 
-def last_parts(vit: nn.Module, k: int) -> list[nn.Module]:
+def last_parts(vit: ViT, k: int) -> list[nn.Module]:
     """The last k blocks, the final norm and the classifier. Raises ValueError for a k that the model does not have."""
     if not 1 <= k <= len(vit.blocks):
         raise ValueError(f"k is {k}; this ViT has 1 to {len(vit.blocks)} blocks to train")
@@ -199,11 +211,11 @@ def accuracies(
     std: Channels = STD,
 ) -> Accuracies:
     """Forget and retain accuracy of a model, 0 to 1."""
-    right = []
+    hits = []
     for start in range(0, len(data.labels), 250):
         part = slice(start, start + 250)
         predicted = vits.logits(vit, normalise(data.pixels[part], mean, std).to(device)).argmax(1).cpu().numpy()
-        right.append(predicted == data.labels[part])
-    right = np.concatenate(right)
+        hits.append(predicted == data.labels[part])
+    right = np.concatenate(hits)
     forgotten = data.labels == target_class
     return Accuracies(float(right[forgotten].mean()), float(right[~forgotten].mean()))

@@ -10,6 +10,7 @@ vikram2000b/Fast-Machine-Unlearning, Machine Unlearning.ipynb.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from ..machine import processes
 from ..models import vit as vits
 from . import fine_tune
 from .task import Stop, Task, descend
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer as ViT
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def unlearn(vit: nn.Module, task: Task, settings: Settings) -> nn.Module:
     return descend(vit, task, loss, settings.lr, settings.stop, first_look=settings.impair_steps + 1)
 
 
-def error_maximising_noise(vit: nn.Module, task: Task, settings: Settings) -> Tensor:
+def error_maximising_noise(vit: ViT, task: Task, settings: Settings) -> Tensor:
     """[batch, 3, H, W], normalised as images are. Every process makes all of it."""
     side, device = vit.patch_embed.img_size[0], task.device
     generator = torch.Generator().manual_seed(task.seed)

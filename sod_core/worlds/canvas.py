@@ -224,7 +224,8 @@ def _clutter_shape(rng: np.random.Generator) -> np.ndarray:
 
 
 def _rgb(colour: np.ndarray) -> tuple[int, int, int]:
-    return tuple(int(v * 255) for v in colour)
+    red, green, blue = (int(v * 255) for v in colour)
+    return red, green, blue
 
 
 # ---------------------------------------------------------------- styles

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from ...unlearn.record import Order
 from ...unlearn.run import run
 from ...worlds import canvas
 from ...worlds import drawn as images
+from ...worlds.drawn import ImageSet
 from . import card, train_sae, train_vit
 
 SHAPE = vits.ViTShape(images.SIZE, images.PATCH, dim=96, depth=12, heads=3, classes=len(canvas.OBJECTS))
@@ -58,7 +60,7 @@ class Builder:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         work.mkdir(parents=True, exist_ok=True)
 
-    def images(self, name: str, drawn: tuple[int, int]) -> images.ImageSet:
+    def images(self, name: str, drawn: tuple[int, int]) -> ImageSet:
         return images.load(self.work, name, *drawn)
 
     def run(self, only: list[str]) -> None:
@@ -124,7 +126,7 @@ class Builder:
         _, active = train_sae.report(vit, sae, check, layer, self.device)
         experts = train_sae.rank(active, check, SHAPE.classes, recipe.k)
         torch.save(state | {"k": recipe.k}, self.out / f"sae_layer{layer}_k{recipe.k}.pt")
-        stats = {key: value.cpu().numpy() for key, value in tokens.stats._asdict().items()}
+        stats: Any = {key: value.cpu().numpy() for key, value in tokens.stats._asdict().items()}  # the published form
         np.save(self.out / f"activations_layer{layer}_stats.npy", stats, allow_pickle=True)
         details = {c: [expert._asdict() for expert in found] for c, found in experts.items()}
         torch.save({"class_experts_details": details}, self.out / f"expert_features_layer{layer}_k{recipe.k}.pt")
@@ -161,13 +163,13 @@ class Builder:
     def _save_vit(self, vit: nn.Module, file: str) -> None:
         torch.save(vit_weights.to_published(vit), self.out / file)
 
-    def _right(self, vit: nn.Module, data: images.ImageSet, start: int) -> np.ndarray:
+    def _right(self, vit: nn.Module, data: ImageSet, start: int) -> np.ndarray:
         part = slice(start, start + 250)
         with torch.inference_mode():
             predicted = vits.logits(vit, images.normalise(data.pixels[part]).to(self.device)).argmax(1)
         return predicted.cpu().numpy() == data.labels[part]
 
-    def _largest_move(self, full: nn.Module, half: nn.Module, data: images.ImageSet) -> float:
+    def _largest_move(self, full: nn.Module, half: nn.Module, data: ImageSet) -> float:
         """Largest change of any logit by storing the weights in half precision, on 250 images."""
         batch = images.normalise(data.pixels[:250]).to(self.device)
         with torch.inference_mode():

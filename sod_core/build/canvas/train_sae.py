@@ -56,14 +56,14 @@ class Tokens(NamedTuple):
 def collect(vit: nn.Module, data: ImageSet, layer: int, recipe: SAERecipe, device: torch.device) -> Tokens:
     """Tokens of a layer on the first `recipe.images` images."""
     rng = torch.Generator().manual_seed(recipe.seed)
-    cls, patches = [], []
+    summaries, drawn_patches = [], []
     for start in tqdm(range(0, recipe.images, 250), desc="hidden states", mininterval=5):
         hidden = vits.head(vit, normalise(data.pixels[start : start + 250]).to(device), layer)
         drawn = torch.rand(hidden.shape[0], hidden.shape[1] - 1, generator=rng).argsort(1)
         index = drawn[:, : recipe.patches_an_image, None].to(device) + 1
-        cls.append(hidden[:, 0])
-        patches.append(hidden.gather(1, index.expand(-1, -1, hidden.shape[2])).flatten(0, 1))
-    cls, patches = torch.cat(cls), torch.cat(patches)
+        summaries.append(hidden[:, 0])
+        drawn_patches.append(hidden.gather(1, index.expand(-1, -1, hidden.shape[2])).flatten(0, 1))
+    cls, patches = torch.cat(summaries), torch.cat(drawn_patches)
     return Tokens(cls, patches, TokenStats(patches.mean(0), patches.std(0), cls.mean(0), cls.std(0)))
 
 
@@ -83,6 +83,8 @@ def train(tokens: Tokens, recipe: SAERecipe, checkpoint: Path) -> TopKSAE:
         sae.decoder.weight.copy_(nn.functional.normalize(torch.randn_like(sae.decoder.weight), dim=0))
         sae.encoder.weight.copy_(sae.decoder.weight.T)
     stats = tokens.stats
+    if stats.cls_mean is None or stats.cls_std is None:
+        raise ValueError("the tokens have no statistics of CLS")
     cls = (tokens.cls - stats.cls_mean) / stats.cls_std
     patches = (tokens.patches - stats.patch_mean) / stats.patch_std
     optimiser = torch.optim.Adam(sae.parameters(), lr=recipe.lr)
@@ -179,10 +181,10 @@ def report(vit: nn.Module, sae: TopKSAE, data: ImageSet, layer: int, device) -> 
         right.append(vits.tail(vit, states, layer).argmax(1) == labels)
         right_reconstructed.append(vits.tail(vit, sae.decode(latents), layer).argmax(1) == labels)
         hidden.append(states)
-    hidden = torch.cat(hidden)
+    states = torch.cat(hidden)
     found = SAEReport(
-        variance_unexplained=variance_unexplained(sae, hidden),
-        variance_unexplained_cls=variance_unexplained(sae, hidden[:, :1]),
+        variance_unexplained=variance_unexplained(sae, states),
+        variance_unexplained_cls=variance_unexplained(sae, states[:, :1]),
         dead_latents=int((~ever).sum()),
         latents=sae.latents,
         active_latents=torch.stack(counts).mean().item(),

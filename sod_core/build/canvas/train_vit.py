@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -117,10 +117,11 @@ def _step(
         pixels = pixels[:, :, ::-1]
         coverage = coverage.reshape(-1, side, side)[:, :, ::-1].reshape(len(chosen), -1)
     labels = torch.as_tensor(data.labels[chosen])
-    targets = token_targets(torch.as_tensor(np.ascontiguousarray(coverage)), labels, model["vit"].num_classes)
+    vit: Any = model["vit"]
+    targets = token_targets(torch.as_tensor(np.ascontiguousarray(coverage)), labels, vit.num_classes)
     part = processes.part(recipe.batch)
     images, labels = normalise(pixels[part], *normalisation).to(device), labels[part].to(device)
-    vit, targets = model["vit"], targets.to(device)
+    targets = targets.to(device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
         hidden = vit._pos_embed(vit.patch_embed(images))
         if step < recipe.sparse_share * recipe.steps:
@@ -150,8 +151,8 @@ def _drop_half(
     `targets` are of the whole batch, `hidden` of `part` of it; so are those returned.
     """
     count = targets.shape[1]
-    kept = np.argsort(rng.random(targets.shape), axis=1)[:, : count // 2]
-    kept = torch.as_tensor(kept, device=hidden.device)
+    drawn = np.argsort(rng.random(targets.shape), axis=1)[:, : count // 2]
+    kept = torch.as_tensor(drawn, device=hidden.device)
     patches = hidden[:, 1:].gather(1, kept[part, :, None].expand(-1, -1, hidden.shape[2]))
     return torch.cat([hidden[:, :1], patches], dim=1), targets.gather(1, kept)
 
@@ -185,10 +186,11 @@ def _resume(
     checkpoint: Path, model: nn.Module, optimisers: list, recipe: Recipe, device: torch.device
 ) -> tuple[int, float]:
     """(the step to go on from, seconds spent before); a checkpoint of another recipe is not used."""
-    state = None
-    if processes.is_main() and checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-    state = processes.shared(state)  # other machines may not have the file
+
+    def stored() -> dict | None:
+        return torch.load(checkpoint, map_location=device, weights_only=True) if checkpoint.exists() else None
+
+    state = processes.by_main(stored)  # other machines may not have the file
     if state is None or state.get("recipe") != asdict(recipe):
         return 0, 0.0
     model.load_state_dict(state["model"])

@@ -10,6 +10,7 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ class Builder:
         seen = train_judges.Seen(self._images("train", TRAIN), self._recons())
         test, recipe = self._images("test", TEST), train_judges.Recipe()
         redrawn = self._redrawn(test)
-        figures = {"recipe": asdict(recipe)}
+        figures: dict[str, Any] = {"recipe": asdict(recipe)}
         for what, spec in self._judge_specs().items():
             field = {"object": "labels", "style": "styles"}[what]
             labels = np.array(getattr(seen.images, field))
@@ -131,12 +132,13 @@ class Builder:
         started = time.monotonic()
         drawings.draw(pack, wanted[:1], STEPS, GUIDANCE)
         alone = time.monotonic() - started
-        named = {what: pack.judge(what).probabilities(found).argmax(1) for what in ("object", "style")}
+        both = zip(("object", "style"), pack.both_judges())
+        named = {what: judge.probabilities(found).argmax(1) for what, judge in both}
         right = {
             "object": [canvas.OBJECTS[n] == item.object for n, item in zip(named["object"], wanted)],
             "style": [canvas.STYLES[n] == item.style for n, item in zip(named["style"], wanted)],
         }
-        figures = {
+        figures: dict[str, Any] = {
             "images": len(wanted),
             "steps": STEPS,
             "guidance": GUIDANCE,
@@ -158,7 +160,7 @@ class Builder:
     def _erased(self) -> dict:
         pack = ErasePack(self.out, self.device)
         wanted = unlearncanvas.asked(canvas.OBJECTS, canvas.STYLES, ERASED_SEEDS)
-        figures = {"images_a_concept": len(wanted), "steps": STEPS, "guidance": GUIDANCE, "rows": []}
+        figures: dict[str, Any] = {"images_a_concept": len(wanted), "steps": STEPS, "guidance": GUIDANCE, "rows": []}
         for id in (erase_sae.SUPERVISED, erase_sae.UNSUPERVISED):
             for fidelity in ("exact", "reference"):
                 results = self._benchmark(pack, id, fidelity, wanted)
@@ -182,13 +184,13 @@ class Builder:
     def _images(self, name: str, drawn: tuple[int, int]) -> images.ImageSet:
         return images.load(self.work, name, *drawn)
 
-    def _stored_vae(self) -> nn.Module:
+    def _stored_vae(self) -> Any:
         """The autoencoder as the pack stores it."""
         from diffusers import AutoencoderTiny
 
         return AutoencoderTiny.from_pretrained(self.out / "pipeline" / "vae").float().requires_grad_(False).eval()
 
-    def _encoded(self, vae: nn.Module) -> Tensor:
+    def _encoded(self, vae: Any) -> Tensor:
         """[n, 4, 16, 16] half precision: the training images' latents, scaled."""
         path = self.work / "latents.pt"
         if not path.exists():
@@ -197,10 +199,10 @@ class Builder:
             torch.save(torch.cat([train_vae.encode(vae, data, slice(i, i + 500)).half() for i in starts]), path)
         return torch.load(path, weights_only=True) * vae.config.scaling_factor
 
-    def _latents(self, vae: nn.Module) -> train_unet.Latents:
+    def _latents(self, vae: Any) -> train_unet.Latents:
         data = self._images("train", TRAIN)
-        known = (np.array(array) for array in (data.labels, data.styles, data.coverage))
-        return train_unet.Latents(self._encoded(vae), *known, canvas.OBJECTS, canvas.STYLES)
+        labels, styles, coverage = (np.array(array) for array in (data.labels, data.styles, data.coverage))
+        return train_unet.Latents(self._encoded(vae), labels, styles, coverage, canvas.OBJECTS, canvas.STYLES)
 
     def _recons(self) -> np.ndarray:
         path = self.work / "recons.npy"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +49,8 @@ class Seen(NamedTuple):
 def train(data: Seen, labels: np.ndarray, spec: judges.JudgeSpec, recipe: Recipe, checkpoint: Path) -> Trained:
     """A judge of `labels` [n]. Batch i depends on (seed, i) alone."""
     torch.manual_seed(recipe.seed)
-    model = judges.new(spec).train().to(memory_format=torch.channels_last)
+    model: Any = judges.new(spec).train()
+    model = model.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     for group in optimiser.param_groups:
         group["peak_lr"] = recipe.lr

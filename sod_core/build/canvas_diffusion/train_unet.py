@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -163,7 +163,7 @@ def train(data: Latents, tokenizer, recipe: Recipe, checkpoint: Path, compiled: 
     from diffusers.models.attention_processor import AttnProcessor
 
     torch.manual_seed(recipe.seed)
-    model = nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)})
+    model: Any = nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)})
     model["places"] = nn.Linear(WIDTHS[-1], len(data.objects) + 1)
     tokens_of: dict[str, Tensor] = {}
     model["unet"].get_submodule(HOOK_POINT).register_forward_hook(
@@ -173,7 +173,7 @@ def train(data: Latents, tokenizer, recipe: Recipe, checkpoint: Path, compiled: 
     ids = _token_ids(tokenizer, prompts.all_forms(data.objects, data.style_names))
     if not checkpoint.exists():
         _tell_apart(model["text_encoder"], ids, data)
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=_averaging(recipe.average))
+    average: Any = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=_averaging(recipe.average))
     unet = torch.compile(model["unet"]) if compiled else model["unet"]
     optimisers = _optimisers(model, recipe)
     scheduler = new_scheduler()
@@ -197,10 +197,11 @@ def train(data: Latents, tokenizer, recipe: Recipe, checkpoint: Path, compiled: 
     parts = {"model": model, "average": average} | {f"optimiser{i}": o for i, o in enumerate(optimisers)}
     made_from = {name: value for name, value in asdict(recipe).items() if name not in ("steps", "cooling")}
     seconds = loop.train(step, recipe.steps, checkpoint, parts, made_from)
-    return Trained(*(average.module[name].requires_grad_(False).eval() for name in ("unet", "text_encoder")), seconds)
+    unet, text_encoder = (average.module[name].requires_grad_(False).eval() for name in ("unet", "text_encoder"))
+    return Trained(unet, text_encoder, seconds)
 
 
-def _tell_apart(text_encoder: nn.Module, ids: dict[str, Tensor], data: Latents) -> None:
+def _tell_apart(text_encoder: Any, ids: dict[str, Tensor], data: Latents) -> None:
     """Teaches the text encoder which object and which style a prompt names, a few seconds' work.
 
     Untaught, its outputs for two objects are so alike that the UNet does not find the difference.
@@ -213,7 +214,7 @@ def _tell_apart(text_encoder: nn.Module, ids: dict[str, Tensor], data: Latents) 
     optimiser = torch.optim.AdamW([*text_encoder.parameters(), *heads.parameters()], lr=1e-3)
     for _ in range(TAUGHT_STEPS):
         pooled = text_encoder(tokens).last_hidden_state.mean(1)
-        loss = sum(F.cross_entropy(heads[what](pooled), label) for what, label in labels.items())
+        loss = torch.stack([F.cross_entropy(heads[what](pooled), label) for what, label in labels.items()]).sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -274,9 +275,9 @@ class _Flat(torch.optim.Optimizer):
         self.param_groups = self.muon.param_groups
         self.state = self.muon.state
 
-    def step(self, closure=None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # nobody passes a closure
         for flat, original in zip(self.flat, self.originals):
-            flat.grad = original.grad.view(original.shape[0], -1)
+            flat.grad = None if original.grad is None else original.grad.view(original.shape[0], -1)
         self.muon.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class Recipe:
 
 
 class Trained(NamedTuple):
-    vae: nn.Module
+    vae: Any
     """diffusers.AutoencoderTiny in evaluation mode; scaling_factor makes its latents of unit variance."""
     seconds: float
 
@@ -52,7 +52,8 @@ def new(recipe: Recipe) -> nn.Module:
 def train(data: ImageSet, recipe: Recipe, checkpoint: Path) -> Trained:
     """L1 of pixels and of their differences; batch i depends on (seed, i) alone."""
     torch.manual_seed(recipe.seed)
-    vae = new(recipe).train().to(memory_format=torch.channels_last)
+    vae: Any = new(recipe).train()
+    vae = vae.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=recipe.lr, weight_decay=1e-4)
     for group in optimiser.param_groups:
         group["peak_lr"] = recipe.lr
@@ -85,14 +86,14 @@ def _edges(error: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def encode(vae: nn.Module, data: ImageSet, part: slice) -> Tensor:
+def encode(vae: Any, data: ImageSet, part: slice) -> Tensor:
     """Images `part` -> latents [n, 4, side / 4, side / 4], not yet scaled."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return vae.encoder(normalise(data.pixels[part]).to(memory_format=torch.channels_last)).float()
 
 
 @torch.inference_mode()
-def error(vae: nn.Module, data: ImageSet) -> float:
+def error(vae: Any, data: ImageSet) -> float:
     """Mean absolute error of the reconstruction, pixels in [0, 1]."""
     found = []
     for start in range(0, len(data.labels), 250):

@@ -60,27 +60,30 @@ def gather(pipeline: Any, hook_point: str, wanted: list[Prompted], how: Gatherin
     if record.exists():
         found = json.loads(record.read_text())
         done = found["done"] if found["made_from"] == json.loads(json.dumps(made_from)) else 0
-    tokens = unprompted = None
+    arrays: tuple[np.memmap, np.memmap] | None = None
     progress = tqdm(total=len(wanted), initial=done, desc="drawing", unit="image", mininterval=5)
     for start in range(done, len(wanted), how.batch):
         batch = wanted[start : start + how.batch]
         halves = _drawn(pipeline, hook_point, batch, how)
-        if tokens is None:
+        if arrays is None:
             shape = (how.kept_steps, *halves.shape[3:])
-            tokens = _array(folder / "tokens.npy", (len(wanted), *shape), done)
-            unprompted = _array(folder / "unprompted.npy", (-(-len(wanted) // how.unprompted), *shape), done)
+            arrays = (
+                _array(folder / "tokens.npy", (len(wanted), *shape), done),
+                _array(folder / "unprompted.npy", (-(-len(wanted) // how.unprompted), *shape), done),
+            )
+        tokens, unprompted = arrays
         for row in range(len(batch)):
             place = start + row
             kept = np.sort(np.random.default_rng(place).permutation(how.steps)[: how.kept_steps])
             tokens[place] = halves[1, row, kept]
             if place % how.unprompted == 0:
                 unprompted[place // how.unprompted] = halves[0, row, kept]
-        tokens.flush(), unprompted.flush()
+        tokens.flush()
+        unprompted.flush()
         record.write_text(json.dumps({"done": start + len(batch), "made_from": made_from}))
         progress.update(len(batch))
-    files = (np.load(folder / name, mmap_mode="r") for name in ("tokens.npy", "unprompted.npy"))
-    tokens, unprompted = files
-    return Activations(tokens, np.array([item.concept for item in wanted]), unprompted)
+    kept_tokens, kept_unprompted = (np.load(folder / name, mmap_mode="r") for name in ("tokens.npy", "unprompted.npy"))
+    return Activations(kept_tokens, np.array([item.concept for item in wanted]), kept_unprompted)
 
 
 def _drawn(pipeline: Any, hook_point: str, batch: list[Prompted], how: Gathering) -> np.ndarray:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -73,7 +74,7 @@ class Maker:
             plain, data, bound, self.plan.recipe, self.plan.supervision, self.work / "supervised.ckpt"
         )
         (after,) = self._statistics([taught])
-        figures = {"recipe": asdict(self.plan.recipe), "supervision": asdict(self.plan.supervision)}
+        figures: dict[str, Any] = {"recipe": asdict(self.plan.recipe), "supervision": asdict(self.plan.supervision)}
         figures |= {"gathering": asdict(self.plan.gathering), "images": len(data.concepts)}
         figures["bound"] = dict(zip(self.names, bound.tolist()))
         for id, sae, found in ((UNSUPERVISED, plain, statistics), (SUPERVISED, taught, after)):
@@ -142,7 +143,7 @@ def search(pack: ErasePack, id: str, how: Search, guidance: float, told: Callabl
         setting = ConceptSetting(percentile, factor=factor)
         edit = drawings.settings(pack, id, (name,), "exact", setting)
         images = drawings.draw(pack, wanted, how.steps, guidance, id, edit)
-        result = unlearncanvas.count(name, wanted, images, pack.judge("object"), pack.judge("style"))
+        result = unlearncanvas.count(name, wanted, images, *pack.both_judges())
         found[name].append(
             {"percentile": percentile, "factor": factor, "ua": result.ua, "ira": result.ira, "cra": result.cra}
         )

@@ -27,6 +27,11 @@ def enlarged(image: Image.Image) -> Image.Image:
     return image if times == 1 else image.resize((image.width * times, image.height * times), Image.Resampling.BICUBIC)
 
 
+def most_likely(row: dict[str, float]) -> str:
+    """The name that a judge gives the largest probability."""
+    return max(row, key=lambda name: row[name])
+
+
 def headline(shown: Shown) -> str:
     """What the judges saw, in a sentence; and what of the prompt the model did not see."""
     concepts = " and ".join(shown.how.concepts)
@@ -36,10 +41,10 @@ def headline(shown: Shown) -> str:
     title = f"### {concepts} erased"
     said = []
     for what, (before, after) in shown.judged.items():
-        first, now = (max(row, key=row.get) for row in (before, after))
+        first, now = most_likely(before), most_likely(after)
         same = f"still {first}" if now == first else f"{first} before, now {now}"
         said.append(f"{what}: {same} ({before[first]:.0%} to {after[first]:.0%})")
-    cut = float((shown.drawn.heat > 0).any((1, 2, 3)).mean())
+    cut = 0.0 if shown.drawn.heat is None else float((shown.drawn.heat > 0).any(axis=(1, 2, 3)).mean())
     how = f"factor {shown.how.factor:g}" if shown.how.factor is not None else f"multiplier {shown.how.multiplier:.3g}"
     note = f"{how}, {shown.how.fidelity}; its latent fires in {cut:.0%} of the steps.{unread}"
     return f"{title}\nThe judges: {'; '.join(said)}. {note}" if said else f"{title}\n{note}"
@@ -128,7 +133,7 @@ def object_rows(
     concepts: Sequence[str],
 ) -> str:
     """All objects, before above after; what the judge calls each."""
-    said = [max(row, key=row.get) for row in judged.get("object", [])]
+    said = [most_likely(row) for row in judged.get("object", [])]
     columns = []
     for place, item in enumerate(wanted):
         cells = []
