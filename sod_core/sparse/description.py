@@ -201,6 +201,7 @@ def _architecture(state: dict[str, Tensor], settings: list[Setting], file: str) 
     if not told and not _said(settings, _KS):
         told += [(STANDARD, f"{s}, and no architecture") for s in _said(settings, ("d_sae",))]  # SAELens's default
     others = [(word, by) for word, by in told if word != TOPK]
+    others.sort(key=lambda other: other[0] == BATCH_TOPK)  # in use it may count as TopK, so it must hide no other
     return (others or told or [(TOPK, file)])[0]
 
 

@@ -179,6 +179,8 @@ def _assembled(
 ) -> TopKSAE:
     pre_bias, latent_bias = weights["pre_bias"], weights["latent_bias"]
     latents = latent_bias.numel()
+    if not latents:
+        raise PackError(f"{file}: {names['latent_bias']} is empty")
     if pre_bias.numel() != dim:
         raise PackError(f"{file}: {names['pre_bias']} has shape {tuple(pre_bias.shape)}, expected ({dim},)")
     encoder = _oriented(weights["encoder"], names["encoder"], (latents, dim), names, file)

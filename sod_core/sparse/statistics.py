@@ -43,7 +43,8 @@ def load_stats(found: Any, dim: int, file: str) -> TokenStats:
         value = named.get(f"{kind}_var" if squared else key)
         if value is None:
             if kind == "patch":
-                raise PackError(f"{file} has neither {key} nor {figure}")
+                held = ", ".join(map(str, list(found)[:5])) or "nothing"
+                raise PackError(f"{file} has neither {key} nor {figure}, it holds {held}")
             continue
         array = _array(value, key, dim, file)
         arrays[key] = array.sqrt() if squared else array
