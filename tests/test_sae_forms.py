@@ -139,10 +139,11 @@ def test_the_folders_of_libraries_give_the_same_latents(tmp_path, library, k):
         lambda: {"state_dict": {f"model.{name}": tensor for name, tensor in linear().items()}},
         lambda: {f"module._orig_mod.sae.{name}": tensor for name, tensor in published().items()},
         lambda: {"state_dict": published(), "epoch": 3, "optimizer": {"state": {}, "param_groups": []}, "step": 7},
+        lambda: {"state_dict": published(), "k": torch.tensor(K), "optimizer": {"state": published()}},
         lambda: published() | {"k": np.int64(K), "cfg": {"normalize_activations": "none", "seed": 3}},
         lambda: lens() | {"scaling_factor": torch.ones(WIDTH)},
     ],
-    ids=["compiled", "lightning", "nested", "training", "settings inside", "neutral factor"],
+    ids=["compiled", "lightning", "nested", "training", "k outside", "settings inside", "neutral factor"],
 )
 def test_wrapped_and_prefixed_saes_give_the_same_latents(tmp_path, tensors):
     torch.save(tensors(), tmp_path / "sae.pt")
@@ -278,6 +279,9 @@ def test_a_setting_that_is_not_computed_is_named(tmp_path, changes, says):
         (lambda: linear() | {"norm.weight": torch.ones(D), "norm.bias": torch.ones(D)}, ("norm.weight", "norm.bias")),
         (lambda: linear() | {"decoder.bias": torch.zeros(D)}, ("decoder.bias",)),
         (lambda: lens() | {"scaling_factor": VECTOR}, ("scaling_factor",)),
+        (lambda: {"state_dict": linear(), "k": torch.tensor(8)}, ("k 8", "k 4")),
+        (lambda: {"state_dict": linear(), "args": {"k": 8}}, ("k 8", "k 4")),
+        (lambda: {"state_dict": linear(), "ema": {"shadow": linear()}}, ("ema.shadow and state_dict", "keep one")),
         (lambda: {"state_dict": linear(), "input_mean": torch.zeros(D)}, ("input_mean",)),
         (lambda: {**{f"a.{n}": t for n, t in lens().items()}, **{f"b.{n}": t for n, t in lens().items()}}, ("'a.'",)),
         (lambda: lens() | {"k": torch.tensor([K, 8])}, ("[4, 8]",)),

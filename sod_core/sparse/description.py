@@ -59,6 +59,7 @@ class Description:
 
 
 _NESTED = ("trainer", "sae", "cfg", "config", "sae_cfg", "sae_config", "hyper_parameters", "metadata", "meta")
+_NESTED += ("args", "hparams", "hyperparameters", "model_config", "model_args", "sae_args", "settings")
 _NESTED += ("activation_fn_kwargs", "activation_kwargs", "activation_state_dict")
 _ARCHITECTURES = ("architecture", "dict_class", "sae_type", "encoder_type", "autoencoder_type")
 _ACTIVATIONS = ("activation", "activation_fn", "activation_fn_str", "activation_type", "act_fn")
@@ -121,15 +122,15 @@ _TRAINING = re.compile(
     "^normalize_(sae_)?decoder|init|aux|dead|penalty|loss|noise|grad|lr|lambda|warm|bandwidth|path|device|dtype|seed"
     "|batch|wandb|lp_norm|threshold_(beta|start)|max_norm|scaler|amp_scal|eval"
 )
-_NOT_RESIDUAL = re.compile("attn|mlp|hook_z|resid_mid|_q$|_v$")
+_NOT_RESIDUAL = re.compile("attn|attention|mlp|intermediate|hook_z|resid_mid|_q$|_v$")
 
 
-def settings_of(where: str, said: dict[Any, Any]) -> list[Setting]:
+def settings_of(where: str, said: dict[Any, Any], depth: int = 0) -> list[Setting]:
     """What a configuration says, with its nested parts beside its own keys."""
     found = []
     for key, value in said.items():
-        if isinstance(value, dict) and key in _NESTED:
-            found += settings_of(where, value)
+        if isinstance(value, dict) and key in _NESTED and depth < 8:
+            found += settings_of(where, value, depth + 1)
         elif isinstance(key, str):
             found.append(Setting(where, key, value))
     return found

@@ -92,7 +92,8 @@ def load_sae(
     """
     state, own, outer = _opened(found, file)
     settings = [*own, *(settings or [])]
-    description = describe(state, settings, file, k)
+    everything = {**outer, **state}
+    description = describe(everything, settings, file, k)
     _check(description, file, batch_topk)
     if layer is not None:
         check_place(settings, layer)
@@ -100,7 +101,7 @@ def load_sae(
     for part, key in parts.items():
         if key is None:
             raise PackError(f"{file} is no sparse autoencoder: it has none of {', '.join(NAMES[part])}")
-    _check_left_over({**outer, **state}, set(parts.values()), description, file)
+    _check_left_over(everything, set(parts.values()), description, file)
     weights = {part: _numbers(state[key], key, file) for part, key in parts.items()}
     return _assembled(weights, parts, description, dim, file)
 
@@ -109,27 +110,34 @@ def _opened(found: Any, file: str) -> tuple[dict[str, Tensor], list[Setting], di
     """The state dict without the prefix of its names, what stands beside it, and tensors that lie around it."""
     if isinstance(found, dict) and found and all(isinstance(value, np.ndarray) for value in found.values()):
         found = {name: torch.from_numpy(array) for name, array in found.items() if array.dtype.kind in "biuf"}
-    state = unwrap(found, file)
-    around = _around(found, {id(value) for value in state.values()}) or [found]
+    chains = _chains(found)
+    if len(chains) > 1:
+        several = " and ".join(sorted(where or "the file's own names" for where, _ in chains))
+        raise PackError(f"{file} holds several SAEs, under {several}: keep one in a file")
+    _, levels = chains[0] if chains else ("", [found])
+    state = unwrap(levels[-1], file)  # says what is wrong where there is none
     settings, outer = [], {}
-    for level in around:
+    for level in levels if chains else []:
         settings += settings_of(file, {key: value for key, value in level.items() if not isinstance(value, Tensor)})
-        if level is not around[-1]:
+        if level is not levels[-1]:
             outer |= {str(key): value for key, value in level.items() if isinstance(value, Tensor)}
     return _without_prefix(state, file), settings, outer
 
 
-def _around(found: Any, wanted: set[int]) -> list[dict]:
-    """The dictionaries that lead to the tensors `wanted`, the innermost last; empty if there are none."""
-    if not isinstance(found, dict):
+def _chains(found: Any, where: str = "", depth: int = 0) -> list[tuple[str, list[dict]]]:
+    """The dictionaries that have an SAE's encoder: by the keys that lead there, each with those around it before it."""
+    if not isinstance(found, dict) or depth > 8:
         return []
-    if any(id(value) in wanted for value in found.values()):
-        return [found]
-    for value in found.values():
-        inner = _around(value, wanted)
-        if inner:
-            return [found, *inner]
-    return []
+    ends = tuple(f".{name}" for name in NAMES["encoder"])
+    held = (key for key, value in found.items() if isinstance(value, Tensor | np.ndarray))
+    if any(isinstance(key, str) and f".{key}".endswith(ends) for key in held):
+        return [(where, [found])]
+    return [
+        (place, [found, *inner])
+        for key, value in found.items()
+        if not str(key).startswith("optim")
+        for place, inner in _chains(value, f"{where}.{key}".lstrip("."), depth + 1)
+    ]
 
 
 def _without_prefix(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
