@@ -169,6 +169,15 @@ def with_raw_input(sae: TopKSAE) -> TopKSAE:
     return sae
 
 
+def test_what_a_library_writes_beside_the_weights_is_fetched_with_them(spoilt_pack):
+    """Without it, nobody could tell what kind of SAE it is."""
+    files = manifest()["files"] | {"sae": "layer{layer}/sae_weights.safetensors"}
+    write_manifest(spoilt_pack, files=files, source={"repo_id": "user/no-such-repository"})
+    saelens(spoilt_pack / "layer1")
+    lacking = [file.path for file in Pack(spoilt_pack).lacking()]
+    assert lacking == ["layer2/sae_weights.safetensors", "layer2/cfg.json"]
+
+
 def test_a_bias_that_is_not_subtracted_is_folded_in(tmp_path):
     """x W + c, as SAELens computes it, by hand."""
     found = read(saelens(tmp_path / "sae", apply_b_dec_to_input=False))
@@ -201,7 +210,7 @@ def test_a_square_sae_lies_as_its_library_lays_it():
 
 
 def test_another_models_config_beside_the_file_is_passed_over(spoilt_pack):
-    said = {"model_type": "vit", "architectures": ["ViT"], "layer_norm_eps": 1e-12, "id2label": {"0": "apple"}}
+    said = {"model_type": "vit", "architectures": ["ViT"], "layer_norm_eps": 1e-12, "hidden_size": 32}
     (spoilt_pack / "config.json").write_text(json.dumps(said))
     assert Pack(spoilt_pack).sae(1).k == K
 

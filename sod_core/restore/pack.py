@@ -29,6 +29,7 @@ from ..sparse import forms
 from ..sparse.topk import TopKSAE, variance_unexplained
 from . import examples, expert_lists, manifest
 from .features import Expert
+from .fit import SAEFit
 from .session import Session
 
 KIND = "restore"
@@ -42,25 +43,6 @@ class Example(NamedTuple):
     path: Path
     label: int
     """Index of its class."""
-
-
-class SAEFit(NamedTuple):
-    """Fraction of variance unexplained on the pack's examples, with and without normalised input; None without any."""
-
-    normalised: float | None
-    raw: float | None
-    saw_cls: bool
-    """Whether the SAE's statistics know CLS: if not, it was trained on patches only, and is judged on them only."""
-
-    @property
-    def caution(self) -> str | None:
-        """A sentence where the SAE explains nothing, either way: it was trained on something else."""
-        if self.raw is None or not min(self.normalised, self.raw) > 1:
-            return None
-        return (
-            f"this SAE does not fit this model (variance unexplained {self.normalised:.2f} with normalised input, "
-            f"{self.raw:.2f} with raw; the mean alone gives 1), so what its latents do here says nothing"
-        )
 
 
 @cache
@@ -127,7 +109,9 @@ class Pack:
             entry = m.entry(id)
             return self._not_here([(entry.file, entry.source)])
         per_layer = [m.layer_file(kind, layer) for layer in m.layers for kind in ("sae", "stats", "experts")]
-        return self._not_here([(name, None) for name in (m.files["original"], *per_layer)])
+        saes = [m.layer_file("sae", layer) for layer in m.layers if not m.path(m.layer_file("sae", layer)).exists()]
+        configs = [config for config in map(forms.config_beside, saes) if config is not None]
+        return self._not_here([(name, None) for name in (m.files["original"], *per_layer, *configs)])
 
     def lacking_examples(self) -> list[HubFile]:
         """What has to be fetched for example images. The pack works without: a visitor's own image serves then."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,14 @@ from .topk import TopKSAE
 
 __all__ = ["CONFIGS", "WEIGHTS", "load_sae", "load_stats", "read_config", "read_sae", "read_stats", "weights_in"]
 
-WEIGHTS = ("sae.safetensors", "state_dict.pth", "sae_weights.safetensors", "ae.pt")
-"""What sparsify, sdxl-unbox, SAELens and dictionary_learning call the weights in an SAE's folder."""
+_LIBRARIES = {
+    "sae.safetensors": "cfg.json",  # sparsify
+    "state_dict.pth": "config.json",  # sdxl-unbox
+    "sae_weights.safetensors": "cfg.json",  # SAELens
+    "ae.pt": "config.json",  # dictionary_learning
+}
+WEIGHTS = tuple(_LIBRARIES)
+"""What the libraries call the weights in an SAE's folder."""
 CONFIGS = ("cfg.json", "config.json")
 """What they call the description beside it."""
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
@@ -50,6 +56,12 @@ def read_sae(path: Path, k: int | None, dim: int, layer: int | None = None) -> T
         own = path.name in WEIGHTS or config.name == "cfg.json" or any(setting.key in _SAE_KEYS for setting in told)
         settings += told if own else []
     return load_sae(read_figures(path), k, dim, shown(path), settings, layer)
+
+
+def config_beside(weights: str) -> str | None:
+    """The name of the description that a library writes beside weights of this name; None where it is no library's."""
+    path = PurePosixPath(weights)
+    return str(path.with_name(_LIBRARIES[path.name])) if path.name in _LIBRARIES else None
 
 
 def read_config(path: Path) -> list[Setting]:
