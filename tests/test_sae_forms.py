@@ -244,6 +244,7 @@ VECTOR = torch.full((WIDTH,), 0.5)
         ({"input_unit_norm": True}, "input_unit_norm"),
         ({"normalize": True}, "normalize"),
         ({"norm_activation": "dataset-wise"}, "norm_activation"),
+        ({"input_batch_norm": True}, "input_batch_norm"),
         ({"reshape_activations": "hook_z"}, "reshape_activations"),
         ({"finetuning_scaling_factor": True}, "finetuning_scaling_factor"),
         ({"sae": {"normalize_activations": "layer_norm"}, "normalize_activations": ...}, "layer_norm"),
@@ -297,6 +298,7 @@ def test_a_setting_that_is_not_computed_is_named(tmp_path, changes, says):
         (lambda: lens() | {"k": torch.tensor(8)}, ("k 8", "k 4")),
         (lambda: lens() | {"activation": "relu"}, ("standard (ReLU)", "'relu'")),
         (lambda: {"hyper_parameters": {"normalize_activations": "layer_norm"}, "state_dict": lens()}, ("layer_norm",)),
+        (lambda: published() | {"latents_activation_frequency": VECTOR}, ("standard (ReLU)", "OpenAI")),
         (lambda: published() | {"latents_activation_frequency": VECTOR, "activation": "TopK"}, ("activation 'TopK'",)),
         (lambda: lens() | {"W_enc": lens()["W_enc"].to(torch.int8)}, ("W_enc", "int8")),
         (lambda: lens() | {"b_dec": torch.zeros(D, dtype=torch.int64)}, ("b_dec", "int64")),
@@ -321,6 +323,7 @@ def test_the_name_of_a_file_or_of_its_folder_tells_k(tmp_path):
     assert read(tmp_path / "sae_layer1_k8.pt", k=None).k == 8
     refused(lambda: read(write(tmp_path / "topk_8", "ae.pt", linear())), "topk_8/ae.pt says k 8")
     refused(lambda: read(write(tmp_path / "width_16k", "ae.pt", linear()), k=None), "does not say k")
+    assert read(write(tmp_path / "width_16k_1", "ae.pt", linear())).k == K
 
 
 def test_gemma_scopes_arrays_are_refused_by_name(tmp_path):

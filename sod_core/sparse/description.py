@@ -119,8 +119,8 @@ _COMPUTES = re.compile(
     "norm|standardi|whiten|cent(er|re)|scal|threshold|theta|skip|transcod|group|rotat|pca|reshape|expert"
 )
 _TRAINING = re.compile(
-    "^normalize_(sae_)?decoder|init|aux|dead|penalty|loss|noise|grad|lr|lambda|warm|bandwidth|path|device|dtype|seed"
-    "|batch|wandb|lp_norm|threshold_(beta|start)|max_norm|scaler|amp_scal|eval"
+    "^normalize_(sae_)?decoder|init|aux|dead|penalty|loss|noise|grad|(^|_)lr(_|$)|lambda|warm|bandwidth|path$|device"
+    "|dtype|seed|batches|batch_size|wandb|lp_norm|threshold_(beta|start)|max_norm|scaler|amp_scal|eval"
 )
 _NOT_RESIDUAL = re.compile("attn|attention|mlp|intermediate|hook_z|resid_mid|_q$|_v$")
 
@@ -197,6 +197,8 @@ def _architecture(state: dict[str, Tensor], settings: list[Setting], file: str) 
         fires = [(word, by) for word, by in fires if word != STANDARD]
     flags = [(_FLAGS[s.key], str(s)) for s in settings if s.key in _FLAGS and not _off(s.value)]
     told = [*named, *fires, *flags, *_told_by_tensors(state, named, file)]
+    if "latents_activation_frequency" in state and not fires:
+        told.append((STANDARD, "OpenAI's, without the name of an activation"))
     inputs = [s.value for s in _said(settings, _DIMS)]
     told += [(TRANSCODER, str(s)) for s in _said(settings, ("d_out",)) if inputs and s.value not in inputs]
     if not told and not _said(settings, _KS):
@@ -248,7 +250,7 @@ def _k(state: dict[str, Tensor], settings: list[Setting], file: str, pack: int |
     """The k that all agree on. Raises PackError where two do not."""
     told = [Setting(file, name, t.item() if t.numel() == 1 else t.tolist()) for name, t in state.items() if name in _KS]
     told += [setting for setting in _said(settings, _KS) if not isinstance(setting.value, bool)]
-    named = re.findall(r"(?<![a-z])(?:top[_-]?)?k[_=-]?(\d+)(?![0-9a-z])", file.lower())
+    named = re.findall(r"(?<![a-z0-9])(?:top[_-]?)?k[_=-]?(\d+)(?![0-9a-z])", file.lower())
     told += [Setting(f"the name {file}", "k", int(number)) for number in named]
     for setting in told:
         value = setting.value
