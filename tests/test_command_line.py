@@ -39,9 +39,15 @@ def arguments(options: dict[str, object]) -> list[str]:
     return found
 
 
+def assert_cautious(err: str) -> None:
+    """The tiny pack's SAEs are random: the one line on standard error says that they do not fit."""
+    assert err.startswith("caution, layer 1: this SAE does not fit") and err.count("\n") == 1
+
+
 def test_the_json_contract(run, options, pack):
     outcome = run(*arguments(options))
-    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.code == 0
+    assert_cautious(outcome.err)
     found = json.loads(outcome.out)
     session = pack.session("random_labels-apple")
     session.set_image(pack.preprocess(images.read(options["--image"]))[None])
@@ -216,7 +222,8 @@ def program(*line: str, **options) -> subprocess.CompletedProcess:
 
 def test_the_program(options):
     ran = program(*arguments(options))
-    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.returncode == 0
+    assert_cautious(ran.stderr)
     found = json.loads(ran.stdout)
     assert found["restored"][0]["logits"] == pytest.approx(found["unlearned"]["logits"], abs=1e-5)
     assert len(found["original"]["logits"]) == SHAPE.classes
@@ -233,7 +240,7 @@ def test_the_program_in_a_pipe_that_closes(options):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, env=buffered, text=True, **pipes) as running:
         running.stdout.close()
-        assert running.stderr.read() == ""
+        assert_cautious(running.stderr.read())
     assert running.returncode == 0
 
 

@@ -23,7 +23,7 @@ class SAEEntry:
     id: str
     title: str
     folder: str
-    """Holds cfg.json and sae.safetensors or state_dict.pth."""
+    """Holds the weights and their description, as sparsify, sdxl-unbox, SAELens or dictionary_learning call them."""
     k: int | None = None
     """None where cfg.json says it."""
     residual: bool = False

@@ -17,12 +17,11 @@ from ..packs.errors import PackError
 from ..packs.hub import HubFile
 from ..packs.kept import Kept
 from ..sparse import forms
+from ..sparse.description import Setting
 from ..sparse.topk import TopKSAE
 from . import edit, judges, manifest
 from .manifest import SAEEntry
 
-WEIGHTS = ("sae.safetensors", "state_dict.pth")
-"""Forms of an SAE's weights: EleutherAI's sparsify, and sdxl-unbox."""
 PICKLES = (".pkl", ".pickle")
 
 
@@ -70,15 +69,15 @@ class ErasePack:
         return self._kept.get(("sae", id), lambda: self._load_sae(self.manifest.sae(id)))
 
     def _load_sae(self, entry: SAEEntry) -> TopKSAE:
-        config = self._json(self._file(entry, "cfg.json"))
-        if config.get("input_unit_norm"):
-            raise PackError(f"the SAE {entry.id} normalises every token (input_unit_norm), which is not supported")
-        dim = config.get("d_in", config.get("d_model"))
-        k = entry.k or config.get("k")
-        if not isinstance(dim, int) or not isinstance(k, int) or dim < 1 or k < 1:
-            raise PackError(f"cfg.json of the SAE {entry.id} does not say d_in and k")
-        file = self._file(entry, *WEIGHTS)
-        return forms.load_sae(safe.read_torch(file), k, dim, file.name).to(self.device)
+        config = self._file(entry, *forms.CONFIGS)
+        settings = forms.read_config(config)
+        dim, k = (_whole(settings, names) for names in (("d_in", "d_model", "activation_dim"), ("k", "top_k")))
+        if dim is None or (entry.k is None and k is None):
+            raise PackError(f"{config.name} of the SAE {entry.id} does not say d_in and k")
+        file = self._file(entry, *forms.WEIGHTS)
+        # trained with BatchTopK, these are used with TopK
+        sae = forms.load_sae(safe.read_torch(file), entry.k, dim, forms.shown(file), settings, batch_topk=True)
+        return sae.to(self.device)
 
     def eraser(self, id: str) -> edit.Eraser:
         """An SAE with its weights laid out for erasing."""
@@ -136,7 +135,7 @@ class ErasePack:
         files = []
         for entry in self._entries(id):
             if entry.source is not None:
-                for names in (("cfg.json",), WEIGHTS):
+                for names in (forms.CONFIGS, forms.WEIGHTS):
                     wanted = [entry.source.file(name) for name in names]
                     here = any((self.manifest.path(entry.folder) / name).is_file() for name in names)
                     if not here and not any(hub.cached(file) for file in wanted):
@@ -182,14 +181,10 @@ class ErasePack:
         path = None if file is None else self.manifest.path(file)
         return path if path is not None and path.is_file() else None
 
-    def _json(self, path: Path) -> dict[str, Any]:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise PackError(f"{path.name} cannot be read: {error}") from error
-        if not isinstance(found, dict):
-            raise PackError(f"{path.name} holds no settings")
-        return found
+
+def _whole(settings: list[Setting], names: tuple[str, ...]) -> int | None:
+    found = [setting.value for setting in settings if setting.key in names]
+    return found[0] if found and type(found[0]) is int and found[0] > 0 else None
 
 
 def open_erase_pack(name: str, device: torch.device | None = None) -> ErasePack:

@@ -60,8 +60,9 @@ def _check(options: argparse.Namespace) -> None:
     problems = 0
     kind = kinds.kind_of(options.name)
     for what, problem in kind.check(options.name, devices.choose_device(options.device)):
-        problems += problem is not None
-        print(f"{what}: {problem or 'ok'}", flush=True)
+        caution = isinstance(problem, kinds.Caution)
+        problems += problem is not None and not caution
+        print(f"{what}: {'caution: ' if caution else ''}{problem or 'ok'}", flush=True)
     if problems:
         raise ValueError(f"{problems} {'parts' if problems > 1 else 'part'} of pack {options.name} cannot be used")
 

@@ -12,6 +12,11 @@ from .hub import HubFile
 if TYPE_CHECKING:
     import torch
 
+
+class Caution(str):
+    """A problem with which a pack can be used all the same."""
+
+
 Checked = Iterator[tuple[str, str | None]]
 """One (part, problem or None) at a time."""
 

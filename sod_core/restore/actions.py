@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ def restore(options: argparse.Namespace) -> None:
         precision=_precision(options),
     )
     give_json(result, options.json)
+    _warn_of_fit(pack, result["layer"])
 
 
 def restore_image(
@@ -123,6 +125,14 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(report.pointing_line(pointing.pointing_game(pack, settings.layer, data)))
     if options.json:
         give_json(board["rows"], options.json)
+    _warn_of_fit(pack, settings.layer)
+
+
+def _warn_of_fit(pack: Pack, layer: int) -> None:
+    """A line on standard error where the layer's SAE was trained on something else."""
+    caution = pack.sae_fit(layer).caution
+    if caution:
+        print(f"caution, layer {layer}: {caution}", file=sys.stderr)
 
 
 def _trained_on(judged: list, data: str) -> str:

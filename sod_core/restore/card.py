@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ..data import images
 from ..packs import hub
 from ..packs.errors import PackError
-from ..packs.kinds import Checked, Kind, Wanted
+from ..packs.kinds import Caution, Checked, Kind, Wanted
 from .manifest import UnlearnedEntry
 from .pack import Pack, open_pack
 
@@ -53,7 +53,7 @@ def check(pack: Pack) -> Checked:
     if pack.lacking():
         raise PackError(f"pack {m.name} is {whereabouts(pack)}; `{pack.get_command()}` fetches it")
     steps: list[tuple[str, Callable]] = [("original model", pack.original)]
-    steps += [(f"SAE of layer {layer}", lambda layer=layer: pack.sae(layer)) for layer in m.layers]
+    steps += [(f"SAE of layer {layer}", lambda layer=layer: _caution(pack, layer)) for layer in m.layers]
     steps += [(f"experts of layer {layer}", lambda layer=layer: pack.expert_ids(layer, 0)) for layer in m.layers]
     try:
         steps += [(f"example image {e.path.name}", lambda e=e: images.read(e.path)) for e in pack.examples()]
@@ -63,10 +63,19 @@ def check(pack: Pack) -> Checked:
     steps += [(f"unlearned model {id}", lambda id=id: pack.unlearned(id)) for id in here]
     for what, load in steps:
         try:
-            load()
-            yield what, None
+            found = load()
         except ValueError as error:  # PackError, ImageError
             yield what, str(error)
+            continue
+        yield what, None
+        if isinstance(found, Caution):
+            yield f"fit of the {what}", found
+
+
+def _caution(pack: Pack, layer: int) -> Caution | None:
+    """Loads the layer's SAE. Raises PackError."""
+    caution = pack.sae_fit(layer).caution
+    return None if caution is None else Caution(caution)
 
 
 def card(pack: Pack) -> str:
@@ -119,7 +128,8 @@ def _sae_table(pack: Pack) -> str:
         shown = ["not measured" if share is None else f"{share:.3f}" for share in (fit.normalised, fit.raw)]
         used, saw_cls = "normalised" if sae.normalised else "raw", "yes" if fit.saw_cls else "no"
         lines.append(f"| {layer} | {sae.latents} | {sae.k} | {' | '.join(shown)} | {used} | {saw_cls} | {experts} |")
-    return "\n".join(lines)
+    cautions = [(layer, pack.sae_fit(layer).caution) for layer in pack.manifest.layers]
+    return "\n".join([*lines, *(f"\nCaution, layer {layer}: {text}." for layer, text in cautions if text)])
 
 
 def _model_table(pack: Pack) -> str:

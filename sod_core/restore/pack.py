@@ -20,7 +20,7 @@ from ..data import images
 from ..machine import devices, torchvision_guard
 from ..models import vit, vit_weights
 from ..models.vit import ViTShape
-from ..packs import find, hub, safe
+from ..packs import figures, find, hub, safe
 from ..packs.errors import PackError
 from ..packs.hub import HubFile
 from ..packs.kept import Kept
@@ -29,6 +29,7 @@ from ..sparse import forms
 from ..sparse.topk import TopKSAE, variance_unexplained
 from . import examples, expert_lists, manifest
 from .features import Expert
+from .fit import SAEFit
 from .session import Session
 
 KIND = "restore"
@@ -42,15 +43,6 @@ class Example(NamedTuple):
     path: Path
     label: int
     """Index of its class."""
-
-
-class SAEFit(NamedTuple):
-    """Fraction of variance unexplained on the pack's examples, with and without normalised input; None without any."""
-
-    normalised: float | None
-    raw: float | None
-    saw_cls: bool
-    """Whether the SAE's statistics know CLS: if not, it was trained on patches only, and is judged on them only."""
 
 
 @cache
@@ -117,7 +109,9 @@ class Pack:
             entry = m.entry(id)
             return self._not_here([(entry.file, entry.source)])
         per_layer = [m.layer_file(kind, layer) for layer in m.layers for kind in ("sae", "stats", "experts")]
-        return self._not_here([(name, None) for name in (m.files["original"], *per_layer)])
+        saes = [m.layer_file("sae", layer) for layer in m.layers if not m.path(m.layer_file("sae", layer)).exists()]
+        configs = [config for config in map(forms.config_beside, saes) if config is not None]
+        return self._not_here([(name, None) for name in (m.files["original"], *per_layer, *configs)])
 
     def lacking_examples(self) -> list[HubFile]:
         """What has to be fetched for example images. The pack works without: a visitor's own image serves then."""
@@ -130,7 +124,7 @@ class Pack:
         wanted = []
         for name, source in files:
             hub_file = self.manifest.hub_file(name, source)
-            if hub_file and not self.manifest.path(name).is_file() and hub.cached(hub_file) is None:
+            if hub_file and not self.manifest.path(name).exists() and hub.cached(hub_file) is None:
                 wanted.append(hub_file)
         return wanted
 
@@ -187,9 +181,8 @@ class Pack:
     def _load_sae(self, layer: int) -> tuple[TopKSAE, SAEFit]:
         self._check_layer(layer)
         dim = self.shape.dim
-        path, stats_path = self.layer_file("sae", layer), self.layer_file("stats", layer)
-        sae = forms.load_sae(safe.read_torch(path), self.manifest.k, dim, path.name).to(self.device)
-        stats = forms.load_stats(safe.read_npy(stats_path), dim, stats_path.name)
+        sae = forms.read_sae(self.layer_file("sae", layer), self.manifest.k, dim, layer).to(self.device)
+        stats = forms.read_stats(self.layer_file("stats", layer), dim)
         saw_cls = stats.cls_mean is not None
         if not self.examples():
             sae.set_stats(stats)
@@ -205,8 +198,13 @@ class Pack:
         return sae, SAEFit(normalised, raw, saw_cls)
 
     def layer_file(self, kind: str, layer: int) -> Path:
-        """The file of `kind` (sae, stats, experts) for a layer. Raises PackError if it is not here."""
-        return self.file(self.manifest.layer_file(kind, layer))
+        """The file of `kind` (sae, stats, experts) for a layer. Raises PackError if it is not here.
+
+        The manifest may name the folder that an SAE's library made.
+        """
+        name = self.manifest.layer_file(kind, layer)
+        folder = self.manifest.path(name)
+        return forms.weights_in(folder) if kind == "sae" and folder.is_dir() else self.file(name)
 
     def experts(self, layer: int, target_class: int) -> list[Expert]:
         """Expert features of a class, best first. Raises PackError."""
@@ -224,7 +222,7 @@ class Pack:
         def load() -> dict[int, list[Expert]]:
             self._check_layer(layer)
             path = self.layer_file("experts", layer)
-            lists = expert_lists.load_experts(safe.read_torch(path), self.manifest.classes, path.name)
+            lists = expert_lists.load_experts(figures.read_figures(path), self.manifest.classes, path.name)
             highest = max((e.feature_id for found in lists.values() for e in found), default=0)
             if highest >= self.sae(layer).latents:
                 width = self.sae(layer).latents

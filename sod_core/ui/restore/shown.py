@@ -112,7 +112,8 @@ def _details(visitor: Visitor, controls: Controls) -> str:
         both = (
             f"variance unexplained on the examples {fit.normalised:.3f} with normalised input, {fit.raw:.3f} with raw"
         )
+    caution = f"\n\n**Caution:** {fit.caution}." if fit.caution else ""
     return (
         f"SAE of layer {controls.layer} ({sae.latents} latents, k = {sae.k}): {both}; **{used}** is used."
-        f"{patches_only}\n\nEdited latents ({len(chosen)}): {shown}"
+        f"{patches_only}{caution}\n\nEdited latents ({len(chosen)}): {shown}"
     )
