@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..packs.checkpoint import Checkpoint, containers
+from ..packs.checkpoint import Checkpoint, containers, named
 from ..packs.errors import PackError
 from .vit import LAYER_NORM_EPS, ViTShape
 
@@ -40,12 +40,12 @@ def plain(name: str) -> str:
 def statements(found: Any) -> list[tuple[str, dict]]:
     """(what says so, what it says): the config beside a checkpoint, and every dictionary inside of it."""
     if not isinstance(found, Checkpoint):
-        return [(f"its {where or 'contents'}", each) for where, each in _inside(found)]
+        return [(f"its {named(where) or 'contents'}", each) for where, each in _inside(found)]
     beside = [(_BESIDE, each) for _, each in _inside(found.config)]
     return beside + statements(found.content)
 
 
-def _inside(found: Any) -> list[tuple[str, dict]]:
+def _inside(found: Any) -> list[tuple[tuple[str, ...], dict]]:
     return list(containers(found)) if isinstance(found, (dict, list, tuple)) else []
 
 
@@ -102,9 +102,9 @@ def in_order(head: dict[str, Tensor], found: Any, classes: Sequence[str], file: 
     for row, name in enumerate(told):
         number = classes.index(name) if name in classes else known.get(plain(name))
         if number is None:
-            raise PackError(f"{file} says that row {row} of its head is {name!r}; known: {', '.join(classes)}")
+            raise PackError(f"{file} says that row {row} of its head is {name[:80]!r}; known: {', '.join(classes)}")
         if number in places:
-            raise PackError(f"{file} says that rows {places[number]} and {row} of its head are both {name!r}")
+            raise PackError(f"{file} says that rows {places[number]} and {row} of its head are both {name[:80]!r}")
         places[number] = row
     order = [places[number] for number in range(rows)]
     return {key: value[order] for key, value in head.items()}, order != list(range(rows))
@@ -127,7 +127,9 @@ def epsilon(found: Any, shape: ViTShape, file: str) -> float:
             if isinstance(value, (str, int, float, dict)) and value not in fits:
                 if key == "model_type" and who != _BESIDE:  # a word of the training script's own
                     continue
-                raise PackError(f"{file}: {who} says {key} {value!r}; that model computes something else than this one")
+                raise PackError(
+                    f"{file}: {who} says {key} {repr(value)[:80]}; that model computes something else than this one"
+                )
         if isinstance(said.get("layer_norm_eps"), float):
             eps = said["layer_norm_eps"]
     return eps

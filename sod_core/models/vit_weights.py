@@ -114,11 +114,11 @@ def _state(found: Any, file: str, say: Callable[[str], object]) -> tuple[dict[st
     """The tensors of the ViT in a checkpoint by timm's names, and what lies beside it. Raises PackError."""
     models = checkpoint.models(found, _ANCHOR)
     if not models:
-        states = checkpoint.state_dicts(found.content if isinstance(found, checkpoint.Checkpoint) else found)
-        if not states:
+        states = checkpoint.state_dicts(found)
+        if not checkpoint.has_weights(states):
             raise PackError(checkpoint.nothing(found, file))
         names = max(states.values(), key=len)
-        some = ", ".join(list(names)[:3]) + (" ..." if len(names) > 3 else "")
+        some = ", ".join(repr(name[:80]) for name in list(names)[:3]) + (" ..." if len(names) > 3 else "")
         raise PackError(f"{file} is no ViT's checkpoint: it has no class token (cls_token), its tensors are {some}")
     wanted = found.key if isinstance(found, checkpoint.Checkpoint) else ""
     model = checkpoint.pick(models, wanted, file, say)

@@ -42,8 +42,8 @@ def fit(
         lacks = f"{file} lacks {len(missing)} of {len(expected)} expected tensors, for example {missing[0]!r}"
         raise PackError(lacks + beside)
     if left:
-        what = "tensors that this model does not have" if len(left) > 1 else "a tensor that this model does not have"
-        raise PackError(f"{file} holds {what}: {_some(left)}; what they change would be lost, so it is not read")
+        what = "tensors" if len(left) > 1 else "a tensor"
+        raise PackError(f"{file} holds {what} that this model does not have, and may compute otherwise: {_some(left)}")
     found = {}
     for key, tensor in expected.items():
         if state[key].shape != tensor.shape:
@@ -73,7 +73,7 @@ def _changes_nothing(key: str, value: Tensor) -> bool:
 
 
 def _some(left: dict[str, Tensor]) -> str:
-    return ", ".join(map(repr, list(left)[:2])) + (f" and {len(left) - 2} more" if len(left) > 2 else "")
+    return ", ".join(repr(key[:80]) for key in list(left)[:2]) + (f" and {len(left) - 2} more" if len(left) > 2 else "")
 
 
 def _shape(tensor: Tensor) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -18,11 +19,14 @@ from torch import Tensor
 
 from . import safe
 from .errors import PackError
+from .pickles import printable
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """What a folder of weights holds, in the order in which transformers looks for it."""
 CONFIG, INDEX = "config.json", ".index.json"
 _LARGEST_JSON = 8 << 20
+_DEEPEST, _LONGEST_NAME, _MOST_MODELS = 8, 1000, 64
+"""Of containers in containers, of a tensor's name, in a file: no real one comes near."""
 _WRITTEN_AROUND = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch writes into names for its own wrappers, before all of them or in the middle."""
 _AVERAGE = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|shadow|teacher)(?![a-z])", re.IGNORECASE)
@@ -153,30 +157,36 @@ def _json(path: Path) -> dict[str, Any]:
 # ------------------------------------------------------------ what lies in them
 
 
-def containers(found: Any) -> Iterator[tuple[str, dict]]:
-    """Every dictionary in it and the keys that lead to it, outer ones first."""
-    waiting: list[tuple[str, Any]] = [("", found)]
+def containers(found: Any) -> Iterator[tuple[tuple[str, ...], dict]]:
+    """Every dictionary in it and the keys that lead to it, outer ones first, to a depth of _DEEPEST."""
+    waiting: deque[tuple[tuple[str, ...], Any]] = deque([((), found)])
     while waiting:
-        where, value = waiting.pop(0)
+        where, value = waiting.popleft()
         if isinstance(value, dict):
             yield where, value
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        waiting += [(f"{where}.{key}" if where else str(key), v) for key, v in items if _nests(v)]
+        if len(where) < _DEEPEST:
+            nested = ((key, v) for key, v in items if isinstance(v, (dict, list, tuple)) and v)
+            waiting += [((*where, key if isinstance(key, str) else str(key)), v) for key, v in nested]
 
 
-def _nests(value: Any) -> bool:
-    return isinstance(value, (dict, list, tuple)) and bool(value)
+def named(where: tuple[str, ...]) -> str:
+    """The keys that lead somewhere with dots between; of a hostile file's no more than fits on a line."""
+    return ".".join(printable(key[:60]) for key in where)
 
 
-def state_dicts(found: Any) -> dict[str, dict[str, Tensor]]:
+def state_dicts(found: Any) -> dict[tuple[str, ...], dict[str, Tensor]]:
     """Every dictionary in it that names tensors, by the keys that lead there; arrays count as tensors.
 
-    What an optimizer keeps is left out.
+    What an optimizer keeps is left out. Raises PackError for a name of absurd length.
     """
+    content = found.content if isinstance(found, Checkpoint) else found
     states = {}
-    for where, value in containers(found) if _nests(found) else ():
+    for where, value in containers(content) if isinstance(content, (dict, list, tuple)) else ():
         state = {key: _tensor(v) for key, v in value.items() if isinstance(key, str) and _is_tensor(v)}
-        if state and not any(part.startswith("optim") for part in where.split(".")):
+        if any(len(key) > _LONGEST_NAME for key in state):
+            raise PackError(f"a checkpoint holds a tensor whose name has more than {_LONGEST_NAME} characters")
+        if state and not any(part.startswith("optim") for part in where):
             states[where] = {_WRITTEN_AROUND.sub("", key): v for key, v in state.items()}
     return states
 
@@ -191,10 +201,10 @@ def _tensor(value: Tensor | np.ndarray) -> Tensor:
 
 def unwrap(found: Any, file: str) -> dict[str, Tensor]:
     """The outermost state dict of a checkpoint, without what stands before all of its names. Raises PackError."""
-    states = state_dicts(found.content if isinstance(found, Checkpoint) else found)
+    states = state_dicts(found)
     if not states:
         raise PackError(nothing(found, file))
-    state = states[min(states, key=lambda where: (bool(_AVERAGE.search(where)), where.count(".") + bool(where)))]
+    state = states[min(states, key=lambda where: (bool(_AVERAGE.search(named(where))), len(where)))]
     while True:
         first = {key.partition(".")[0] for key in state}
         if len(first) > 1 or not all("." in key for key in state):
@@ -206,16 +216,23 @@ def nothing(found: Any, file: str) -> str:
     """What to say of a file without a state dict."""
     content = found.content if isinstance(found, Checkpoint) else found
     keys = [str(key) for key in content] if isinstance(content, dict) else []
-    held = f", only {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}" if keys else ""
-    return f"{file} holds no state dict{held}"
+    held = f", only {', '.join(printable(key[:40]) for key in keys[:3])}{' ...' if len(keys) > 3 else ''}"
+    return f"{file} holds no state dict{held if keys else ''}"
+
+
+def has_weights(states: dict[tuple[str, ...], dict[str, Tensor]]) -> bool:
+    """Whether any of the state dicts holds more than rows of figures."""
+    return any(value.ndim > 1 for state in states.values() for value in state.values())
 
 
 def models(found: Any, anchor: str) -> list[Model]:
     """Every model in it that has a tensor called `anchor` (a regular expression), whatever stands before its names."""
-    content, end = found.content if isinstance(found, Checkpoint) else found, re.compile(rf"(?:^|(?<=\.))(?:{anchor})$")
-    every = []
-    for where, state in state_dicts(content).items():
+    end = re.compile(rf"(?:^|(?<=\.))(?:{anchor})$")
+    every: list[Model] = []
+    for where, state in state_dicts(found).items():
         prefixes = list(dict.fromkeys(key[: match.start()] for key in state if (match := end.search(key))))
+        if len(every) + len(prefixes) > _MOST_MODELS:
+            raise PackError(f"a checkpoint holds more than {_MOST_MODELS} models")
         inside: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
         outside: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
         for key, value in state.items():
@@ -228,7 +245,7 @@ def models(found: Any, anchor: str) -> list[Model]:
             for prefix in prefixes:
                 if shared[prefix] == max(shared.values()):
                     outside[prefix][key] = value
-        every += [Model(where, prefix, inside[prefix], outside[prefix]) for prefix in prefixes]
+        every += [Model(named(where), prefix, inside[prefix], outside[prefix]) for prefix in prefixes]
     return every
 
 

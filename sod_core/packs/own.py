@@ -37,6 +37,12 @@ def without_key(file: HubFile) -> tuple[HubFile, str]:
     return file._replace(path=path), key
 
 
+def title(path: Path) -> str:
+    """What to call the model at a path: the file's name without its suffix, and the key."""
+    place, key = checkpoint.split(path)
+    return f"{place.stem}#{key}" if key else place.stem
+
+
 def find(text: str) -> Path | None:
     """The checkpoint that `text` names, fetched if it is on the hub; None if it is neither there nor hub:...
 

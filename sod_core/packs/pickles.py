@@ -107,15 +107,13 @@ class Walk:
                 stack.append(self.named(value or " ".join([stack.pop(), stack.pop()][::-1])))
             elif name == "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
-                if isinstance(function, Unknown):
-                    raise self.refusal([*self.unknown, function.name][0])
+                self.refuse_unknown(function, *(() if function == self.a_defaultdict else arguments))
                 if function is not plain.Record and not isinstance(function, (types.FunctionType, types.MethodType)):
                     raise Refused("it calls what is no function")
                 stack.append(plain.Record() if function is plain.Record and not arguments else function(*arguments))
             elif name == "NEWOBJ":
                 arguments, kind = stack.pop(), stack.pop()
-                if isinstance(kind, Unknown):
-                    raise self.refusal([*self.unknown, kind.name][0])
+                self.refuse_unknown(kind)
                 if kind is not plain.Record or arguments != ():
                     raise Refused("it makes an object that is not plain")
                 stack.append(plain.Record())
@@ -123,7 +121,9 @@ class Walk:
                 state = stack.pop()
                 self.build(stack[-1], state)
             elif name == "BINPERSID":
-                stack.append(self.stored(stack.pop()))
+                id = stack.pop()
+                self.refuse_unknown(*(id if isinstance(id, tuple) else ()))
+                stack.append(self.stored(id))
             elif name == "STOP":
                 if self.unknown:
                     raise self.refusal(self.unknown[0])
@@ -136,6 +136,12 @@ class Walk:
             return self.known[name]
         self.unknown.append(name)
         return Unknown(name)
+
+    def refuse_unknown(self, *used: Any) -> None:
+        """Raises Refused where a name that is not known is used for more than a defaultdict's factory."""
+        for value in used:
+            if isinstance(value, Unknown):
+                raise self.refusal([*self.unknown, value.name][0])
 
     def refusal(self, name: str) -> Refused:
         """Of a file that asks for more than is known."""

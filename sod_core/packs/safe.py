@@ -159,6 +159,8 @@ def _checkpoint(file: BinaryIO, size: int) -> Any:
 
     begins = file.read(4)
     file.seek(0)
+    if begins == b"\x93NUM":
+        raise Refused("it is an array of NumPy (.npy) and no checkpoint")
     if begins != _ZIP and begins[:1] != _PICKLE:
         raise Refused("it is no checkpoint of torch, and no safetensors file")
     walk = _Checkpoint(size)
