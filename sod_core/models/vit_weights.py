@@ -186,9 +186,9 @@ def to_timm(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
         if len({part.shape for part in parts.values()}) > 1:
             shapes = ", ".join(f"{name} {_shape(part)}" for name, part in sorted(parts.items()))
             raise PackError(f"{file}: the parts of {key} have different shapes: {shapes}")
-        whole = [part for part in parts.values() if not part.is_floating_point()]
-        if whole:  # whose kind would be lost in a sum of kinds
-            renamed[key] = whole[0]
+        quantised = [part for part in parts.values() if part.dtype not in weights.FLOATS]
+        if quantised:  # which would not show beside parts that are not
+            renamed[key] = quantised[0]
         elif len(parts) == 3:
             renamed[key] = torch.cat([parts["q"], parts["k"], parts["v"]])
     return renamed

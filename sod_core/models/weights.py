@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..packs.errors import PackError
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _QUANTISED = re.compile(
     r"(^|[._])(SCB|(weight|input)_scale(_inv)?|absmax|quant_(map|state).*|qweight|qzeros|g_idx|zero_points?|"
     r"weight_format|_packed_params.*)$"
@@ -59,7 +59,7 @@ def fit(
 def _check_kinds(state: dict[str, Tensor], expected: dict[str, Tensor], left: dict[str, Tensor], file: str) -> None:
     """Integers where weights are expected, or the scales of such: it was quantised."""
     kinds = {key: str(value.dtype).removeprefix("torch.") for key, value in state.items() if key in expected}
-    wrong = [key for key in kinds if expected[key].is_floating_point() and state[key].dtype not in _FLOATS]
+    wrong = [key for key in kinds if expected[key].is_floating_point() and state[key].dtype not in FLOATS]
     scales = [key for key in left if _QUANTISED.search(key)]
     if wrong or scales:
         named = f"{wrong[0]} is {kinds[wrong[0]]}" if wrong else f"it holds {scales[0]!r}"

@@ -31,7 +31,7 @@ _LARGEST_PICKLE = 16 << 30
 """SAeUron's script gathers latents by the gigabyte: 20 concepts x 80 prompts x 100 steps x 20,480 halves are 6.6 GB."""
 _CORES, _REBUILT = ("numpy.core", "numpy._core"), ("scalar", "_reconstruct")
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # torch's
-_ZIP, _PICKLE = b"PK\3\4", b"\x80"
+_ZIP, _PICKLE, _NUMPY = b"PK\3\4", b"\x80", b"\x93NUM"
 _LARGEST_DIRECTORY = 4 << 20  # of a zip or safetensors file: over 30,000 tensors
 
 
@@ -55,7 +55,7 @@ def read_torch(path: Path) -> Any:
 def _is_safetensors(head: bytes, suffix: str) -> bool:
     """Its first eight bytes are the length of the JSON that follows."""
     told = head[3:9] == b"\0\0\0\0\0{"
-    return told or (suffix.lower() == ".safetensors" and head[:4] != _ZIP and head[:1] != _PICKLE)
+    return told or (suffix.lower() == ".safetensors" and not head.startswith((_ZIP, _PICKLE, _NUMPY)))
 
 
 def _is_plain_pickle(head: bytes) -> bool:
@@ -159,7 +159,7 @@ def _checkpoint(file: BinaryIO, size: int) -> Any:
 
     begins = file.read(4)
     file.seek(0)
-    if begins == b"\x93NUM":
+    if begins == _NUMPY:
         raise Refused("it is an array of NumPy (.npy) and no checkpoint")
     if begins != _ZIP and begins[:1] != _PICKLE:
         raise Refused("it is no checkpoint of torch, and no safetensors file")

@@ -55,6 +55,10 @@ class SAEFit(NamedTuple):
     """Whether the SAE's statistics know CLS: if not, it was trained on patches only, and is judged on them only."""
 
 
+_notes: dict[tuple[str, str], str] = {}
+"""By a pack's folder and a checkpoint's path: what `Pack.note` says."""
+
+
 @cache
 def _unlearned_models() -> Kept:
     """Unlearned models of all packs; least recently used ones go when SOD_MEMORY_GB of weights are passed."""
@@ -78,8 +82,6 @@ class Pack:
         self._kept = Kept()
         self._written: dict[Path, list[tuple[int, int]]] = {}
         """When checkpoints' files were written last, and their sizes, as far as they were seen."""
-        self.notes: dict[Path, str] = {}
-        """What users should know of how a checkpoint was read."""
         self._examples_seen = False
 
     def __reduce__(self):
@@ -178,11 +180,14 @@ class Pack:
         found = checkpoint.read(path)
         name = checkpoint.split(path)[0].name
         vit = vit_weights.new_vit(self.shape, found, name, self.manifest.classes, said.append)
-        self.notes.pop(path, None)
+        _notes[str(self.manifest.folder), str(path)] = "; ".join(said)
         if said:
-            self.notes[path] = "; ".join(said)
-            log.warning("%s", self.notes[path])
+            log.warning("%s", "; ".join(said))
         return vit.to(self.device)
+
+    def note(self, path: Path) -> str:
+        """What a user should know of how a checkpoint that is in memory was read; "" for nothing."""
+        return _notes.get((str(self.manifest.folder), str(path)), "")
 
     def session(self, unlearned: str | Callable[[], nn.Module], precision: torch.dtype | None = None) -> Session:
         """A restore session with an unlearned model of the pack, or with whatever a function gives."""

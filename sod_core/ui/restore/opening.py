@@ -171,8 +171,8 @@ class Opener:
         target = visitor.pack.manifest.class_index(forgotten) if forgotten else None
         with visitor.lock:
             id = visitor.add_model(found, found.name, target)
-        if found in visitor.pack.notes:
-            gr.Info(visitor.pack.notes[found])
+        if visitor.pack.note(found):
+            gr.Info(visitor.pack.note(found))
         yield self._nothing()  # as above
         yield self._model_shown(visitor, id, _latest(visitor, seen, values))
 
