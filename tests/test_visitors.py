@@ -1084,6 +1084,24 @@ def test_what_a_visitor_makes_the_server_fetch_is_bounded(handlers, visitor, mon
         assert any("verdict" in changes(found) for found in shown) and visitor.entry.id == "own-own.pth-0"
 
 
+@pytest.mark.filterwarnings("ignore:The value passed into gr.Dropdown")
+def test_a_page_says_which_of_several_models_in_a_file_it_read(handlers, visitor, monkeypatch, tmp_path):
+    said: list[str] = []
+    monkeypatch.setattr(opening.gr, "Info", said.append)
+    path = tmp_path / "train.ckpt"
+    torch.save({"state_dict": random_vit(5).state_dict(), "state_dict_ema": random_vit(6).state_dict()}, path)
+    for text, title in ((f"{path}", "train.ckpt"), (f"{path}#state_dict_ema", "train.ckpt#state_dict_ema")):
+        list(handlers.own_model(request(), visitor, opening.Turn(), text, None, "apple", *CONTROLS))
+        assert visitor.entry.id == f"own-{title}-0"
+        expected = visitor.pack.model_at(Path(text))
+        assert len(said) == 1 and "train.ckpt#state_dict_ema" in said[0]
+        seed = 6 if "#" in text else 5
+        assert torch.equal(expected.head.weight, random_vit(seed).head.weight)
+    elsewhere = request(x_forwarded_for="203.0.113.9")
+    with pytest.warns(UserWarning, match="only at the computer"):
+        list(handlers.own_model(elsewhere, visitor, opening.Turn(), str(path), None, "apple", *CONTROLS))
+
+
 def test_an_image_stays_bounded_where_models_may_be_larger(visitor, monkeypatch, tmp_path):
     monkeypatch.setenv("SOD_ALLOW_UPLOADS", "1")
     assert ui.launch_options()["max_file_size"] > images.MAX_BYTES

@@ -5,6 +5,8 @@ A judge is any timm model: UnlearnCanvas publishes two vit_large_patch16_224, th
 
 from __future__ import annotations
 
+import logging
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..machine.torchvision_guard import import_timm
-from ..packs import safe
+from ..models import weights
+from ..packs import checkpoint
 from ..packs.errors import PackError
 
 BATCH = 64
-PREFIXES = ("module.", "model.")
+log = logging.getLogger(__name__)
 
 
 class JudgeSpec(NamedTuple):
@@ -72,29 +75,18 @@ def new(spec: JudgeSpec) -> nn.Module:
 
 
 def load(file: Path, spec: JudgeSpec, device: torch.device | str = "cpu") -> Judge:
-    """A judge from a checkpoint (.safetensors or .pth; bare or under model_state_dict, state_dict or model).
-
-    Raises PackError where the file does not fit the architecture.
-    """
-    state = safe.read_torch(file)
-    for key in ("model_state_dict", "state_dict", "model"):
-        if isinstance(state.get(key), dict):
-            state = state[key]
-    state = {_bare(name): value for name, value in state.items()}
+    """A judge from a checkpoint of any form (packs.checkpoint). Raises PackError where it does not fit."""
     model = new(spec)
+    expected = model.state_dict()
+    what = f"{file.name} is no {spec.architecture} with {len(spec.names)} classes"
+    found = checkpoint.read(file)
+    models = checkpoint.models(found, re.escape(max(expected, key=len)))
+    if not models:
+        raise PackError(f"{what}: it has no tensor {max(expected, key=len)!r}")
+    chosen = checkpoint.pick(models, found.key, file.name, log.warning)
     try:
-        model.load_state_dict(
-            {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-        )
-    except RuntimeError as error:
-        first = str(error).splitlines()[1:2] or [str(error)]
-        raise PackError(
-            f"{file.name} is no {spec.architecture} with {len(spec.names)} classes: {first[0].strip()}"
-        ) from None
+        fitted = weights.fit(chosen.tensors, expected, file.name, chosen.outside)
+    except PackError as error:
+        raise PackError(f"{what}: {error}") from None
+    model.load_state_dict(fitted)
     return Judge(model.requires_grad_(False).eval().to(device), spec)
-
-
-def _bare(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return name

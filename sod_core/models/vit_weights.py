@@ -1,23 +1,28 @@
-"""Foreign weights to ours: ViT state dicts to timm names, and every form of SAE, statistics and expert file.
+"""Foreign names of a ViT's weights to timm's, whatever file they come from.
 
-ViT names understood: Hugging Face transformers 4 (`vit.encoder.layer.0.attention.attention.query`) and 5
-(`vit.layers.0.attention.q_proj`), and timm's own; bare or under model_state_dict / state_dict / model, with
-or without `module.`.
+Understood: Hugging Face transformers 4 (`vit.encoder.layer.0.attention.attention.query`) and 5
+(`vit.layers.0.attention.q_proj`), and timm's own, under any prefix and inside of any containers. What lies beside the
+expected tensors and could change what the model computes is a reason to refuse the file.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..packs.checkpoint import unwrap
+from ..packs import checkpoint
 from ..packs.errors import PackError
 from . import vit as vits
+from . import vit_labels, weights
 from .vit import ViTShape
+
+log = logging.getLogger(__name__)
 
 _HF_OUTSIDE = {
     "embeddings.cls_token": "cls_token",
@@ -34,6 +39,8 @@ _HF_BLOCK = {
     "output.dense": "mlp.fc2",
     "layernorm_before": "norm1",
     "layernorm_after": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
 }
 _HF_QKV = {
     "attention.attention.query": "q",
@@ -45,39 +52,86 @@ _HF_QKV = {
 }
 
 
-def new_vit(shape: ViTShape, found: Any, file: str) -> nn.Module:
-    """A ViT with a checkpoint's weights in it, in evaluation mode. Raises PackError as `load_vit` does."""
+_ANCHOR = r"(?:embeddings\.)?cls_token"
+"""What every ViT here has, and nothing else does."""
+_HEADS = ("head", "classifier", "fc")
+"""What the classifier is called, inside of the ViT or beside it."""
+_MEANINGS = {
+    "cls_token": "the width of a token",
+    "pos_embed": "1 + patches, so the size of the image or of a patch",
+    "patch_embed.proj.weight": "the width of a token, and the size of a patch",
+    "head.weight": "one row a class",
+}
+"""What a shape that does not fit says of the model, for those who do not know tensors by heart."""
+
+
+def new_vit(
+    shape: ViTShape,
+    found: Any,
+    file: str,
+    classes: Sequence[str] = (),
+    say: Callable[[str], object] = log.warning,
+) -> nn.Module:
+    """A ViT with a checkpoint's weights in it, in evaluation mode. Arguments and errors are `load_vit`'s."""
     with torch.device("meta"):  # weights are not drawn first, to be thrown away then
         vit = vits.new(shape)
-    load_vit(vit, found, file)
+    load_vit(vit, found, file, classes, say)
+    epsilon = vit_labels.epsilon(found, shape, file)
+    for module in vit.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = epsilon
     return vit.requires_grad_(False).eval()
 
 
-def load_vit(vit: nn.Module, found: Any, file: str) -> None:
-    """Puts a checkpoint (whatever its names) into a timm ViT. Raises PackError naming file, key and shapes."""
-    state = to_timm(unwrap(found, file), file)
-    expected = vit.state_dict()
-    missing = [key for key in expected if key not in state]
-    if missing:
-        raise PackError(f"{file} lacks {len(missing)} of {len(expected)} expected tensors, for example {missing[0]!r}")
+def load_vit(
+    vit: nn.Module,
+    found: Any,
+    file: str,
+    classes: Sequence[str] = (),
+    say: Callable[[str], object] = log.warning,
+) -> None:
+    """Puts a checkpoint (a checkpoint.Checkpoint or its contents, whatever its names) into a timm ViT.
+
+    `classes`: the head's rows are put into this order where the checkpoint says which row is which class. `say` is
+    told what a user should know of how the file was read. Raises PackError naming file, key and shapes.
+    """
+    state, outside = _state(found, file, say)
     blocks = [key for key in state if re.match(rf"blocks\.{len(vit.blocks)}\.", key)]
-    if blocks:
+    expected = vit.state_dict()
+    if blocks and all(key in state for key in expected):
         raise PackError(f"{file} has more blocks than the {len(vit.blocks)} expected, for example {blocks[0]!r}")
-    for key, tensor in expected.items():
-        if state[key].shape != tensor.shape:
-            raise PackError(f"{file}: {key} has shape {_shape(state[key])}, expected {_shape(tensor)}{_meaning(key)}")
-    vit.load_state_dict({key: state[key].float() for key in expected}, assign=True)
+    fitted = weights.fit(state, expected, file, outside, _MEANINGS)
+    if classes:
+        head = {key: fitted[key] for key in ("head.weight", "head.bias")}
+        moved, other = vit_labels.in_order(head, found, classes, file)
+        fitted |= moved
+        if other:
+            say(f"{file} says in which order its classes are: the rows of its head were put into the pack's")
+    vit.load_state_dict(fitted, assign=True)
 
 
-def _meaning(key: str) -> str:
-    """What a shape that does not fit says of the model, for those who do not know tensors by heart."""
-    meanings = {
-        "cls_token": "the width of a token",
-        "pos_embed": "1 + patches, so the size of the image or of a patch",
-        "patch_embed.proj.weight": "the width of a token, and the size of a patch",
-        "head.weight": "one row a class",
-    }
-    return f" ({meanings[key]})" if key in meanings else ""
+def _state(found: Any, file: str, say: Callable[[str], object]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of the ViT in a checkpoint by timm's names, and what lies beside it. Raises PackError."""
+    models = checkpoint.models(found, _ANCHOR)
+    if not models:
+        states = checkpoint.state_dicts(found)
+        if not checkpoint.has_weights(states):
+            raise PackError(checkpoint.nothing(found, file))
+        names = max(states.values(), key=len)
+        some = ", ".join(repr(name[:80]) for name in list(names)[:3]) + (" ..." if len(names) > 3 else "")
+        raise PackError(f"{file} is no ViT's checkpoint: it has no class token (cls_token), its tensors are {some}")
+    wanted = found.key if isinstance(found, checkpoint.Checkpoint) else ""
+    model = checkpoint.pick(models, wanted, file, say)
+    state, outside = dict(model.tensors), dict(model.outside)
+    parts = model.prefix.split(".")[:-1]
+    for depth in range(len(parts) - 1, -1, -1):  # a head beside the ViT, as transformers has it
+        above = ".".join(parts[:depth]) + "." if depth else ""
+        heads = [head for head in _HEADS if f"{above}{head}.weight" in outside]
+        if heads and not any(f"{head}.weight" in state for head in _HEADS):
+            for kind in ("weight", "bias"):
+                if f"{above}{heads[0]}.{kind}" in outside:
+                    state[f"head.{kind}"] = outside.pop(f"{above}{heads[0]}.{kind}")
+    return to_timm(state, file), outside
 
 
 HEAD_DIM = 64
@@ -86,7 +140,7 @@ HEAD_DIM = 64
 
 def vit_shape(found: Any, file: str) -> ViTShape:
     """What a checkpoint's tensors say of its ViT, heads taken to be HEAD_DIM wide. Raises PackError."""
-    state = to_timm(unwrap(found, file), file)
+    state, _ = _state(found, file, lambda said: None)  # who loads it hears it
     try:
         patches, dim = state["pos_embed"].shape[-2] - 1, state["pos_embed"].shape[-1]
         patch, classes = state["patch_embed.proj.weight"].shape[-1], state["head.weight"].shape[0]
@@ -109,28 +163,33 @@ def to_timm(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     qkv: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
-        name = key.removeprefix("vit.")
-        block = re.match(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)$", name)
+        name = key
+        block = re.match(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)$", key)
         if block:
             number, part, kind = block.groups()
             part = part.removeprefix("mlp.") if part.endswith(".dense") else part
             if part in _HF_QKV:
                 qkv.setdefault(f"blocks.{number}.attn.qkv.{kind}", {})[_HF_QKV[part]] = value
-            else:
-                renamed[f"blocks.{number}.{_HF_BLOCK.get(part, part)}.{kind}"] = value
-            continue
-        stem, dot, kind = name.rpartition(".")
-        if name in _HF_OUTSIDE:
-            renamed[_HF_OUTSIDE[name]] = value
-        elif stem in _HF_OUTSIDE:
-            renamed[f"{_HF_OUTSIDE[stem]}.{kind}"] = value
+                continue
+            if part in _HF_BLOCK:
+                name = f"blocks.{number}.{_HF_BLOCK[part]}.{kind}"
         else:
-            renamed[name] = value
+            stem, _, kind = key.rpartition(".")
+            if key in _HF_OUTSIDE:
+                name = _HF_OUTSIDE[key]
+            elif stem in _HF_OUTSIDE:
+                name = f"{_HF_OUTSIDE[stem]}.{kind}"
+        if name in renamed:
+            raise PackError(f"{file} holds {name} twice, under two names")
+        renamed[name] = value
     for key, parts in qkv.items():
         if len({part.shape for part in parts.values()}) > 1:
             shapes = ", ".join(f"{name} {_shape(part)}" for name, part in sorted(parts.items()))
             raise PackError(f"{file}: the parts of {key} have different shapes: {shapes}")
-        if len(parts) == 3:
+        quantised = [part for part in parts.values() if part.dtype not in weights.FLOATS]
+        if quantised:  # which would not show beside parts that are not
+            renamed[key] = quantised[0]
+        elif len(parts) == 3:
             renamed[key] = torch.cat([parts["q"], parts["k"], parts["v"]])
     return renamed
 

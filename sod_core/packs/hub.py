@@ -21,6 +21,10 @@ Progress = Callable[[int, int], None]
 """Called with (bytes here, bytes in all) while a file comes in; what it raises ends the fetch."""
 
 
+class NoFile(PackError):
+    """The repository has no such file."""
+
+
 class HubFile(NamedTuple):
     """A file of a hub repository."""
 
@@ -50,6 +54,28 @@ def cached(file: HubFile) -> Path | None:
     except ValueError as error:
         raise PackError(f"{file.path!r} can be no file of {file.repo_id}: it leads out of the repository") from error
     return Path(found) if isinstance(found, str) else None
+
+
+def known_missing(file: HubFile) -> bool:
+    """Whether it was found before that the repository has no such file; the hub client keeps that, too."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    found = try_to_load_from_cache(file.repo_id, file.path, revision=file.revision, repo_type=file.repo_type)
+    return found is _CACHED_NO_EXIST
+
+
+def remember_missing(file: HubFile) -> None:
+    """So that it is asked for once only, where the commit is known and the cache can be written to."""
+    folder = _repo_folder(file)
+    ref = folder / "refs" / file.revision
+    try:
+        commit = ref.read_text().strip() if ref.is_file() else file.revision
+        if (folder / "snapshots" / commit).is_dir():
+            marker = folder / ".no_exist" / commit / file.path
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+    except OSError:
+        return
 
 
 def commit(file: HubFile) -> str | None:
@@ -182,15 +208,16 @@ def _explained(file: HubFile, error: Exception) -> PackError:
     if isinstance(error, errors.OfflineModeIsEnabled):
         return PackError(f"{what} is not on this computer, and HF_HUB_OFFLINE forbids to fetch it")
     if isinstance(error, errors.GatedRepoError):
-        return PackError(f"{what} is gated: accept its terms on {host}, then log in with `hf auth login`")
+        return PackError(f"{what} is gated: accept its terms on {host}, then {_LOG_IN}")
     if isinstance(error, errors.RepositoryNotFoundError):
-        return PackError(f"{host} shows no repository {file.repo_id}; if it is private, log in with `hf auth login`")
+        return PackError(f"{host} shows no repository {file.repo_id}; if it is private, {_LOG_IN}")
     if isinstance(error, errors.RevisionNotFoundError):
         return PackError(f"{file.repo_id} has no revision {file.revision!r}")
     if isinstance(error, errors.EntryNotFoundError):
-        return PackError(f"{file.repo_id} has no file {file.path}")
+        return NoFile(f"{file.repo_id} has no file {file.path}")
     if isinstance(error, errors.HfHubHTTPError):
-        return PackError(f"{what} cannot be fetched, {host} answers {error.response.status_code}: try again later")
+        status = error.response.status_code
+        return PackError(f"{what} cannot be fetched, {host} answers {status}: {_advice(status)}")
     if isinstance(error, errors.HFValidationError):
         return PackError(f"{file.repo_id!r} is no repository's name; write user/repository")
     if isinstance(error, (errors.HTTPError, ConnectionError, TimeoutError)):
@@ -201,6 +228,20 @@ def _explained(file: HubFile, error: Exception) -> PackError:
     if isinstance(error, OSError):
         return PackError(f"{what} cannot be stored in {constants.HF_HUB_CACHE}: {error.strerror or error}")
     return PackError(f"{what} cannot be fetched ({type(error).__name__})")
+
+
+_LOG_IN = "log in with `hf auth login`, or give a token that may read it in HF_TOKEN"
+
+
+def _advice(status: int) -> str:
+    """What to do about an HTTP status."""
+    if status in (401, 403):
+        return f"the repository may be private or gated, or your token is not valid; {_LOG_IN}"
+    if status == 404:
+        return "it has no such file; check the name"
+    if status == 429:
+        return "too many requests came from here; try again later, or log in with `hf auth login`"
+    return "try again later" if status >= 500 else "it does not accept the request; check the name and HF_ENDPOINT"
 
 
 def own_folder() -> Path:

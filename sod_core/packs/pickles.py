@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from . import plain
+
 LARGEST = 32 << 20
 """Bytes of a pickle: the tensors of a checkpoint lie beside it."""
 
@@ -28,6 +30,7 @@ def printable(text: str) -> str:
 
 _OPERATIONS = 1_000_000  # each makes at most about 100 bytes, the costlier ones count several times
 _COSTS = {"REDUCE": 16, "EMPTY_SET": 4}
+_SAYS = {"torch._utils _rebuild_qtensor": "it is quantised", "torch._utils _rebuild_tensor_v3": "it may be quantised"}
 _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 _VALUES |= {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}
 _LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
@@ -37,6 +40,13 @@ _GATHERED |= dict.fromkeys(("TUPLE", "APPENDS", "SETITEMS", "ADDITEMS"), 0)  # a
 _KEYS = {str, bytes, int, float, bool, types.NoneType}  # to hash tuples of tuples could overflow the stack
 _STORAGES = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Bool": "bool"}
 _STORAGES |= {"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8"}
+
+
+class Unknown:
+    """A name that is not known. It may be a defaultdict's factory, which is never called, and nothing else."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 class Walk:
@@ -58,6 +68,12 @@ class Walk:
         self.known |= {"torch Size": _size, "torch device": lambda name: name}
         self.known |= {"torch._utils _rebuild_parameter": lambda tensor, requires_grad, hooks: tensor}
         self.known |= {"torch._utils _rebuild_tensor_v2": self.tensor, "_codecs encode": self.encoded}
+        self.known |= plain.STAND_INS | {"collections defaultdict": self.a_defaultdict}
+        self.known |= dict.fromkeys(("builtins frozenset", "__builtin__ frozenset"), self.a_frozenset)
+        self.unknown: list[str] = []
+        """Names asked for so far that nothing excuses."""
+        self.factories: set[str] = set()
+        """Names that are only a defaultdict's factory."""
 
     def load(self, file: io.BytesIO) -> Any:
         """The next pickle in the file, which is left right behind it."""
@@ -91,27 +107,52 @@ class Walk:
                 stack.append(self.named(value or " ".join([stack.pop(), stack.pop()][::-1])))
             elif name == "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
-                if not isinstance(function, (types.FunctionType, types.MethodType)):
+                self.refuse_unknown(function, *(() if function == self.a_defaultdict else arguments))
+                if function is not plain.Record and not isinstance(function, (types.FunctionType, types.MethodType)):
                     raise Refused("it calls what is no function")
-                stack.append(function(*arguments))
+                stack.append(plain.Record() if function is plain.Record and not arguments else function(*arguments))
+            elif name == "NEWOBJ":
+                arguments, kind = stack.pop(), stack.pop()
+                self.refuse_unknown(kind)
+                if kind is not plain.Record or arguments != ():
+                    raise Refused("it makes an object that is not plain")
+                stack.append(plain.Record())
             elif name == "BUILD":
                 state = stack.pop()
                 self.build(stack[-1], state)
             elif name == "BINPERSID":
-                stack.append(self.stored(stack.pop()))
+                id = stack.pop()
+                self.refuse_unknown(*(id if isinstance(id, tuple) else ()))
+                stack.append(self.stored(id))
             elif name == "STOP":
+                if self.unknown:
+                    raise self.refusal(self.unknown[0])
                 return self.whole(stack.pop())
             elif name not in ("PROTO", "FRAME") or value > LARGEST:
                 raise Refused(f"it asks for the pickle operation {name}")
 
     def named(self, name: str) -> Any:
-        if name not in self.known:
-            asked = printable(name.replace(" ", "."))
-            raise Refused(f"it holds more than arrays, tensors and plain containers (it asks for {asked})")
-        return self.known[name]
+        if name in self.known:
+            return self.known[name]
+        self.unknown.append(name)
+        return Unknown(name)
+
+    def refuse_unknown(self, *used: Any) -> None:
+        """Raises Refused where a name that is not known is used for more than a defaultdict's factory."""
+        for value in used:
+            if isinstance(value, Unknown):
+                raise self.refusal([*self.unknown, value.name][0])
+
+    def refusal(self, name: str) -> Refused:
+        """Of a file that asks for more than is known."""
+        says = _SAYS.get(name, "it holds more than arrays, tensors and plain containers")
+        return Refused(f"{says} (it asks for {printable(name.replace(' ', '.'))}): save its state_dict() alone")
 
     def build(self, made: Any, state: Any) -> None:
         """Sets the state of an object: here, the versions that torch hangs on a state dict."""
+        if type(made) is plain.Record and type(state) is dict:
+            made.update(state)
+            return
         if type(made) is not OrderedDict or type(state) is not dict or list(state) != ["_metadata"]:
             raise Refused("it sets attributes of an object")
         made.__dict__.update(state)
@@ -136,6 +177,18 @@ class Walk:
         _put(found, items)
         return found
 
+    def a_frozenset(self, items: Any = ()) -> tuple:
+        self.count(len(items))
+        return (items,)
+
+    def a_defaultdict(self, factory: Any = None) -> dict:
+        """Its items follow. The factory is never called, so that it may be anything."""
+        if isinstance(factory, Unknown):
+            self.factories.add(factory.name)
+            if factory.name in self.unknown:
+                self.unknown.remove(factory.name)
+        return {}
+
     def encoded(self, text: Any, encoding: Any) -> bytes:
         """Bytes, as protocol 2 writes them. Other encodings would lengthen a text, and do so over and over."""
         if encoding != "latin1":
@@ -149,6 +202,8 @@ class Walk:
         waiting = [found]
         while waiting:
             value = waiting.pop()
+            if isinstance(value, Unknown):
+                raise self.refusal(value.name)
             if isinstance(value, dict):
                 value = list(value.values())
             elif isinstance(value, np.ndarray) and value.dtype.hasobject:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import pickle
 import stat
 import struct
 import warnings
@@ -21,6 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from . import plain, recognise
 from .errors import PackError
 from .pickles import LARGEST, Arrays, Refused, printable
 
@@ -28,19 +30,45 @@ _LARGEST_FILE = 4 << 30
 _LARGEST_PICKLE = 16 << 30
 """SAeUron's script gathers latents by the gigabyte: 20 concepts x 80 prompts x 100 steps x 20,480 halves are 6.6 GB."""
 _CORES, _REBUILT = ("numpy.core", "numpy._core"), ("scalar", "_reconstruct")
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # torch's
+_ZIP, _PICKLE, _NUMPY = b"PK\3\4", b"\x80", b"\x93NUM"
 _LARGEST_DIRECTORY = 4 << 20  # of a zip or safetensors file: over 30,000 tensors
 
 
 def read_torch(path: Path) -> Any:
-    """Tensors and plain containers of a .pth, .pt or .safetensors file, on the CPU. Raises PackError."""
+    """Tensors and plain containers of a file of torch or safetensors, told by its content, on the CPU.
+
+    Raises PackError.
+    """
     with _opened(path) as (file, size):
-        if path.suffix.lower() != ".safetensors":
-            return _checkpoint(file, size)
+        head = file.read(recognise.HEAD)
+        file.seek(0)
+        if not _is_safetensors(head, path.suffix):
+            return _plain_pickle(file, size) if _is_plain_pickle(head) else _checkpoint(file, size)
         from safetensors.torch import load_file  # it checks every offset
 
-        if int.from_bytes(file.read(8), "little") > min(size - 8, _LARGEST_DIRECTORY):
+        if int.from_bytes(head[:8], "little") > min(size - 8, _LARGEST_DIRECTORY):
             raise Refused("its header claims more than the file holds, it may be truncated")
         return load_file(path)
+
+
+def _is_safetensors(head: bytes, suffix: str) -> bool:
+    """Its first eight bytes are the length of the JSON that follows."""
+    told = head[3:9] == b"\0\0\0\0\0{"
+    return told or (suffix.lower() == ".safetensors" and not head.startswith((_ZIP, _PICKLE, _NUMPY)))
+
+
+def _is_plain_pickle(head: bytes) -> bool:
+    """Whether pickle itself wrote the file: torch's own begin with a number."""
+    return head[:1] == _PICKLE and _MAGIC_NUMBER.to_bytes(10, "little") not in head[:16]
+
+
+def _plain_pickle(file: BinaryIO, size: int) -> dict:
+    """A dictionary that pickle wrote: the walk alone reads it."""
+    found = Arrays(size, _checkpoint).load(file)
+    if not isinstance(found, dict):
+        raise Refused("it is no checkpoint of torch")
+    return found
 
 
 def read_npy(path: Path) -> np.ndarray | dict:
@@ -80,17 +108,27 @@ def _opened(path: Path, largest: int = _LARGEST_FILE) -> Iterator[tuple[BinaryIO
         found = path.stat()
     except (OSError, ValueError) as error:
         raise PackError(f"{name} is missing in {path.parent}") from error
+    if not stat.S_ISREG(found.st_mode):  # a pipe would wait for its writer
+        raise PackError(f"{name} was refused: it is no regular file")
+    if found.st_size > largest:
+        raise PackError(f"{name} was refused: it is larger than {largest >> 30} GiB")
     try:
-        if not stat.S_ISREG(found.st_mode):  # a pipe would wait for its writer
-            raise Refused("it is no regular file")
-        if found.st_size > largest:
-            raise Refused(f"it is larger than {largest >> 30} GiB")
-        with path.open("rb") as file:
+        opened = path.open("rb")
+    except OSError as error:
+        raise PackError(f"{name} cannot be opened: {error.strerror}") from error
+    with opened as file:
+        try:
+            what = recognise.other(file.read(recognise.HEAD))
+            if what is not None:
+                raise PackError(f"{name} is {what}")
+            file.seek(0)
             yield file, found.st_size
-    except Refused as error:
-        raise PackError(f"{name} was refused: {error}") from None
-    except Exception as error:  # numpy, torch and zipfile raise many kinds for a damaged file
-        raise PackError(f"{name} cannot be read, it may be truncated ({type(error).__name__})") from error
+        except PackError:
+            raise
+        except Refused as error:
+            raise PackError(f"{name} was refused: {error}") from None
+        except Exception as error:  # numpy, torch and zipfile raise many kinds for a damaged file
+            raise PackError(f"{name} cannot be read, it may be truncated ({type(error).__name__})") from error
 
 
 class _Checkpoint(Arrays):
@@ -121,18 +159,41 @@ def _checkpoint(file: BinaryIO, size: int) -> Any:
 
     begins = file.read(4)
     file.seek(0)
-    (_walk_zip if begins == b"PK\3\4" else _walk_legacy)(_Checkpoint(size), file, size)
+    if begins == _NUMPY:
+        raise Refused("it is an array of NumPy (.npy) and no checkpoint")
+    if begins != _ZIP and begins[:1] != _PICKLE:
+        raise Refused("it is no checkpoint of torch, and no safetensors file")
+    walk = _Checkpoint(size)
+    (_walk_zip if begins == _ZIP else _walk_legacy)(walk, file, size)
     file.seek(0)
-    torch.serialization.add_safe_globals(_numpy_names())  # after the walk: what they are told is checked by now
-    with warnings.catch_warnings(action="ignore"):  # of an unusual pickle protocol
-        return torch.load(file, map_location="cpu", weights_only=True)
+    # After the walk: what they are told is checked by now.
+    torch.serialization.add_safe_globals([*_numpy_names(), *_plain_names(walk.factories)])
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of an unusual pickle protocol
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise Refused(
+            "torch's safe reader cannot read it (UnpicklingError): save it with torch.save's own protocol"
+        ) from error
+
+
+def _plain_names(factories: set[str]) -> list[Any]:
+    """The stand-ins of plain classes, and of what is a defaultdict's factory, for the same list."""
+    names = plain.STAND_INS | {"collections defaultdict": plain.empty_dict, "builtins frozenset": plain.arguments}
+    names |= dict.fromkeys(factories, plain.arguments)
+    return [(stand_in, plain.of_python_3(name)) for name, stand_in in names.items()]
 
 
 def _numpy_names() -> list[Any]:
     """What numpy's own scalars and arrays are pickled by, for torch's list of what may be asked for."""
     core = np._core.multiarray
     functions = [(getattr(core, name), f"{old}.multiarray.{name}") for old in _CORES for name in _REBUILT]
-    return [*functions, np.ndarray, np.dtype, *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + "?efd"}]
+    return [
+        *functions,
+        np.ndarray,
+        np.dtype,
+        *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + "?efdFDSUO"},
+    ]
 
 
 def _walk_zip(walk: _Checkpoint, file: BinaryIO, size: int) -> None:
@@ -141,15 +202,18 @@ def _walk_zip(walk: _Checkpoint, file: BinaryIO, size: int) -> None:
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         sizes = {member.filename.lower(): member.file_size for member in members}  # torch minds no case
-        top = members[0].filename.split("/")[0]
+        top = members[0].filename.split("/")[0] if members else ""
         if f"{top}/constants.pkl".lower() in sizes:
             raise Refused("it is a TorchScript program")
+        if f"{top}/data.pkl".lower() not in sizes:
+            kind = "an archive of NumPy arrays" if any(name.endswith(".npy") for name in sizes) else "a zip archive"
+            raise Refused(f"it is {kind} and no checkpoint: give one that torch.save or safetensors wrote")
         if any(member.compress_type or member.file_size != member.compress_size or member.extra for member in members):
             raise Refused("it is compressed, which torch never does")
         if len(sizes) < len(members) or sum(sizes.values()) > size:
             raise Refused("its members claim more than the file holds")
         if archive.getinfo(f"{top}/data.pkl").file_size > LARGEST:
-            raise Refused(f"its pickle is larger than {LARGEST >> 20} MiB")
+            raise Refused(f"its pickle is larger than {LARGEST >> 20} MiB: save tensors, not arrays")
         walk.load(io.BytesIO(archive.read(f"{top}/data.pkl")))
     if any(sizes[f"{top}/data/{key}".lower()] != storage.nbytes for key, storage in walk.storages.items()):
         raise Refused("its tensors are not as long as their data")
@@ -171,7 +235,7 @@ def _check_directory(file: BinaryIO, size: int) -> None:
 def _walk_legacy(walk: _Checkpoint, file: BinaryIO, size: int) -> None:
     """A file as torch wrote them before: five pickles, then the length and the data of each storage."""
     pickles = io.BytesIO(file.read(LARGEST))
-    if walk.load(pickles) != 0x1950A86A20F9469CFC6C:
+    if walk.load(pickles) != _MAGIC_NUMBER:
         raise Refused("it is no checkpoint of torch")
     *_, keys = [walk.load(pickles) for _ in range(4)]  # version, machine, contents, keys
     if any(type(key) is not str for key in keys) or set(keys) != set(walk.storages):

@@ -175,7 +175,7 @@ def _judged(pack: Pack, names: list[str]) -> list:
         if path is None:
             raise ValueError(f"there is no checkpoint {text}; write CLASS=FILE or CLASS=hub:user/repo/file")
         index = pack.manifest.class_index(target)
-        found.append(Subject(path.stem, "own", index, partial(pack.model_at, path), stamp(path)))
+        found.append(Subject(own.title(path), "own", index, partial(pack.model_at, path), stamp(path)))
     if not found:
         raise ValueError(f"pack {pack.manifest.name} has no unlearned models here; name some as CLASS=FILE")
     return found

@@ -24,7 +24,9 @@ def _kind() -> Kind:
 def _add_restore(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pack", required=True, help="a pack's name or folder")
     parser.add_argument(
-        "--unlearned", required=True, help="an unlearned model's id, a checkpoint, or hub:user/repo/file"
+        "--unlearned",
+        required=True,
+        help="an unlearned model's id, a checkpoint, or hub:user/repo/file; FILE#key for one of several models in it",
     )
     parser.add_argument("--image", required=True, help="an image file")
     parser.add_argument("--target-class", required=True, help="the class to restore, number or name")

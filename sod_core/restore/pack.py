@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 import shlex
@@ -20,7 +21,7 @@ from ..data import images
 from ..machine import devices, torchvision_guard
 from ..models import vit, vit_weights
 from ..models.vit import ViTShape
-from ..packs import figures, find, hub, safe
+from ..packs import checkpoint, figures, find, hub
 from ..packs.errors import PackError
 from ..packs.hub import HubFile
 from ..packs.kept import Kept
@@ -32,6 +33,7 @@ from .features import Expert
 from .fit import SAEFit
 from .session import Session
 
+log = logging.getLogger(__name__)
 KIND = "restore"
 """What pack.json says under `kind`, or nothing."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -43,6 +45,10 @@ class Example(NamedTuple):
     path: Path
     label: int
     """Index of its class."""
+
+
+_notes: dict[tuple[str, str], str] = {}
+"""By a pack's folder and a checkpoint's path: what `Pack.note` says."""
 
 
 @cache
@@ -66,8 +72,8 @@ class Pack:
         self.manifest = manifest.read(Path(folder))
         self.device = device or devices.choose_device()
         self._kept = Kept()
-        self._written: dict[Path, tuple[int, int]] = {}
-        """When checkpoints were written last, and their sizes, as far as they were seen."""
+        self._written: dict[Path, list[tuple[int, int]]] = {}
+        """When checkpoints' files were written last, and their sizes, as far as they were seen."""
         self._examples_seen = False
 
     def __reduce__(self):
@@ -137,7 +143,7 @@ class Pack:
 
     def _told_shape(self) -> ViTShape:
         path, m = self.file(self.manifest.files["original"]), self.manifest
-        found = vit_weights.vit_shape(safe.read_torch(path), path.name)
+        found = vit_weights.vit_shape(checkpoint.read(path), path.name)
         if max(m.layers) >= found.depth:
             raise PackError(f"pack.json of {m.name} names layer {max(m.layers)}, {path.name} has {found.depth} blocks")
         return replace(found, image_size=m.image.size, classes=len(m.classes))  # loading says where these do not fit
@@ -152,16 +158,30 @@ class Pack:
         return self.model_at(self.file(entry.file, entry.source))
 
     def model_at(self, path: Path) -> nn.Module:
-        """The model in any checkpoint of this pack's ViT. Raises PackError naming what does not fit."""
-        if path.exists():
-            written = path.stat()
-            self._written[path] = written.st_mtime_ns, written.st_size
-        written = self._written.get(path)  # written again, it is read again; gone, what is in memory serves
+        """The model in any checkpoint of this pack's ViT: a file, a folder, an index, each with `#key` or without.
+
+        Raises PackError naming what does not fit.
+        """
+        files = [file.stat() for file in checkpoint.files(path)]
+        if files:
+            self._written[path] = [(file.st_mtime_ns, file.st_size) for file in files]
+        written = tuple(self._written.get(path, []))  # written again, it is read again; gone, what is in memory serves
         key = str(self.manifest.folder), str(self.device), str(path), written
         return _unlearned_models().get(key, lambda: self._load(path), _bytes)
 
     def _load(self, path: Path) -> nn.Module:
-        return vit_weights.new_vit(self.shape, safe.read_torch(path), path.name).to(self.device)
+        said: list[str] = []
+        found = checkpoint.read(path)
+        name = checkpoint.split(path)[0].name
+        vit = vit_weights.new_vit(self.shape, found, name, self.manifest.classes, said.append)
+        _notes[str(self.manifest.folder), str(path)] = "; ".join(said)
+        if said:
+            log.warning("%s", "; ".join(said))
+        return vit.to(self.device)
+
+    def note(self, path: Path) -> str:
+        """What a user should know of how a checkpoint that is in memory was read; "" for nothing."""
+        return _notes.get((str(self.manifest.folder), str(path)), "")
 
     def session(self, unlearned: str | Callable[[], nn.Module], precision: torch.dtype | None = None) -> Session:
         """A restore session with an unlearned model of the pack, or with whatever a function gives."""

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import images
-from ..packs import hub, own
+from ..packs import checkpoint, hub, own
 from .manifest import ExamplesSource
 from .pack import Pack
 
@@ -109,8 +109,8 @@ def open_set(pack: Pack, source: str | None, count: int | None, columns: tuple[s
 
 def stamp(path: Path) -> str:
     """Tells a file from another one, and from itself before it was written again."""
-    found = path.stat()
-    return f"{path.resolve()} {found.st_mtime_ns} {found.st_size}"
+    found = [file.stat() for file in checkpoint.files(path) or [path]]
+    return f"{path.resolve()} {max(file.st_mtime_ns for file in found)} {sum(file.st_size for file in found)}"
 
 
 def _default_source(pack: Pack, columns: tuple[str, str]) -> tuple[str, tuple[str, str]]:

@@ -12,7 +12,8 @@ from ..packs.errors import PackError
 
 _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-CHECKPOINT_SUFFIXES = [".pth", ".pt", ".safetensors", ".bin"]
+CHECKPOINT_SUFFIXES = [".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar", ".pkl", ".json"]
+"""`.tar` as in model.pth.tar, `.json` as in model.safetensors.index.json."""
 
 
 class ImageUpload(gr.Image):

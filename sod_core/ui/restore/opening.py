@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from ...packs import download, hub
+from ...packs import download, hub, own
 from ...packs.errors import PackError
 from ...packs.hub import HubFile
 from ...restore.pack import folders, shared_pack
@@ -160,12 +160,19 @@ class Opener:
     ) -> Iterator[dict]:
         seen = visitor.controls
         if isinstance(found, HubFile):
-            yield from self._watched([found], None if local else intake.most_bytes())
-            found = hub.fetch(found)
+            file, _ = own.without_key(found)
+            yield from self._watched([file], None if local else intake.most_bytes())
+            if local:  # nobody else may make the server fetch more than one bounded file
+                yield from self._watched(own.shards(file))
+            elif own.shards(file):
+                raise PackError("a checkpoint in several files is taken only at the computer that serves this page")
+            found = own.fetch(found)
         yield {self.panel.progress: _bar("Measuring it on the example images ...")}
         target = visitor.pack.manifest.class_index(forgotten) if forgotten else None
         with visitor.lock:
             id = visitor.add_model(found, found.name, target)
+        if visitor.pack.note(found):
+            gr.Info(visitor.pack.note(found))
         yield self._nothing()  # as above
         yield self._model_shown(visitor, id, _latest(visitor, seen, values))
 
