@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.names import Names
 from ..models.vit import ViTShape
 from ..packs.errors import PackError
 from ..packs.hub import HubFile
@@ -82,6 +83,13 @@ class Manifest:
     source: Source | None = None
     """Where the hub has the files that are not in the folder."""
     examples_source: ExamplesSource | None = None
+    folder_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """{class: names that the data set's own folders have for it}, such as WordNet's ids."""
+
+    @property
+    def names(self) -> Names:
+        """What folders of images, and labels of tables, may call the classes."""
+        return Names(self.classes, self.folder_names, f"pack {self.name}")
 
     def path(self, file: str) -> Path:
         """A file of the pack. Raises PackError for a name that leads out of the pack's folder."""
@@ -167,7 +175,14 @@ def _parse(folder: Path, data: dict[str, Any]) -> Manifest:
         world=data.get("world"),
         source=read_source(data.get("source")),
         examples_source=_examples_source(data.get("examples_source")),
+        folder_names=_folder_names(data.get("folder_names", {})),
     )
+
+
+def _folder_names(item: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    if not all(isinstance(found, list) for found in item.values()):
+        raise TypeError("folder_names holds no list of names for each class")
+    return {name: tuple(str(other) for other in found) for name, found in item.items()}
 
 
 def _vit(item: dict[str, Any], size: int, classes: int) -> ViTShape:
@@ -220,5 +235,9 @@ def _faults(m: Manifest) -> Iterator[tuple[bool, str]]:
         yield outside, f"{entry.id!r} names class {entry.target_class}, the pack has 0 to {len(m.classes) - 1}"
         measured = (entry.forget_accuracy, entry.retain_accuracy, entry.seconds)
         yield not all(isinstance(a, int | float | None) for a in measured), f"a figure of {entry.id!r} is no number"
+    strangers = [name for name in m.folder_names if name not in m.classes]
+    yield bool(strangers), f"folder_names names {strangers[:1]}, which is no class of the pack"
+    others = [*m.classes, *(other for found in m.folder_names.values() for other in found)]
+    yield len(set(others)) < len(others), "a name in folder_names is said twice, or is a class's"
     yield not isinstance(m.examples, str | None), "examples must be the name of a folder"
     yield m.world not in (None, *WORLDS), f"world {m.world!r} is unknown; known: {', '.join(WORLDS)}"
