@@ -139,7 +139,7 @@ def _grey(image: Image.Image) -> Image.Image:
         )
     else:
         top = _top(highest, may_be_8=not image.mode.startswith("I;16"))
-    shown = np.clip(values / top * 255, 0, 255)
+    shown = np.clip(values / top * 255, 0, 255).round()
     if image.info.get(_INVERTED):
         shown = 255 - shown
     transparent = image.info.get("transparency")
