@@ -9,7 +9,7 @@ behind, are passed over; every other file that is not read is named.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,7 +51,7 @@ def read(folder: Path, names: Names, use: Sequence[str], split: str | None = Non
     return Pictures(labels, _reader(place, paths), paths, str(place), notes + _notes(place, paths, others))
 
 
-def _reader(place: Path, paths: list[Path]):
+def _reader(place: Path, paths: list[Path]) -> Callable[[int], Image.Image]:
     def read_it(number: int) -> Image.Image:
         try:
             return images.read(paths[number])

@@ -79,18 +79,19 @@ def extract(parquet: Path, source: ExamplesSource, classes: int, folder: Path, n
 
 def extracted(parquet: Path, source: ExamplesSource, names: Names, folder: Path) -> Path:
     """As `extract`, where `folder` cannot be written into one of this process. Returns which. Raises NoExamples."""
-    chosen = _chosen(parquet, source, names)
     try:
-        _write(chosen, folder)
+        extract(parquet, source, len(names.classes), folder, names)
         return folder
-    except OSError:  # a cache that only its owner writes to, as on a cluster, or a full disk
-        try:
-            made = tempfile.mkdtemp(prefix="sod_core-")
-            atexit.register(shutil.rmtree, made, ignore_errors=True)
-            _write(chosen, Path(made, "examples"))
-            return Path(made, "examples")
-        except OSError as error:
-            raise _no_examples(parquet, error) from error
+    except NoExamples as error:
+        if not isinstance(error.__cause__, OSError):  # else a cache that others own, as on a cluster, or a full disk
+            raise
+    try:
+        made = Path(tempfile.mkdtemp(prefix="sod_core-"))
+    except OSError as error:
+        raise _no_examples(parquet, error) from error
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    extract(parquet, source, len(names.classes), made / "examples", names)
+    return made / "examples"
 
 
 def _chosen(parquet: Path, source: ExamplesSource, names: Names) -> dict[str, bytes]:

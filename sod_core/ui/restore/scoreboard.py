@@ -71,9 +71,9 @@ def read(pack: Pack) -> dict[str, Any] | None:
         return None
     try:
         board = json.loads(path.read_text(encoding="utf-8"))
-        stored = board["format"]
+        stored = board.get("format")
         complete = {"rows", "settings", "images", "data"} <= board.keys()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"What is stored in {path.name} cannot be read") from error
     if stored != report.FORMAT:
         raise ValueError("What is stored was measured by another version, whose verdicts follow other rules")
