@@ -275,3 +275,130 @@ def test_reading_leaves_the_file_alone(tmp_path):
     before = path.read_bytes()
     images.read(path)
     assert path.read_bytes() == before
+
+
+# ---------------------------------------------------------------- greys of other depths, and colours of others
+
+RAMP = np.linspace(0, 1, 32 * 24, dtype=np.float32).reshape(24, 32)
+
+
+def grey(values: np.ndarray, format: str = "TIFF", **options) -> np.ndarray:
+    return np.asarray(images.read(encoded(Image.fromarray(values), format, **options)).convert("L"), np.float32)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "int32", "float"])
+def test_greys_of_some_bits_are_spread_over_8(bits, kind):
+    values = RAMP * (2**bits - 1)
+    values = values.astype({"int32": np.int32, "float": np.float32}.get(kind, np.uint16))
+    assert np.abs(grey(values, "PNG" if kind == "PNG" else "TIFF") - RAMP * 255).max() <= 1
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("lowest, highest", [(0, 1), (0.25, 0.5), (-0.02, 1.03), (0, 0), (1, 1)])
+def test_floats_of_0_to_1(lowest, highest):
+    values = lowest + RAMP * (highest - lowest)
+    assert np.abs(grey(values) - np.clip(values, 0, 1) * 255).max() <= 1
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "values, says",
+    [
+        (np.where(RAMP > 0.5, np.nan, RAMP).astype(np.float32), "NaN"),
+        (np.where(RAMP > 0.5, np.inf, RAMP).astype(np.float32), "infinity"),
+        (np.full((24, 32), np.nan, np.float32), "NaN"),
+        (RAMP * 2 - 1, "-1 to 1"),
+        (RAMP * 5, "0 to 5"),
+        (RAMP * 1e9, "0 to 1e+09"),
+        ((RAMP * 200 - 100).astype(np.int32), "-100 to 100"),
+        ((RAMP * (2**31 - 200)).astype(np.int32), "0 to 65535"),
+    ],
+)
+def test_values_of_no_known_range_are_refused(values, says):
+    assert says in refused(encoded(Image.fromarray(values), "TIFF"))
+
+
+def test_a_grey_whose_0_is_white():
+    values = (RAMP * 65535).astype(np.uint16)
+    assert np.abs(grey(values, tiffinfo={262: 0}) - (1 - RAMP) * 255).max() <= 1
+
+
+def png_16(kind: int, left: tuple[int, ...], right: tuple[int, ...], transparent: tuple[int, ...] = ()) -> bytes:
+    """A PNG of 16 x 16 pixels with 16 bits a channel; Pillow writes none but grey ones."""
+    row = b"\0" + b"".join(struct.pack(f">{len(v)}H", *v) for v in [left] * 8 + [right] * 8)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", 16, 16, 16, kind, 0, 0, 0))
+    if transparent:
+        data += chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
+    return data + chunk(b"IDAT", zlib.compress(row * 16)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "data, left, right",
+    [
+        (png_16(2, (65535, 0, 0), (0, 0, 65535)), (255, 0, 0), (0, 0, 255)),
+        (png_16(2, (65535, 0, 0), (0, 0, 65535), (65535, 0, 0)), (255,) * 3, (0, 0, 255)),
+        (png_16(6, (65535, 0, 0, 0), (0, 0, 65535, 65535)), (255,) * 3, (0, 0, 255)),
+        (png_16(4, (0, 0), (32896, 65535)), (255,) * 3, (128,) * 3),
+        (png_16(0, (1000,), (65535,), (1000,)), (255,) * 3, (255,) * 3),
+        (png_16(0, (0,), (32896,), (0,)), (255,) * 3, (128,) * 3),
+        (png_16(2, (0, 0, 0), (0, 0, 0)), (0,) * 3, (0,) * 3),
+    ],
+)
+def test_16_bits_a_channel(data, left, right):
+    found = images.read(data)
+    assert close(found.getpixel((4, 8)), left, by=1) and close(found.getpixel((12, 8)), right, by=1)
+
+
+@pytest.mark.parametrize("top", [1023, 4095])
+def test_colour_that_pillow_would_take_the_bits_from_is_refused(top):
+    assert "12 of them" in refused(png_16(2, (top, 0, 0), (0, 0, top)))
+
+
+def test_avif(tmp_path):
+    data = encoded(picture(), "AVIF", quality=95)
+    (tmp_path / "a.AVIF").write_bytes(data)
+    for source in (data, tmp_path / "a.AVIF"):
+        found = images.read(source)
+        assert close(found.getpixel((4, 12)), (255, 0, 0)) and close(found.getpixel((28, 12)), (0, 0, 255))
+    green = Image.new("RGB", (32, 24), (0, 255, 0))
+    moving = encoded(picture(), "AVIF", save_all=True, append_images=[green], quality=95)
+    assert close(images.read(moving).getpixel((4, 12)), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert images.read(encoded(picture(), "AVIF", exif=exif)).size == (24, 32)
+    glass = picture().convert("RGBA")
+    glass.putalpha(0)
+    assert close(images.read(encoded(glass, "AVIF")).getpixel((4, 12)), (255, 255, 255))
+    assert "damaged" in refused(data[:-40])
+
+
+def test_a_profile_is_left_aside():
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    assert images.read(encoded(picture(), "PNG", icc_profile=profile)).getpixel((4, 12)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "data, says",
+    [
+        (b"", "empty"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html><html></html>", "web page"),
+        (b'{"error": "not found"}', "a text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
+    ],
+)
+def test_what_came_in_place_of_an_image_is_named(data, says):
+    assert says in refused(data) and "not an image" in refused(data)
+
+
+def test_a_file_that_may_not_be_read_is_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(encoded(picture(), "PNG"))
+
+    def no(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", no)
+    assert "Permission denied" in refused(tmp_path / "a.png")

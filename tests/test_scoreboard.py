@@ -112,6 +112,17 @@ def test_a_pack_without_scores(pack):
     assert cells == [] and figure is None and not download.visible  # no other pack's file stays on offer
 
 
+@pytest.mark.parametrize("damage", ["{", "[]", "5", "null", '"words"', "rows"])
+def test_damaged_scores_are_refused_in_words(scored, damage):
+    text = (
+        json.dumps({name: value for name, value in board().items() if name != "rows"}) if damage == "rows" else damage
+    )
+    (scored.manifest.folder / "scoreboard.json").write_text(text)
+    note, cells, _, download = scoreboard._show(SimpleNamespace(pack=scored))
+    assert "What is stored" in note and "evaluate --pack fruit --store" in note
+    assert cells == [] and not download.visible
+
+
 def test_scores_of_another_version_are_refused_in_words(scored):
     stored = scored.manifest.folder / "scoreboard.json"
     for found in (board() | {"format": 2}, {name: value for name, value in board().items() if name != "format"}):

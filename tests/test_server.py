@@ -163,6 +163,9 @@ def test_other_image_formats(client, apple, tmp_path):
     assert_same(restore(client, tmp_path / "apple.png"), expected)
     Image.open(apple).save(tmp_path / "apple.jpg")
     assert restore(client, tmp_path / "apple.jpg")["restored"][0]["alpha"] == 0
+    Image.open(apple).save(tmp_path / "apple.avif", quality=100, subsampling="4:4:4")
+    found = restore(client, tmp_path / "apple.avif")
+    assert found["original"]["logits"] == pytest.approx(expected["original"]["logits"], abs=0.5)
 
 
 # ---------------------------------------------------------------- /patch_latents

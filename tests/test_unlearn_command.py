@@ -234,7 +234,7 @@ FOLDERS = {
 def test_a_folder_that_cannot_be_used_is_one_line(run, options, pictures, case):
     damage, says = FOLDERS[case]
     damage(pictures)
-    outcome = run(*arguments(options))
+    outcome = run(*arguments(options | {"--strict": True}))
     assert_one_line(Outcome(outcome.code, outcome.out, outcome.err.split("\r")[-1]), says)
     assert not options["--out"].exists()
 

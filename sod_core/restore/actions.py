@@ -104,7 +104,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     (max_alpha,) = _alphas([options.max_alpha])
     settings = evaluation.Settings(_layer(options.layer), options.mode, max_alpha, options.seed)
     judged = _judged(pack, options.unlearned)
-    data = open_set(pack, options.data, options.images, (options.image_column, options.label_column))
+    columns = options.image_column, options.label_column
+    data = open_set(pack, options.data, options.images, columns, options.split, leave_out=not options.strict)
     keep = None
     if options.out:
         Path(options.out).mkdir(parents=True, exist_ok=True)
@@ -126,6 +127,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.json:
         give_json(board["rows"], options.json)
     _warn_of_fit(pack, settings.layer)
+    for note in data.notes:
+        print(f"sod_core evaluate: {note}", file=sys.stderr)
 
 
 def _warn_of_fit(pack: Pack, layer: int) -> None:
@@ -145,7 +148,9 @@ def _trained_on(judged: list, data: str) -> str:
         path = Path(subject.file.rsplit(" ", 2)[0]).with_suffix(".json")  # the path, and two numbers
         try:
             source = json.loads(path.read_text(encoding="utf-8"))["data"]["source"]["data"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if not isinstance(source, str):
             continue
         if data == source and data.startswith(own.PREFIX) or _same_folder(source, data):
             lines.append(

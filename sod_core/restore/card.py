@@ -56,9 +56,9 @@ def check(pack: Pack) -> Checked:
     steps += [(f"SAE of layer {layer}", lambda layer=layer: _caution(pack, layer)) for layer in m.layers]
     steps += [(f"experts of layer {layer}", lambda layer=layer: pack.expert_ids(layer, 0)) for layer in m.layers]
     try:
-        steps += [(f"example image {e.path.name}", lambda e=e: images.read(e.path)) for e in pack.examples()]
+        steps += [(f"example image {e.path.name}", lambda e=e: images.read(e.path)) for e in pack.find_examples()]
     except PackError:
-        steps.append(("example images", pack.examples))
+        steps.append(("example images", pack.find_examples))
     here = [entry.id for entry in m.unlearned if not pack.lacking(entry.id)]
     steps += [(f"unlearned model {id}", lambda id=id: pack.unlearned(id)) for id in here]
     for what, load in steps:

@@ -61,8 +61,10 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         help="default: every one of the pack that is here",
     )
     parser.add_argument("--data", help="canvas, examples, a folder class/name.png, or hub:user/dataset/file.parquet")
+    parser.add_argument("--split", help="of a folder with train/ and val/ above the classes; default: what is held out")
+    parser.add_argument("--strict", action="store_true", help="end at the first broken image; default: go on without")
     parser.add_argument("--image-column", default="image", help="of a hub data set")
-    parser.add_argument("--label-column", default="label", help="of a hub data set; its numbers are the pack's classes")
+    parser.add_argument("--label-column", default="label", help="of a hub data set; names or numbers of classes")
     parser.add_argument("--images", type=int, help="at most so many, all classes together")
     parser.add_argument("--layer", default="9")
     parser.add_argument("--mode", default="inject", help="inject, amplify, direct_injection or add")

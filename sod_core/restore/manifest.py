@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.names import Names
 from ..models.vit import ViTShape
 from ..packs.errors import PackError
 from ..packs.hub import HubFile
@@ -96,6 +97,8 @@ class Manifest:
     """What all of the pack's models were pretrained on ("ImageNet"), before any of them saw the pack's classes."""
 
     published_original: PublishedOriginal | None = None
+    folder_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """{class: names that the data set's own folders have for it}, such as WordNet's ids."""
 
     @property
     def retraining_caution(self) -> str:
@@ -106,6 +109,11 @@ class Manifest:
             f"The pack's models were fine-tuned from {self.pretrained_on}'s weights: one that was retrained without a "
             "class saw such things in pretraining, so as a yardstick it is no model that knows nothing of them."
         )
+
+    @property
+    def names(self) -> Names:
+        """What folders of images, and labels of tables, may call the classes."""
+        return Names(self.classes, self.folder_names, f"pack {self.name}")
 
     def path(self, file: str) -> Path:
         """A file of the pack. Raises PackError for a name that leads out of the pack's folder."""
@@ -193,6 +201,7 @@ def _parse(folder: Path, data: dict[str, Any]) -> Manifest:
         examples_source=_examples_source(data.get("examples_source")),
         pretrained_on=None if data.get("pretrained_on") is None else str(data["pretrained_on"]),
         published_original=_published(data.get("published")),
+        folder_names=_folder_names(data.get("folder_names", {})),
     )
 
 
@@ -201,6 +210,12 @@ def _channels(values: list[Any]) -> tuple[float, float, float]:
         raise PackError("pack.json: image mean and std must be three numbers each")
     red, green, blue = (float(value) for value in values)
     return red, green, blue
+
+
+def _folder_names(item: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    if not all(isinstance(found, list) for found in item.values()):
+        raise TypeError("folder_names holds no list of names for each class")
+    return {name: tuple(str(other) for other in found) for name, found in item.items()}
 
 
 def _vit(item: dict[str, Any], size: int, classes: int) -> ViTShape:
@@ -258,5 +273,9 @@ def _faults(m: Manifest) -> Iterator[tuple[bool, str]]:
         yield outside, f"{entry.id!r} names class {entry.target_class}, the pack has 0 to {len(m.classes) - 1}"
         measured = (entry.forget_accuracy, entry.retain_accuracy, entry.seconds, entry.published_retain_accuracy)
         yield not all(isinstance(a, int | float | None) for a in measured), f"a figure of {entry.id!r} is no number"
+    strangers = [name for name in m.folder_names if name not in m.classes]
+    yield bool(strangers), f"folder_names names {strangers[:1]}, which is no class of the pack"
+    others = [*m.classes, *(other for found in m.folder_names.values() for other in found)]
+    yield len(set(others)) < len(others), "a name in folder_names is said twice, or is a class's"
     yield not isinstance(m.examples, str | None), "examples must be the name of a folder"
     yield m.world not in (None, *WORLDS), f"world {m.world!r} is unknown; known: {', '.join(WORLDS)}"

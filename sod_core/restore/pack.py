@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -29,6 +28,7 @@ from ..packs.source import Source
 from ..sparse import forms
 from ..sparse.topk import TopKSAE, variance_unexplained
 from . import examples, expert_lists, manifest
+from .examples import Example, NoExamples
 from .features import Expert
 from .fit import SAEFit
 from .session import Session
@@ -36,15 +36,8 @@ from .session import Session
 log = logging.getLogger(__name__)
 KIND = "restore"
 """What pack.json says under `kind`, or nothing."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CHUNK = 8
 """Example images that go through a model at once."""
-
-
-class Example(NamedTuple):
-    path: Path
-    label: int
-    """Index of its class."""
 
 
 _notes: dict[tuple[str, str], str] = {}
@@ -274,22 +267,18 @@ class Pack:
     def examples(self) -> list[Example]:
         """The example images, in the order of the classes: files of examples/<class>/, or out of a hub data set.
 
-        Empty where there are none, or where the data set is not on this computer. Raises PackError.
+        Empty where there are none, where the data set is not on this computer, or where it gives none, which the log
+        says once: the pack works without. Raises PackError.
         """
-        m = self.manifest
-        if m.examples is None and m.examples_source is None:
+        try:
+            return self.find_examples()
+        except NoExamples as error:
+            self._kept.get(("said", str(error)), partial(log.warning, "pack %s: %s", self.manifest.name, error))
             return []
-        folder = self._examples_folder()
-        if m.examples_source is not None and not folder.is_dir():
-            parquet = hub.cached(m.examples_source.file)
-            if parquet is None:
-                return []
-            examples.extract(parquet, m.examples_source, len(m.classes), folder)
-        found = []
-        for label, name in enumerate(m.classes):
-            paths = examples.found(folder, label) if m.examples_source else sorted((folder / name).glob("*"))
-            found += [Example(path, label) for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
-        return found
+
+    def find_examples(self) -> list[Example]:
+        """As `examples`. Raises PackError also where the data set is here and gives none."""
+        return examples.find(self.manifest, self._examples_folder(), self._kept)
 
     def _has_examples(self) -> bool:
         """Whether there are any; they may come while the pack is in use."""
@@ -298,7 +287,7 @@ class Pack:
 
     def _examples_folder(self) -> Path:
         if self.manifest.examples_source is not None:
-            told = repr((self.manifest.examples_source, len(self.manifest.classes)))
+            told = repr((self.manifest.examples_source, self.manifest.classes))
             return hub.own_folder() / "examples" / hashlib.sha256(told.encode()).hexdigest()[:16]
         return self.manifest.path(self.manifest.examples or "examples")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,14 +13,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
-from ..data import images
+from ..data import folder, images, table
+from ..data.pictures import NO_CLASS, Pictures, broken_note, some
 from ..packs import checkpoint, hub, own
 from .manifest import ExamplesSource
 from .pack import Pack
 
 WORLD_SEED = 5
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 HUB_COLUMNS = ("image", "label")
 
 
@@ -44,10 +46,13 @@ class TestSet:
         read: Callable[[int], tuple[Image.Image, Image.Image | None]],
         pack: Pack,
         files: Sequence[Path] = (),
+        notes: Sequence[str] = (),
     ):
         """`read` gives the image of a number, and its object's mask where there is one; `files` are read from."""
         self.name, self.labels = name, torch.tensor(labels, dtype=torch.long)
-        self.stamp = hashlib.sha256("\n".join(map(stamp, files)).encode()).hexdigest()
+        self.notes = list(notes)
+        """What was decided and what was left out, a sentence each."""
+        self.stamp = hashlib.sha256(os.fsencode("\n".join(map(stamp, files)))).hexdigest()
         """Differs once one of its files was written again."""
         self._read, self._pack = read, pack
 
@@ -55,18 +60,11 @@ class TestSet:
         return len(self.labels)
 
     def batch(self, start: int, size: int) -> Batch:
-        """The images start to start + size. Raises ImageError for one that cannot be read."""
-        numbers = range(start, min(start + size, len(self)))
-        found = [self._one(i) for i in numbers]
+        """The images start to start + size. Raises ImageError with its name for one that cannot be read."""
+        found = [self._read(i) for i in range(start, min(start + size, len(self)))]
         inputs = torch.stack([self._pack.preprocess(image) for image, _ in found])
         masks = None if found[0][1] is None else np.stack([self._patches(mask) for _, mask in found])
         return Batch(start, inputs, self.labels[start : start + size], masks)
-
-    def _one(self, i: int) -> tuple[Image.Image, Image.Image | None]:
-        try:
-            return self._read(i)
-        except images.ImageError as error:
-            raise images.ImageError(f"test image {i} of {self.name}: {error}") from error
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All images, in order."""
@@ -79,32 +77,98 @@ class TestSet:
         return cells.mean(axis=(1, 3)) / 255
 
 
-def open_set(pack: Pack, source: str | None, count: int | None, columns: tuple[str, str] = HUB_COLUMNS) -> TestSet:
+def open_set(
+    pack: Pack,
+    source: str | None,
+    count: int | None,
+    columns: tuple[str, str] = HUB_COLUMNS,
+    split: str | None = None,
+    leave_out: bool = False,
+) -> TestSet:
     """A test set for a pack. Raises ValueError or PackError.
 
     `source`: "canvas" (drawn), "examples", a folder with one folder a class, or hub:user/dataset/file.parquet; None
     takes the pack's world, else its data set on the hub where that is here, else its examples. `count`: at most so
-    many images, spread over the classes in turn; None takes all (of a drawn world 1,000).
+    many images, spread over the classes in turn; None takes all (of a drawn world 1,000). `split`: the part of a
+    divided folder, else the one that is held out. `leave_out`: images are opened once beforehand, and the broken ones
+    are in no count; else reading ends at the first of them.
     """
     if source is None:
         source, columns = _default_source(pack, columns)
+    if split is not None and (source in ("canvas", "examples") or source.startswith(own.PREFIX)):
+        raise ValueError(f"--split names a part of a folder; {source} is none")
     if source == "canvas":
         return _canvas(pack, 1000 if count is None else count)
-    if source == "examples":
-        found = pack.examples()
-        labels, files = [example.label for example in found], [example.path for example in found]
-        read = partial(_read_file, files)
-    elif source.startswith(own.PREFIX):
-        files = [hub.fetch(own.parse_hub(source)._replace(repo_type="dataset"))]
-        labels, read = _parquet(files[0], *columns)
+    found = _pictures(pack, source, columns, split)
+    broken: dict[int, str] = {}
+    if leave_out:
+        order, broken = _readable(pack, found, count)
     else:
-        labels, files = _folder(pack, Path(source))
-        read = partial(_read_file, files)
-    known = range(len(pack.manifest.classes))
-    order = _in_turn([i for i, label in enumerate(labels) if label in known], labels, count)
+        order = _in_turn(_of_classes(found), found.labels, count)
     if not order:
         raise ValueError(f"{source} holds no images of the classes of pack {pack.manifest.name}")
-    return TestSet(source, [labels[i] for i in order], lambda i: (read(order[i]), None), pack, files)
+    labels = [found.labels[i] for i in order]
+    notes = [*found.notes, *_absent(pack, found), *_stranger_note(found), *broken_note(list(broken.values()))]
+    return TestSet(found.place, labels, lambda i: (found.read(order[i]), None), pack, found.files, notes)
+
+
+def _pictures(pack: Pack, source: str, columns: tuple[str, str], split: str | None) -> Pictures:
+    names = pack.manifest.names
+    if source == "examples":
+        found = pack.examples()
+        files = [example.path for example in found]
+        return Pictures([example.label for example in found], partial(_read_example, files), files, source)
+    if source.startswith(own.PREFIX):
+        path = hub.fetch(own.parse_hub(source)._replace(repo_type="dataset"))
+        return table.read(path, *columns, names, source)
+    return folder.read(Path(source), names, folder.HELD_OUT, split)
+
+
+def _read_example(files: list[Path], i: int) -> Image.Image:
+    try:
+        return images.read(files[i])
+    except images.ImageError as error:
+        raise images.ImageError(f"{files[i].parent.name}/{files[i].name}: {error}") from error
+
+
+def _of_classes(found: Pictures) -> list[int]:
+    return [i for i, label in enumerate(found.labels) if label != NO_CLASS]
+
+
+def _readable(pack: Pack, found: Pictures, count: int | None) -> tuple[list[int], dict[int, str]]:
+    """The images that are taken, and {number: problem} of the broken ones in whose place others came.
+
+    Raises ValueError for a class whose every image is broken.
+    """
+    sound: set[int] = set()
+    broken: dict[int, str] = {}
+    left = _of_classes(found)
+    while new := [i for i in _in_turn(left, found.labels, count) if i not in sound]:
+        for i in tqdm(new, desc="looking at images", unit="image", mininterval=2, leave=False, disable=None):
+            try:
+                found.read(i)
+                sound.add(i)
+            except images.ImageError as error:
+                broken[i] = str(error)
+        left = [i for i in left if i not in broken]
+    there = {found.labels[i] for i in left}
+    for i, problem in broken.items():
+        if found.labels[i] not in there:
+            name = pack.manifest.classes[found.labels[i]]
+            raise ValueError(f"every image of class {name} in {found.place} is broken, such as {problem}")
+    return _in_turn(left, found.labels, count), broken
+
+
+def _absent(pack: Pack, found: Pictures) -> list[str]:
+    there = set(found.labels)
+    absent = [name for label, name in enumerate(pack.manifest.classes) if label not in there]
+    return [f"there are no images of {', '.join(absent)}"] if absent else []
+
+
+def _stranger_note(found: Pictures) -> list[str]:
+    if not found.strangers:
+        return []
+    return [f"{len(found.strangers)} rows of no class of the pack were left out: {some(found.strangers, '; ')}"]
 
 
 def stamp(path: Path) -> str:
@@ -142,47 +206,6 @@ def _canvas(pack: Pack, count: int) -> TestSet:
         return canvas.render(canvas.OBJECTS[label], canvas.STYLES[style], rng, size)
 
     return TestSet("canvas", [i % len(canvas.OBJECTS) for i in range(count)], draw, pack)
-
-
-def _folder(pack: Pack, folder: Path) -> tuple[list[int], list[Path]]:
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; give one with a folder of images for each class")
-    labels, paths = [], []
-    for label, name in enumerate(pack.manifest.classes):
-        found = sorted(path for path in (folder / name).glob("*") if path.suffix.lower() in SUFFIXES)
-        labels += [label] * len(found)
-        paths += found
-    return labels, paths
-
-
-def _read_file(paths: list[Path], i: int) -> Image.Image:
-    return images.read(paths[i])
-
-
-def _parquet(path: Path, image: str, label: str) -> tuple[list[int], Callable[[int], Image.Image]]:
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        labels = file.read(columns=[label])[label].to_pylist()
-        starts = np.cumsum([0, *(file.metadata.row_group(g).num_rows for g in range(file.num_row_groups))])
-        file.schema_arrow.field(image)
-    except (pyarrow.ArrowException, KeyError, OSError) as error:
-        raise ValueError(f"{path.name} is no Parquet file with the columns {image!r} and {label!r}") from error
-    group: dict[int, list] = {}
-
-    def read(i: int) -> Image.Image:
-        number = int(np.searchsorted(starts, i, side="right")) - 1
-        if number not in group:  # images come in order: one group of rows at a time is enough
-            group.clear()
-            group[number] = file.read_row_group(number, columns=[image])[image].to_pylist()
-        cell = group[number][i - starts[number]]
-        content = cell.get("bytes") if isinstance(cell, dict) else cell
-        if not isinstance(content, bytes):
-            raise images.ImageError(f"the column {image!r} of {path.name} holds no image there")
-        return images.read(content)
-
-    return labels, read
 
 
 def _in_turn(numbers: list[int], labels: list[int], count: int | None) -> list[int]:

@@ -48,7 +48,7 @@ def _unlearn(options: argparse.Namespace) -> None:
     if options.add:
         _check_add(pack, order.id, out)
     source = _source(options, before)
-    data = load(pack, source, options.work)
+    data = load(pack, source, options.work, options.split, options.strict)
     checkpoint = out.with_name(f"{out.name}.{_key(order, source)}.ckpt")
     image = pack.manifest.image
     found = run.run(order, pack.original(), data, out, checkpoint, file, image.mean, image.std)
@@ -56,6 +56,8 @@ def _unlearn(options: argparse.Namespace) -> None:
         checkpoint.unlink(missing_ok=True)
         found.write(beside)
         _say(found, out, beside, before, options.record)
+        for note in data.notes:
+            print(f"sod_core unlearn: {note}", file=sys.stderr)
         if options.add:
             _add(pack, found)
 

@@ -21,6 +21,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
         "--data",
         help="canvas (drawn images), a folder with a folder a class, or hub:user/dataset/path/file.parquet[@revision]",
     )
+    parser.add_argument("--split", help="of a folder with train/ and val/ above the classes; default: train")
+    parser.add_argument("--strict", action="store_true", help="refuse broken images; default: go on without them")
     parser.add_argument("--from", dest="record", type=Path, metavar="JSON", help="make a recorded model again")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="the checkpoint; its record is beside it"

@@ -7,8 +7,8 @@ Those of a folder or a table are held in memory as the ViT sees them, 3 bytes a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..data import images
+from ..data import folder, images, table
+from ..data.pictures import Pictures, broken_note
 from ..machine import processes
 from ..packs import hub, own
-from ..packs.errors import PackError
-from ..restore.pack import IMAGE_SUFFIXES, Pack
+from ..restore.pack import Pack
 from ..worlds import canvas
 from ..worlds import drawn as drawn_images
 from ..worlds.drawn import UNKNOWN, ImageSet
@@ -64,6 +64,9 @@ class Data(NamedTuple):
     test: ImageSet
     """On which the figures are measured."""
     source: Source
+    """Of a divided folder the part that was read."""
+    notes: Sequence[str] = ()
+    """What was decided and what was left out, a sentence each."""
 
     def described(self, target_class: int) -> dict[str, Any]:
         """For the record: the source, and of each set the counts and a sum over pixels and labels."""
@@ -71,17 +74,23 @@ class Data(NamedTuple):
         return {"source": self.source.as_dict()} | {name: _described(one, target_class) for name, one in sets.items()}
 
 
-def load(pack: Pack, source: Source, work: Path) -> Data:
+def load(pack: Pack, source: Source, work: Path, split: str | None = None, strict: bool = False) -> Data:
     """The images of a source for a pack. Raises ValueError or PackError with one sentence.
 
-    `work`: where drawn images are kept.
+    `work`: where drawn images are kept. `split`: the part of a divided folder, else the one to train on. `strict`:
+    the first broken image is refused; else those are left out, and `notes` names them.
     """
+    is_folder = source.data != "canvas" and not source.data.startswith(own.PREFIX)
+    if split is not None and not is_folder:
+        raise ValueError(f"--split names a part of a folder; {source.data} is none")
     if source.data == "canvas":
         with processes.one_first():
             return _drawn(pack, source, work)
-    if source.data.startswith(own.PREFIX):
-        return _divided(pack, source, *_table(pack, source))
-    return _divided(pack, source, *_folder(pack, Path(source.data)))
+    if is_folder:
+        found = folder.read(Path(source.data), pack.manifest.names, folder.TRAIN, split)
+    else:
+        found = _table(pack, source)
+    return _divided(pack, replace(source, data=found.place), found, strict)
 
 
 # ---------------------------------------------------------------- drawn
@@ -104,98 +113,67 @@ def _drawn(pack: Pack, source: Source, work: Path) -> Data:
 
 # ---------------------------------------------------------------- folders and tables
 
-Opener = Callable[[], Image.Image]
 
-
-def _folder(pack: Pack, folder: Path) -> tuple[list[Opener], list[int]]:
-    """The images of folder/<class>/ and their classes, in the order of the classes and of the files' names."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; --data is canvas, a folder with one folder a class, or hub:...")
-    classes = pack.manifest.classes
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and path.name not in classes:
-            raise ValueError(f"{folder} has a folder {path.name!r}, which is no class of pack {pack.manifest.name}")
-    openers, labels = [], []
-    for label, name in enumerate(classes):
-        paths = sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        openers += [_opener(path, f"{name}/{path.name}") for path in paths]
-        labels += [label] * len(paths)
-    return openers, labels
-
-
-def _opener(source: Path | bytes, name: str) -> Opener:
-    def open_it() -> Image.Image:
-        try:
-            return images.read(source)
-        except images.ImageError as error:
-            raise ValueError(f"{name}: {error}") from error
-
-    return open_it
-
-
-def _table(pack: Pack, source: Source) -> tuple[list[Opener], list[int]]:
-    """The images of a Parquet file as Hugging Face data sets store them, and their classes, row by row."""
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
+def _table(pack: Pack, source: Source) -> Pictures:
+    """The images of a Parquet file as Hugging Face data sets store them. Every row has to be of a class of the pack."""
     file = own.parse_hub(source.data)._replace(repo_type="dataset")
     with processes.one_first():
         path = hub.fetch(file, hub.shown_by(tqdm(desc=file.name, unit="B", unit_scale=True, disable=None)))
-    columns = [source.image_column, source.label_column]
-    try:
-        table = ParquetFile(path)
-        lacking = [name for name in columns if name not in table.schema_arrow.names]
-        if lacking:
-            there = ", ".join(table.schema_arrow.names)
-            raise ValueError(
-                f"{file.name} has no column {lacking[0]!r} (--image-column, --label-column); it has {there}"
-            )
-        rows = table.read(columns=columns)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise PackError(f"{file.name} cannot be read as Parquet ({type(error).__name__})") from error
-    labels = [_label(pack, value, row, file.name) for row, value in enumerate(rows[source.label_column].to_pylist())]
-    openers = []
-    for row, value in enumerate(rows[source.image_column].to_pylist()):
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(data, bytes):
-            raise ValueError(f"{file.name}: row {row} of column {source.image_column!r} holds no image")
-        openers.append(_opener(data, f"{file.name}, row {row}"))
-    return openers, labels
+    found = table.read(path, source.image_column, source.label_column, pack.manifest.names, source.data)
+    if found.strangers:
+        known = ", ".join(pack.manifest.classes)
+        raise ValueError(f"{found.strangers[0]} in pack {pack.manifest.name}; known: {known}")
+    return found
 
 
-def _label(pack: Pack, value: object, row: int, file: str) -> int:
-    try:
-        return pack.manifest.class_index(value if isinstance(value, int) else str(value))
-    except PackError as error:
-        raise ValueError(f"{file}, row {row}: {error}") from error
-
-
-def _divided(pack: Pack, source: Source, openers: Sequence[Opener], labels: Sequence[int]) -> Data:
+def _divided(pack: Pack, source: Source, found: Pictures, strict: bool) -> Data:
     """Test, check and training images: of each class the same shares, chosen by the source's seed."""
-    labels = np.asarray(labels, np.int64)
+    _check_counts(pack, source, found.labels, [])
+    pixels, broken = _read(pack, found, strict)
+    kept = np.array(sorted(pixels), np.int64)
+    labels = np.asarray(found.labels, np.int64)[kept]
+    _check_counts(pack, source, labels.tolist(), broken)
     parts: dict[str, list[int]] = {"train": [], "check": [], "test": []}
-    for label, name in enumerate(pack.manifest.classes):
-        found = np.flatnonzero(labels == label)
-        if len(found) < FEWEST:
-            raise ValueError(
-                f"{source.data} has {len(found)} images of class {name}; {FEWEST} or more of every class are needed, "
-                "to train, to check and to test"
-            )
-        found = np.random.default_rng((source.split_seed, label)).permutation(found)
-        test, check = (max(1, int(share * len(found))) for share in (TEST_SHARE, CHECK_SHARE))
-        for part, chosen in zip(("test", "check", "train"), np.split(found, [test, test + check])):
+    for label in range(len(pack.manifest.classes)):
+        members = np.flatnonzero(labels == label)
+        members = np.random.default_rng((source.split_seed, label)).permutation(members)
+        test, check = (max(1, int(share * len(members))) for share in (TEST_SHARE, CHECK_SHARE))
+        for part, chosen in zip(("test", "check", "train"), np.split(members, [test, test + check])):
             parts[part] += chosen.tolist()
-    read = tqdm(total=len(labels), desc="reading images", mininterval=2, disable=None if processes.is_main() else True)
     sets = {}
     for part, chosen in parts.items():
-        pixels = []
-        for i in sorted(chosen):
-            pixels.append(_pixels(pack, openers[i]()))
-            read.update()
+        chosen.sort()
         coverage = np.full((len(chosen), pack.shape.grid**2), UNKNOWN, np.uint8)
         zeros = np.zeros(len(chosen), np.int64)
-        sets[part] = ImageSet(np.stack(pixels), coverage, labels[sorted(chosen)], zeros)
-    return Data(**sets, source=source)
+        sets[part] = ImageSet(np.stack([pixels.pop(kept[i]) for i in chosen]), coverage, labels[chosen], zeros)
+    return Data(**sets, source=source, notes=[*found.notes, *broken_note(broken)])
+
+
+def _check_counts(pack: Pack, source: Source, labels: Sequence[int], broken: Sequence[str]) -> None:
+    """Raises ValueError for a class with too few images to be divided."""
+    without = f" that can be read ({len(broken)} are broken, such as {broken[0]})" if broken else ""
+    for label, name in enumerate(pack.manifest.classes):
+        number = labels.count(label)
+        if number < FEWEST:
+            raise ValueError(
+                f"{source.data} has {number} images of class {name}{without}; {FEWEST} or more of every class are "
+                "needed, to train, to check and to test"
+            )
+
+
+def _read(pack: Pack, found: Pictures, strict: bool) -> tuple[dict[int, np.ndarray], list[str]]:
+    """{number: pixels} of the images, and what is said of the broken ones. Raises ImageError for those if strict."""
+    pixels: dict[int, np.ndarray] = {}
+    broken = []
+    quiet = None if processes.is_main() else True
+    for i in tqdm(range(len(found.labels)), desc="reading images", mininterval=2, disable=quiet):
+        try:
+            pixels[i] = _pixels(pack, found.read(i))
+        except images.ImageError as error:
+            if strict:
+                raise
+            broken.append(str(error))
+    return pixels, broken
 
 
 def _pixels(pack: Pack, image: Image.Image) -> np.ndarray:

@@ -64,14 +64,21 @@ def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict) -> None:
 def read(pack: Pack) -> dict[str, Any] | None:
     """The pack's stored evaluation (`python -m sod_core evaluate --pack NAME --store`); None where it has none.
 
-    Raises ValueError for one that another version stored: its verdicts follow other rules.
+    Raises ValueError for one that is damaged, or that another version stored: its verdicts follow other rules.
     """
     path = pack.manifest.folder / report.SCOREBOARD
     if not path.is_file():
         return None
-    board = json.loads(path.read_text(encoding="utf-8"))
-    if board.get("format") != report.FORMAT:
+    try:
+        board = json.loads(path.read_text(encoding="utf-8"))
+        stored = board.get("format")
+        complete = {"rows", "settings", "images", "data"} <= board.keys()
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"What is stored in {path.name} cannot be read") from error
+    if stored != report.FORMAT:
         raise ValueError("What is stored was measured by another version, whose verdicts follow other rules")
+    if not complete:
+        raise ValueError(f"What is stored in {path.name} lacks a part")
     return board
 
 
