@@ -56,14 +56,10 @@ class ErasePack:
         here = folder is not None and (folder / "model_index.json").is_file()
         dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         try:
-            pipeline = diffusion.load(folder if here else m.pipeline, self.device, dtype)
+            return diffusion.load(folder if here else m.pipeline, self.device, dtype)
         except ValueError as error:
             told = str(error) if here else f"the pipeline of {m.name} is not on this computer: {m.note or error}"
             raise PackError(told) from error
-        from diffusers import DDIMScheduler
-
-        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)  # as the released code does
-        return pipeline
 
     def sae(self, id: str) -> TopKSAE:
         """An SAE of the hook point. Raises PackError."""
