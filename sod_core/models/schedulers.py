@@ -2,8 +2,8 @@
 
 Erasing samples with DDIM, as the released code does. `DDIMScheduler.from_config` would fill what the file does not say
 with DDIM's defaults, of which some draw other pictures (it clips latents), and would lose what diffusers corrects while
-it loads a pipeline. So every setting that DDIM has is taken from the file, else from what the file's own scheduler does.
-What belongs to the other sampler (its order, its sigmas) goes.
+it loads a pipeline. So every setting that DDIM has is taken from the file, else from what the file's own scheduler
+does. What belongs to the other sampler (its order, its sigmas) goes.
 """
 
 from __future__ import annotations
