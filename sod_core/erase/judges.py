@@ -45,13 +45,16 @@ class Judge:
 
     @torch.inference_mode()
     def probabilities(self, images: list[Image.Image]) -> Tensor:
-        """Images -> [n, classes], each row summing to 1."""
+        """Images -> [n, classes], each row summing to 1. Raises PackError where they come out as no numbers."""
         device = next(self.model.parameters()).device
         found = []
         for start in range(0, len(images), BATCH):
             batch = torch.stack([self._prepare(image) for image in images[start : start + BATCH]]).to(device)
             found.append(self.model(batch).float().softmax(1).cpu())
-        return torch.cat(found) if found else torch.zeros(0, len(self.names))
+        rows = torch.cat(found) if found else torch.zeros(0, len(self.names))
+        if not bool(rows.isfinite().all()):
+            raise PackError(f"the judge {self.spec.architecture} gives no numbers, so nothing can be judged with it")
+        return rows
 
     def _prepare(self, image: Image.Image) -> Tensor:
         from torchvision.transforms import functional as transforms
@@ -81,6 +84,11 @@ def load(file: Path, spec: JudgeSpec, device: torch.device | str = "cpu") -> Jud
         if isinstance(state.get(key), dict):
             state = state[key]
     state = {_bare(name): value for name, value in state.items()}
+    for name, value in state.items():
+        if isinstance(value, Tensor) and not (value.is_floating_point() or name.endswith("num_batches_tracked")):
+            raise PackError(f"{file.name} holds {name} as {value.dtype}, and weights are floats")
+        if isinstance(value, Tensor) and not bool(value.isfinite().all()):
+            raise PackError(f"{file.name} is broken: {name} holds values that are not finite")
     model = new(spec)
     try:
         model.load_state_dict(

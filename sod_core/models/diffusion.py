@@ -45,6 +45,10 @@ class Cancelled(Exception):
     """The run was given up; the pipeline is as it was before."""
 
 
+class NotFinite(ValueError):
+    """A drawing came out with values that are no finite numbers, so that there is no image to show or to judge."""
+
+
 # ---------------------------------------------------------------- loading
 
 
@@ -241,8 +245,8 @@ class Order:
             raise ValueError(f"one seed a prompt: there are {len(self.prompts)} prompts and {len(self.seeds)} seeds")
         if self.steps < 1:
             raise ValueError(f"at least one denoising step is needed, not {self.steps}")
-        if not math.isfinite(self.guidance):
-            raise ValueError(f"guidance must be a finite number, not {self.guidance}")
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise ValueError(f"guidance must be a finite number from 0, not {self.guidance}")
         if not all(0 <= seed < 2**63 for seed in self.seeds):
             raise ValueError("a seed must be a whole number from 0 to 2^63 - 1")
 
@@ -257,11 +261,12 @@ def draw(
 ) -> list[Image.Image]:
     """The order's images as one batch, once: with `edit` at `hook_point`, or without. Empty where not `decoded`.
 
-    Raises Cancelled where `cancel` is set.
+    Raises Cancelled where `cancel` is set, and NotFinite.
     """
 
     def end_of_step(pipeline: DiffusionPipeline, i: int, timestep: Tensor, tensors: dict) -> dict:
         check(cancel)
+        check_finite(tensors["latents"])
         return {}
 
     with locked(pipeline, cancel), nullcontext() if edit is None else hooked(pipeline, hook_point, edit):
@@ -271,10 +276,23 @@ def draw(
             num_inference_steps=order.steps,
             guidance_scale=order.guidance,
             generator=[torch.Generator().manual_seed(seed) for seed in order.seeds],
-            output_type="pil" if decoded else "latent",
+            output_type="pt" if decoded else "latent",
             callback_on_step_end=end_of_step,
         )
-    return list(found.images) if decoded else []
+    return pictures(pipeline, found.images) if decoded else []
+
+
+def check_finite(drawn: Tensor) -> None:
+    """Raises NotFinite for latents or pixels that are no picture."""
+    if not bool(drawn.isfinite().all()):
+        raise NotFinite("the drawing runs beyond all finite numbers: take a smaller factor, multiplier or guidance")
+
+
+def pictures(pipeline: DiffusionPipeline, pixels: Tensor) -> list[Image.Image]:
+    """Pixels [images, 3, H, W] from 0 to 1 as images. Raises NotFinite."""
+    check_finite(pixels)
+    processor = pipeline.image_processor
+    return processor.numpy_to_pil(processor.pt_to_numpy(pixels))
 
 
 def left_out(pipeline: DiffusionPipeline, prompt: str) -> str:
@@ -285,7 +303,8 @@ def left_out(pipeline: DiffusionPipeline, prompt: str) -> str:
 
 
 def decode(pipeline: DiffusionPipeline, latents: Tensor) -> list[Image.Image]:
-    """Latents [images, C, h, w] -> the images they stand for."""
+    """Latents [images, C, h, w] -> the images they stand for. Raises NotFinite."""
+    check_finite(latents)
     vae = pipeline.vae
     upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)  # SDXL's overflows in float16
     with torch.no_grad(), locked(pipeline):
@@ -294,4 +313,4 @@ def decode(pipeline: DiffusionPipeline, latents: Tensor) -> list[Image.Image]:
             pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
         finally:
             vae.to(torch.float16 if upcast else vae.dtype)
-    return pipeline.image_processor.postprocess(pixels, output_type="pil")
+    return pictures(pipeline, pipeline.image_processor.postprocess(pixels, output_type="pt"))

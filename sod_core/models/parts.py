@@ -205,7 +205,7 @@ def fit_together(unet: nn.Module, vae: nn.Module, encoders: list[tuple[nn.Module
         raise ValueError("the UNet projects an adapter's or an image's features (encoder_hid_proj), which erase lacks")
     if getattr(unet, "class_embedding", None) is not None:
         raise ValueError("the UNet reads class labels (class_embed_type), and erase draws from a text alone")
-    if config.addition_embed_type != added:
+    if config.addition_embed_type not in (None, "text", added):
         raise ValueError(
             f"the UNet reads {config.addition_embed_type!r} beside the text, and the pipeline gives {added!r}"
         )
