@@ -6,8 +6,13 @@ import argparse
 import os
 import sys
 
+if sys.version_info < (3, 11):  # noqa: UP036  told before an older Python meets what it cannot read
+    sys.stderr.write("sod_core: Python 3.11 or newer is needed, and this is %d.%d\n" % sys.version_info[:2])  # noqa: UP031
+    sys.exit(2)
+
 from .build import command as build
 from .erase import command as erase
+from .machine import environment
 from .packs import command as packs
 from .restore import command as restore
 from .unlearn import command as unlearn
@@ -24,10 +29,18 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns 0, or 2 for what the user can mend (one line on standard error)."""
+    environment.say_everything()
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("sod_core"):
+            raise
+        print(f"sod_core {options.verb}: {environment.not_installed(error)}", file=sys.stderr)
+        return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:  # PackError, ImageError and ours are ValueErrors with one sentence each

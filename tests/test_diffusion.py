@@ -13,12 +13,13 @@ import pytest
 import torch
 from conftest import HOOK_POINT, tiny_parts
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sod_core.erase import generate as erase_generate
 from sod_core.erase.edit import Eraser, Settings, plan, statistics
 from sod_core.erase.generate import Erasing, Progress, generate
-from sod_core.models import diffusion
+from sod_core.models import diffusion, schedulers
 from sod_core.models.diffusion import Cancelled, Order, hooked
 from sod_core.sparse.topk import TopKSAE
 
@@ -265,7 +266,14 @@ def test_what_the_text_encoder_does_not_read(tiny_pipeline):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"seeds": (1,)}, {"steps": 0}, {"guidance": float("inf")}, {"seeds": (1, -1)}, {"prompts": (), "seeds": ()}],
+    [
+        {"seeds": (1,)},
+        {"steps": 0},
+        {"guidance": float("inf")},
+        {"guidance": -1.0},
+        {"seeds": (1, -1)},
+        {"prompts": (), "seeds": ()},
+    ],
 )
 def test_orders_that_cannot_be(wrong):
     with pytest.raises(ValueError):
@@ -314,3 +322,275 @@ def test_what_another_thread_builds_while_a_pipeline_loads_is_whole(tiny_folder,
     assert built[0].weight.device.type == "cpu" and built[0].weight.dtype == torch.float32
     assert nn.Module.register_parameter is register and torch.get_default_dtype() == torch.float32
     assert {p.dtype for model in (pipeline.unet, pipeline.text_encoder) for p in model.parameters()} == {torch.float16}
+
+
+# ---------------------------------------------------------------- folders as people have them
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path):
+    return shutil.copytree(tiny_folder, tmp_path / "pipeline")
+
+
+def change(path, **changes) -> dict:
+    """Rewrites a JSON file; None takes a key out."""
+    found = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in found.items() if value is not None}))
+    return found
+
+
+def rewrite(path, edit) -> None:
+    """Rewrites a file of weights: edit(tensors) -> tensors."""
+    save_file(edit(load_file(path)), path, {"format": "pt"})
+
+
+def before(folder) -> np.ndarray:
+    return pixels(diffusion.draw(diffusion.load(folder), ORDER))
+
+
+BETAS = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type", "timestep_spacing")
+BETAS += ("rescale_betas_zero_snr", "steps_offset")
+OTHERS = ("DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DDPMScheduler")
+OTHERS += ("UniPCMultistepScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverSDEScheduler")
+
+
+@pytest.mark.parametrize("named", [True, False], ids=("in both files", "in the scheduler's file"))
+@pytest.mark.parametrize("kind", OTHERS)
+def test_another_samplers_file_with_the_same_betas_gives_the_same_picture(folder, kind, named):
+    path = folder / "scheduler" / "scheduler_config.json"
+    shipped, config = before(folder), json.loads(path.read_text())
+    path.write_text(json.dumps({key: config[key] for key in BETAS} | {"_class_name": kind, "use_karras_sigmas": True}))
+    if named:
+        change(folder / "model_index.json", scheduler=["diffusers", kind])
+    assert np.array_equal(before(folder), shipped)
+
+
+@pytest.mark.parametrize("kind", [*OTHERS, "PNDMScheduler", "DDIMScheduler", "DEISMultistepScheduler", "LCMScheduler"])
+def test_what_a_scheduler_file_does_not_say_is_what_its_scheduler_does(kind):
+    found = schedulers.ddim({"_class_name": kind}).config
+    assert not found.clip_sample and not found.thresholding and found.steps_offset == 1
+    leading = kind in ("DDPMScheduler", "PNDMScheduler", "DDIMScheduler", "LCMScheduler")
+    assert found.timestep_spacing == ("leading" if leading else "linspace")
+    assert found.set_alpha_to_one is (kind != "PNDMScheduler")
+    warm = kind in ("HeunDiscreteScheduler", "DPMSolverSDEScheduler", "LCMScheduler")
+    assert found.beta_start == (0.00085 if warm else 0.0001)
+
+
+def test_what_diffusers_corrects_while_it_loads_is_corrected():
+    old = {"_class_name": "DDIMScheduler", "clip_sample": True, "steps_offset": 0}
+    assert (found := schedulers.ddim(old).config).steps_offset == 1 and not found.clip_sample
+    kept = schedulers.ddim(old, stable_diffusion=False).config  # of SDXL it corrects nothing
+    assert kept.steps_offset == 0 and kept.clip_sample
+    assert not schedulers.ddim({"_class_name": "EulerDiscreteScheduler"}, stable_diffusion=False).config.clip_sample
+    last = {"_class_name": "DPMSolverMultistepScheduler", "final_sigmas_type": "sigma_min"}
+    assert not schedulers.ddim(last).config.set_alpha_to_one
+    trained = {"_class_name": "PNDMScheduler", "trained_betas": [0.1, 0.2], "num_train_timesteps": 2}
+    assert torch.allclose(schedulers.ddim(trained).betas, torch.tensor([0.1, 0.2]))
+    thresholds = {"_class_name": "DPMSolverMultistepScheduler", "thresholding": True, "sample_max_value": 2.0}
+    found = schedulers.ddim(thresholds).config
+    assert found.thresholding and found.sample_max_value == 2
+    assert schedulers.ddim({}, "PNDMScheduler").config.set_alpha_to_one is False
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow matching"),
+        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "flow matching"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "flow_prediction"}, "flow matching"),
+        ({"_class_name": "DDIMScheduler", "prediction_type": "noise"}, "predicts 'noise'"),
+        ({"_class_name": "EDMEulerScheduler"}, "EDMEulerScheduler cannot be replaced"),
+        ({"_class_name": "CogVideoXDDIMScheduler"}, "cannot be replaced"),
+        ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "continuous"),
+        ({"_class_name": "DDPMScheduler", "beta_schedule": "sigmoid"}, "sigmoid"),
+        ({"_class_name": "DDIMScheduler", "beta_end": float("nan")}, "no noise schedule"),
+        ({"_class_name": "DDIMScheduler", "num_train_timesteps": "many"}, "make no scheduler"),
+        ({"_class_name": "DDIMScheduler", "timestep_spacing": "odd"}, "make no scheduler"),
+        ({"_class_name": "DDIMScheduler", "trained_betas": [0.1], "num_train_timesteps": 9}, "no noise schedule"),
+        ({}, "without a name"),
+    ],
+)
+def test_schedulers_that_ddim_cannot_stand_in_for(config, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        schedulers.ddim(config)
+    assert "\n" not in str(caught.value)
+
+
+def weights(folder, name: str):
+    return next((folder / name).glob("*.safetensors"))
+
+
+def test_half_precision_variants_are_read_where_the_plain_weights_are_not_there(folder):
+    """Each part for itself; the plain ones are preferred."""
+    shipped = before(folder)
+    for name in ("unet", "text_encoder", "vae"):
+        path = weights(folder, name)
+        half = path.with_suffix(".fp16.safetensors")
+        save_file({key: value.half() for key, value in load_file(path).items()}, half, {"format": "pt"})
+        if name == "vae":
+            rewrite(half, lambda tensors: {key: value * 0 for key, value in tensors.items()})
+        else:
+            path.unlink()
+    assert np.abs(before(folder) - shipped).max() <= 3
+    weights(folder, "unet").rename(folder / "unet" / "diffusion_pytorch_model.ema.safetensors")
+    assert np.abs(before(folder) - shipped).max() <= 3
+    shutil.copy(weights(folder, "unet"), folder / "unet" / "diffusion_pytorch_model.other.safetensors")
+    with pytest.raises(ValueError, match="several kinds .ema, other."):
+        diffusion.load(folder)
+
+
+def test_parts_that_are_not_used_may_be_missing(folder):
+    unused = {"feature_extractor": ["transformers", "CLIPImageProcessor"], "requires_safety_checker": True}
+    unused |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    change(folder / "model_index.json", **unused, image_encoder=["transformers", "CLIPVisionModelWithProjection"])
+    pipeline = diffusion.load(folder)
+    assert pipeline.safety_checker is None and pipeline.feature_extractor is None and pipeline.image_encoder is None
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
+def test_a_part_that_is_missing_is_named(folder, name):
+    shutil.rmtree(folder / name)
+    with pytest.raises(ValueError, match=name):
+        diffusion.load(folder)
+
+
+def test_a_part_that_the_index_lacks_is_named(folder):
+    change(folder / "model_index.json", vae=[None, None])
+    with pytest.raises(ValueError, match="vae is missing"):
+        diffusion.load(folder)
+
+
+def extra(tensors):
+    return tensors | {"conv_in.lora_A.weight": torch.zeros(2, 4)}
+
+
+def one_less(tensors):
+    return dict(list(tensors.items())[1:])
+
+
+def not_finite(tensors):
+    name = next(iter(tensors))
+    return tensors | {name: torch.full_like(tensors[name], float("nan"))}
+
+
+def integers(tensors):
+    name = next(iter(tensors))
+    return tensors | {name: tensors[name].to(torch.int8)}
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [(extra, "lora_A"), (one_less, "lack"), (not_finite, "not finite"), (integers, "as I8")],
+    ids=("left over", "missing", "not finite", "integers"),
+)
+def test_weights_are_read_whole_or_refused(folder, name, edit, said):
+    rewrite(weights(folder, name), edit)
+    with pytest.raises(ValueError, match=said) as caught:
+        diffusion.load(folder)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_a_text_encoder_never_reads_is_passed_over(folder):
+    unread = {
+        "text_projection.weight": torch.zeros(32, 32),
+        "text_model.embeddings.position_ids": torch.arange(24)[None],
+    }
+    rewrite(weights(folder, "text_encoder"), lambda tensors: tensors | unread)
+    diffusion.load(folder)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "pytorch_lora_weights.safetensors",
+        "learned_embeds.safetensors",
+        "unet/pytorch_lora_weights.safetensors",
+        "text_encoder/adapter_config.json",
+    ],
+)
+def test_what_lies_beside_and_would_change_the_pipeline_is_refused(folder, file):
+    if file.endswith("json"):
+        (folder / file).write_text("{}")
+    else:
+        save_file({"a": torch.zeros(1)}, folder / file)
+    with pytest.raises(ValueError, match=file.split("/")[-1]):
+        diffusion.load(folder)
+
+
+def test_quantised_parts_are_refused(folder):
+    change(folder / "unet" / "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(ValueError, match="quantised"):
+        diffusion.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("unet", "said"),
+    [
+        ({"in_channels": 9}, "inpainting"),
+        ({"class_embed_type": "timestep"}, "class labels"),
+        ({"encoder_hid_dim": 16, "encoder_hid_dim_type": "text_proj"}, "encoder_hid_proj"),
+        ({"cross_attention_dim": 64}, "width 64"),
+        ({"addition_embed_type": "text_time", "addition_time_embed_dim": 8}, "text_time"),
+    ],
+)
+def test_unets_of_other_tasks_are_refused(tiny_folder, tmp_path, unet, said):
+    from diffusers import UNet2DConditionModel
+
+    shutil.copytree(tiny_folder, tmp_path / "p")
+    config = dict(UNet2DConditionModel.load_config(tiny_folder / "unet"))
+    if "addition_embed_type" in unet:
+        unet = unet | {"projection_class_embeddings_input_dim": 80}
+    made = UNet2DConditionModel.from_config({key: v for key, v in config.items() if key[0] != "_"} | unet)
+    shutil.rmtree(tmp_path / "p" / "unet")
+    made.save_pretrained(tmp_path / "p" / "unet")
+    with pytest.raises(ValueError, match=said):
+        diffusion.load(tmp_path / "p")
+
+
+def test_a_snapshot_in_the_hubs_cache_is_a_folder_like_any(folder, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    snapshot = tmp_path / "hub" / "models--user--tiny" / "snapshots" / ("a" * 40)
+    shutil.copytree(folder, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert np.array_equal(before("user/tiny"), before(folder))
+    shutil.rmtree(snapshot / "vae")
+    with pytest.raises(ValueError, match="vae is missing"):
+        diffusion.load("user/tiny")
+    with pytest.raises(ValueError, match="holds no diffusion pipeline") as caught:
+        diffusion.load("user/other")
+    assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- drawings that are no pictures
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_drawing_that_is_not_finite_is_no_image(tiny_pipeline, erasing, together):
+    with pytest.raises(diffusion.NotFinite, match="smaller factor"):
+        generate(tiny_pipeline, ORDER, with_settings(erasing, factor=1e38), together=together)
+    with pytest.raises(diffusion.NotFinite):
+        diffusion.draw(tiny_pipeline, ORDER, lambda tokens, *_: tokens * torch.inf, HOOK_POINT)
+    assert hooks(tiny_pipeline) == 0
+
+
+def test_an_image_that_is_not_finite_is_none_though_its_latents_are(tiny_pipeline, monkeypatch):
+    decode = tiny_pipeline.vae.decode
+    monkeypatch.setattr(tiny_pipeline.vae, "decode", lambda *a, **named: (decode(*a, **named)[0] * torch.nan,))
+    for draw in (diffusion.draw, generate):
+        with pytest.raises(diffusion.NotFinite):
+            draw(tiny_pipeline, ORDER)
+    with pytest.raises(diffusion.NotFinite):
+        diffusion.decode(tiny_pipeline, torch.zeros(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"start_step": 4}, "behind the last of 4"), ({"percentile": 100}, "100")]
+)
+def test_settings_that_edit_nothing_are_refused(tiny_pipeline, erasing, changes, said):
+    with pytest.raises(ValueError, match=f"nothing would be edited.*{said}"):
+        generate(tiny_pipeline, ORDER, with_settings(erasing, **changes))

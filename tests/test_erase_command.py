@@ -179,3 +179,89 @@ def test_a_pack_without_statistics_says_how_to_make_them(run, folder, tmp_path) 
     call = ["erase", "image", "--pack", folder, "--prompt", "x", "--concept", "dog"]
     found = run(*call, "--out", tmp_path / "o")
     assert found.code == 2 and "erase statistics --pack doodles --sae random" in found.err
+
+
+# ---------------------------------------------------------------- nothing without a word
+
+
+def image_call(folder: Path, out: Path, *options: object) -> list:
+    call = ["erase", "image", "--pack", folder, "--prompt", "a dog.", "--concept", "dog", "--out", out]
+    return [*call, *options]
+
+
+def test_what_is_not_read_of_a_long_prompt_is_told(run, erase_folder, tmp_path) -> None:
+    found = run(*image_call(erase_folder, tmp_path / "a", "--prompt", " ".join(["x"] * 22 + ["y", "z"])))
+    assert found.code == 0 and found.err.count("\n") == 1 and "'y z'" in found.err
+    assert json.loads((tmp_path / "a" / "result.json").read_text())["left_out"] == "y z"
+    found = run(*image_call(erase_folder, tmp_path / "b"))
+    assert found.code == 0 and found.err == ""
+    assert json.loads((tmp_path / "b" / "result.json").read_text())["left_out"] == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--factor", "1e30"], "beyond all finite numbers"),
+        (["--multiplier=-1e38"], "beyond all finite numbers"),
+        (["--factor", "1e30", "--fidelity", "reference"], "beyond all finite numbers"),
+        (["--factor", "nan"], "finite number"),
+        (["--factor", "inf"], "finite number"),
+        (["--multiplier", "nan"], "finite number"),
+        (["--percentile", "nan"], "percentile must be from 0 to 100"),
+        (["--percentile", "101"], "percentile must be from 0 to 100"),
+        (["--percentile", "100"], "nothing would be edited"),
+        (["--guidance", "nan"], "--guidance nan"),
+        (["--guidance", "-1"], "--guidance -1"),
+        (["--guidance", "1e38"], "beyond all finite numbers"),
+        (["--start-step", "4"], "behind the last of 4 steps"),
+        (["--start-step", "-1"], "must be 0 or later"),
+        (["--seed", "-1"], "seed must be"),
+        (["--seed", str(2**63)], "seed must be"),
+    ],
+)
+def test_an_image_that_cannot_be_is_one_sentence_and_no_file(run, erase_folder, tmp_path, options, said) -> None:
+    found = run(*image_call(erase_folder, tmp_path / "out", *options))
+    assert found.code == 2 and found.err.count("\n") == 1 and said in found.err, found.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--start-step", 4], "behind the last of 4 steps"),
+        (["--percentile", 100], "nothing would be edited"),
+        (["--guidance", "nan"], "--guidance nan"),
+        (["--seeds", -1], "--seeds -1"),
+        (["--seeds", 2**62], "--seeds"),
+        (["--factor", "1e30"], "beyond all finite numbers"),
+    ],
+)
+def test_a_benchmark_that_would_erase_nothing_is_refused(run, erase_folder, tmp_path, options, said) -> None:
+    call = ["erase", "benchmark", "--pack", erase_folder, "--concepts", "dog", "--objects", "dog", "--out", tmp_path]
+    found = run(*call, "--styles", "ink", *options)
+    assert found.code == 2 and said in found.err and "Traceback" not in found.err and found.out == ""
+    assert not list(tmp_path.rglob("*.jpg"))
+
+
+def test_one_concept_that_cannot_be_drawn_is_not_judged_and_hides_no_other(run, folder, tmp_path, caplog) -> None:
+    settings = {"dog": {"percentile": 95, "factor": 1e30}, "cat": {"percentile": 95, "factor": -2.0}}
+    (folder / "sae" / "settings.json").write_text(json.dumps(settings))
+    call = ["erase", "benchmark", "--pack", folder, "--concepts", "dog", "cat", "--objects", "dog", "--styles", "ink"]
+    found = run(*call, "--out", tmp_path / "out", "--json", "-")
+    dog, cat = json.loads(found.out)["concepts"]
+    assert found.code == 0 and "dog is not drawn: " in caplog.text
+    assert dog["ua"] is None and len(dog["missing"]) == 2 and cat["missing"] == [] and cat["ira"] is not None
+
+
+def test_what_is_named_twice_counts_once(run, erase_folder, tmp_path) -> None:
+    call = ["erase", "benchmark", "--pack", erase_folder, "--concepts", "dog", "DOG", "--objects", "dog", "dog"]
+    found = run(*call, "--styles", "ink", "ink", "--seeds", 1, 1, "--out", tmp_path, "--json", "-")
+    (row,) = json.loads(found.out)["concepts"]
+    assert row["unlearned"]["judged"] == 2
+    found = run(*image_call(erase_folder, tmp_path / "a", "--concept", "dog", "Dog"))
+    assert json.loads((tmp_path / "a" / "result.json").read_text())["concepts"] == ["dog"]
+
+
+def test_no_statistics_of_no_images(run, folder) -> None:
+    found = run("erase", "statistics", "--pack", folder, "--seeds", 0)
+    assert found.code == 2 and "--seeds 0" in found.err and found.err.count("\n") == 1

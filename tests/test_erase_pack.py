@@ -217,3 +217,86 @@ def test_every_manifest_that_ships_can_be_read() -> None:
     for folder in find.folders("erase").values():
         assert manifest.read(folder).saes
     assert ASSETS.is_dir()
+
+
+# ---------------------------------------------------------------- no numbers
+
+
+def test_statistics_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    raw = latents()
+    raw["dog"][1, 2, 3] = torch.nan
+    with (tmp_path / "theirs.pkl").open("wb") as file:
+        pickle.dump(raw, file)
+    erase_pack.write_statistics(edit.statistics(raw), tmp_path / "ours.safetensors")
+    for name in ("ours.safetensors", "theirs.pkl"):
+        with pytest.raises(PackError, match=f"{name} is broken: the latents of dog"):
+            erase_pack.read_statistics(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("means", "counts", "names"),
+    [
+        (torch.zeros(2, T, F), torch.tensor([0, 1]), '["cat", "dog"]'),
+        (torch.zeros(2, T, F), torch.tensor([1]), '["cat", "dog"]'),
+        (torch.zeros(2, T, F), torch.tensor([1, 1]), '["cat", "cat"]'),
+        (torch.zeros(2, T, F), torch.tensor([1, 1]), "cat, dog"),
+        (torch.zeros(2, T, F, dtype=torch.int64), torch.tensor([1, 1]), '["cat", "dog"]'),
+        (torch.zeros(2, T, F), None, '["cat", "dog"]'),
+    ],
+)
+def test_statistics_that_do_not_fit_together_are_refused(tmp_path: Path, means, counts, names) -> None:
+    tensors = {"means": means} | ({} if counts is None else {"counts": counts})
+    save_file(tensors, tmp_path / "s.safetensors", {"concepts": names})
+    with pytest.raises(PackError, match="holds no statistics"):
+        erase_pack.read_statistics(tmp_path / "s.safetensors")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"percentile": float("nan"), "factor": -2},
+        {"percentile": 101, "factor": -2},
+        {"percentile": 99, "factor": float("nan")},
+        {"percentile": 99, "multiplier": float("inf")},
+    ],
+)
+def test_settings_that_are_no_numbers_are_refused(tmp_path: Path, setting: dict) -> None:
+    (tmp_path / "s.json").write_text(json.dumps({"cat": setting}))
+    torch.save({"cat": setting}, tmp_path / "s.pth")
+    for name in ("s.json", "s.pth"):
+        with pytest.raises(PackError, match="holds no settings of concepts"):
+            erase_pack.read_settings(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampling": {"guidance": float("nan")}},
+        {"sampling": {"guidance": float("inf")}},
+        {"judges": {"object": {"architecture": "test_vit", "size": 0, "file": "o"}}},
+        {"judges": {"object": {"architecture": "test_vit", "size": 8, "file": "o", "std": 0}}},
+        {"judges": {"object": {"architecture": "test_vit", "size": 8, "file": "o", "mean": float("nan")}}},
+    ],
+)
+def test_manifests_with_settings_that_are_no_numbers_are_refused(tmp_path: Path, changes: dict) -> None:
+    with pytest.raises(PackError, match="sampling needs|judges need"):
+        manifest.read(write(tmp_path / "p", **changes))
+
+
+def test_a_judge_that_gives_no_numbers_judges_nothing(tmp_path: Path) -> None:
+    from PIL import Image
+
+    spec = JudgeSpec("test_vit", ("a", "b"), 160)
+    state = judges.new(spec).state_dict()
+    for name, broken in (
+        ("no finite numbers", state | {"head.bias": torch.tensor([0.0, torch.nan])}),
+        ("looks quantised", state | {"head.weight": state["head.weight"].to(torch.int8)}),
+    ):
+        torch.save(broken, tmp_path / "j.pth")
+        with pytest.raises(PackError, match=name):
+            judges.load(tmp_path / "j.pth", spec)
+    torch.save(state | {"head.bias": torch.tensor([0.0, 3e38])}, tmp_path / "j.pth")
+    judge = judges.load(tmp_path / "j.pth", spec)
+    judge.model.head.bias.data.fill_(torch.nan)  # as where half precision overflows
+    with pytest.raises(PackError, match="gives no numbers"):
+        judge.probabilities([Image.new("RGB", (8, 8))])

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from ..machine import processes
+from ..machine import files, processes
 from ..models import diffusion
 from . import benchmark as erase_benchmark
 from . import concepts, drawings, edit, generate, unlearncanvas
 from . import pack as erase_pack
 from .pack import ConceptSetting, ErasePack, open_erase_pack
 
+T = TypeVar("T")
 _told = partial(tqdm, mininterval=2, file=sys.stderr)
 
 
@@ -26,18 +29,17 @@ def image(options: argparse.Namespace) -> None:
     """`erase image`: one prompt with and without the concepts; writes the images and what was measured."""
     pack = open_erase_pack(options.pack, processes.start(options.device))
     m, id = pack.manifest, _sae(pack, options)
-    names = tuple(m.concept(name) for name in options.concept)
+    names = _different(m.concept(name) for name in options.concept)
     steps, guidance = _sampling(pack, options)
-    how = _settings(pack, id, names, options)
+    how = _settings(pack, id, names, options, steps)
     order = diffusion.Order((options.prompt,), (options.seed,), steps, guidance)
+    left_out = diffusion.left_out(pack.pipeline(), options.prompt)
     drawn = generate.generate(pack.pipeline(), order, drawings.erasing(pack, id, how))
-    options.out.mkdir(parents=True, exist_ok=True)
-    drawn.before[0].save(options.out / "before.png")
-    drawn.after[0].save(options.out / "after.png")
     result = {
         "pack": m.name,
         "sae": id,
         "prompt": options.prompt,
+        "left_out": left_out,
         "concepts": list(names),
         "settings": asdict(how),
         "steps": steps,
@@ -46,7 +48,12 @@ def image(options: argparse.Namespace) -> None:
         "judged": drawings.judged(pack, [drawn.before[0], drawn.after[0]]),
         "latent_by_step": drawn.heat[:, 0].mean((1, 2)).tolist(),
     }
-    (options.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    options.out.mkdir(parents=True, exist_ok=True)
+    drawn.before[0].save(options.out / "before.png")
+    drawn.after[0].save(options.out / "after.png")
+    files.write_json(result, options.out / "result.json")
+    if left_out:
+        print(f"the text encoder does not read the end of the prompt: {left_out!r}", file=sys.stderr)
     for what, (before, after) in result["judged"].items():
         seen = [max(row, key=row.get) for row in (before, after)]
         print(f"{what}: {seen[0]} ({before[seen[0]]:.0%}) before, {seen[1]} ({after[seen[1]]:.0%}) after")
@@ -58,13 +65,14 @@ def benchmark(options: argparse.Namespace) -> None:
     names, wanted = _asked(pack, options)
     id = _sae(pack, options)
     steps, guidance = _sampling(pack, options)
-
-    def how(name: str) -> edit.Settings:
-        return _settings(pack, id, (name,), options)
-
-    erase_benchmark.draw_all(pack, id, how, names, wanted, steps, guidance, options.out, _told)
+    if not all(0 <= drawings.noise_seed(pack, item) < 2**63 for item in wanted):
+        raise ValueError(
+            f"--seeds {' '.join(map(str, options.seeds))}: a seed must be a whole number from 0 on, not so large"
+        )
+    how = {name: _settings(pack, id, (name,), options, steps) for name in names}
+    erase_benchmark.draw_all(pack, id, how.__getitem__, names, wanted, steps, guidance, options.out, _told)
     if processes.is_main():
-        _judge(pack, names, wanted, options, {"sae": id, "settings": {name: asdict(how(name)) for name in names}})
+        _judge(pack, names, wanted, options, {"sae": id, "settings": {name: asdict(how[name]) for name in names}})
 
 
 def judge(options: argparse.Namespace) -> None:
@@ -79,6 +87,8 @@ def statistics(options: argparse.Namespace) -> None:
     pack = open_erase_pack(options.pack, processes.start(options.device))
     id = _sae(pack, options)
     entry = pack.manifest.sae(id)
+    if options.seeds < 1:
+        raise ValueError(f"--seeds {options.seeds}: at least one image of every prompt is needed")
     if options.out is None and entry.statistics is None:
         raise ValueError(f"pack {pack.manifest.name} names no statistics for {id}; give --out FILE")
     out = options.out or pack.manifest.path(entry.statistics).with_suffix(".safetensors")
@@ -97,8 +107,8 @@ def _judge(pack: ErasePack, names: tuple[str, ...], wanted: list, options: argpa
     if options.json != "-":
         print("\n".join(unlearncanvas.table(results)))
     for r in results:
-        for kind, files in (("missing", r.missing), ("broken", r.broken)):
-            for file in files:
+        for kind, lost in (("missing", r.missing), ("broken", r.broken)):
+            for file in lost:
                 print(f"{kind}: {r.concept}/{file}", file=sys.stderr)
     if options.json:
         found = more | {"mean": unlearncanvas.mean(results), "concepts": [_row(r) for r in results]}
@@ -121,13 +131,18 @@ def _row(r: unlearncanvas.ConceptResult) -> dict[str, Any]:
 def _asked(pack: ErasePack, options: argparse.Namespace) -> tuple[tuple[str, ...], list[unlearncanvas.Asked]]:
     """(concepts to erase, images to draw for each)."""
     m = pack.manifest
-    names = tuple(m.concept(name) for name in options.concepts) or m.concepts
-    objects = tuple(m.concept(name) for name in options.objects or ()) or m.concepts
+    names = _different(m.concept(name) for name in options.concepts) or m.concepts
+    objects = _different(m.concept(name) for name in options.objects or ()) or m.concepts
     unknown = [style for style in options.styles or () if style not in m.styles]
     if unknown:
         raise ValueError(f"unknown style {unknown[0]!r} in pack {m.name}; known: {', '.join(m.styles)}")
-    styles = m.styles if options.styles is None else tuple(options.styles)
-    return names, unlearncanvas.asked(objects, styles, tuple(options.seeds))
+    styles = m.styles if options.styles is None else _different(options.styles)
+    return names, unlearncanvas.asked(objects, styles, _different(options.seeds))
+
+
+def _different(values: Iterable[T]) -> tuple[T, ...]:
+    """Each value once, in the order given: what is named twice is not drawn or counted twice."""
+    return tuple(dict.fromkeys(values))
 
 
 def _sae(pack: ErasePack, options: argparse.Namespace) -> str:
@@ -139,10 +154,14 @@ def _sampling(pack: ErasePack, options: argparse.Namespace) -> tuple[int, float]
     guidance = pack.manifest.guidance if options.guidance is None else options.guidance
     if not 1 <= steps <= 1000:
         raise ValueError(f"--steps {steps}: give 1 to 1000")
+    if not (math.isfinite(guidance) and guidance >= 0):
+        raise ValueError(f"--guidance {guidance}: give a finite number from 0")
     return steps, guidance
 
 
-def _settings(pack: ErasePack, id: str, names: tuple[str, ...], options: argparse.Namespace) -> edit.Settings:
+def _settings(
+    pack: ErasePack, id: str, names: tuple[str, ...], options: argparse.Namespace, steps: int
+) -> edit.Settings:
     """The pack's, or --params', for the first concept, with what else the options say."""
     known = erase_pack.read_settings(options.params) if options.params else pack.settings(id)
     best = known.get(names[0])
@@ -156,4 +175,6 @@ def _settings(pack: ErasePack, id: str, names: tuple[str, ...], options: argpars
     if options.percentile is not None:
         best = replace(best, percentile=options.percentile)
     found = drawings.settings(pack, id, names, options.fidelity, best)
-    return replace(found, start_step=options.start_step, beta=options.beta)
+    found = replace(found, start_step=options.start_step, beta=options.beta)
+    edit.check_start(found, steps)
+    return found

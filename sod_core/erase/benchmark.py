@@ -6,6 +6,7 @@ Images are written as they are drawn, so a killed run goes on; several processes
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +14,13 @@ from pathlib import Path
 from PIL import Image
 
 from ..machine import files, processes
+from ..models import diffusion
 from . import drawings, unlearncanvas
 from .edit import Settings
 from .pack import ErasePack
 from .unlearncanvas import Asked, ConceptResult
+
+log = logging.getLogger(__name__)
 
 QUALITY = 95
 """Of the JPEG files."""
@@ -35,9 +39,10 @@ def draw_all(
 ) -> None:
     """Draws what is not in folder/CONCEPT yet, each concept erased as `how` says: this process's share of it.
 
-    Raises ValueError where images of a concept are there that were drawn otherwise.
+    A concept whose drawings are no pictures is left at that, with a warning: its images are missing, and not judged.
+    Raises ValueError where images of a concept are there that were drawn otherwise, or where no concept can be drawn.
     """
-    batches = []
+    batches, broken = [], {}
     for concept in concepts:
         (folder / concept).mkdir(parents=True, exist_ok=True)
         made_from = {"pack": pack.manifest.name, "sae": id, "steps": steps, "guidance": guidance}
@@ -47,9 +52,20 @@ def draw_all(
         batches += [(concept, lacking[start : start + size]) for start in range(0, len(lacking), size)]
     processes.wait()  # until all have seen what is lacking
     for concept, batch in told(processes.share(batches)):
-        for item, image in zip(batch, drawings.draw(pack, batch, steps, guidance, id, how(concept))):
+        if concept in broken:
+            continue
+        try:
+            drawn = drawings.draw(pack, batch, steps, guidance, id, how(concept))
+        except diffusion.NotFinite as error:
+            broken[concept] = error
+            continue
+        for item, image in zip(batch, drawn):
             write(image, folder / concept / item.file)
     processes.wait()
+    if len(broken) == len(concepts):
+        raise next(iter(broken.values()))
+    for concept, error in broken.items():
+        log.warning("%s is not drawn: %s", concept, error)
 
 
 def _same_as_before(path: Path, made_from: dict) -> None:

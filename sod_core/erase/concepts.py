@@ -43,6 +43,8 @@ def gather(
     names = tuple(prompts)
     counts = torch.tensor([len(prompts[name]) for name in names])
     means = [torch.stack([total[name] / len(prompts[name]) for name in names]) for total in sums]
+    if not all(bool(mean.isfinite().all()) for mean in means):
+        raise ValueError("the latents are no finite numbers, so there are no statistics of them: is the SAE sound?")
     return [edit.ConceptStatistics(names, mean, counts) for mean in means]
 
 

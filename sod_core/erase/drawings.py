@@ -56,7 +56,8 @@ def draw(
 ) -> list[Image.Image]:
     """The images of `wanted`; with `how`, erased by the SAE `id`. An image does not depend on its batch.
 
-    Batches are halved where memory does not hold them. Raises diffusion.Cancelled where `cancel` is set.
+    Batches are halved where memory does not hold them. Raises diffusion.Cancelled where `cancel` is set, and
+    diffusion.NotFinite for a batch with a drawing that is no picture.
     """
     m, found, size = pack.manifest, [], BATCH
     edit = None if how is None else _edit(pack, id, how, steps)
@@ -75,7 +76,7 @@ def draw(
 
 
 def _edit(pack: ErasePack, id: str, how: erase.Settings, steps: int) -> diffusion.Edit:
-    eraser, plans = pack.eraser(id), erase.plan(pack.statistics(id), how, steps)
+    eraser, plans = pack.eraser(id), erase.working_plan(pack.statistics(id), how, steps)
     return lambda tokens, step, given: eraser.step(tokens, plans[step], how, given).tokens
 
 

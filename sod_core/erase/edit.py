@@ -138,6 +138,22 @@ def plan(statistics: ConceptStatistics, settings: Settings, steps: int) -> list[
     return [_step_plan(statistics, settings, step, statistics.at(step, steps)) for step in range(steps)]
 
 
+def working_plan(statistics: ConceptStatistics, settings: Settings, steps: int) -> list[StepPlan]:
+    """As `plan`. Raises ValueError for settings by which nothing would be edited, too: they would look like a failure
+    to erase."""
+    check_start(settings, steps)
+    found = plan(statistics, settings, steps)
+    if settings.concepts and not any(len(step.features) for step in found if step.active):
+        raise ValueError(f"nothing would be edited: no latent's score is above percentile {settings.percentile}")
+    return found
+
+
+def check_start(settings: Settings, steps: int) -> None:
+    """Raises ValueError where the first step that is edited lies behind the last of `steps`."""
+    if settings.concepts and settings.start_step >= steps:
+        raise ValueError(f"nothing would be edited: step {settings.start_step} is behind the last of {steps} steps")
+
+
 def _step_plan(statistics: ConceptStatistics, settings: Settings, step: int, t: int) -> StepPlan:
     means = statistics.means[:, t].float()
     scales = torch.full_like(means[0], torch.nan)

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..models.diffusion import Order, check, hooked, locked
-from .edit import ConceptStatistics, Eraser, Settings, plan
+from ..models.diffusion import Order, check, check_finite, hooked, locked, pictures
+from .edit import ConceptStatistics, Eraser, Settings, working_plan
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -63,7 +63,7 @@ def generate(
     `together` runs both in one batch, which takes twice the memory; where that is not there, they run apart all the
     same. `on_step` is called after every pass of the
     UNet, in this thread, and may raise Cancelled; so does this where `cancel` is set. Raises ValueError for an unknown
-    concept or hook point.
+    concept or hook point, for settings that edit nothing, and (NotFinite) for a drawing that is no picture.
     """
 
     def tell(progress: Progress) -> None:
@@ -107,7 +107,7 @@ class _Edit:
 
     def __init__(self, erasing: Erasing, order: Order, copies: int, heat: bool):
         self._eraser, self._settings = erasing.eraser, erasing.settings
-        self._plans = plan(erasing.statistics, erasing.settings, order.steps)
+        self._plans = working_plan(erasing.statistics, erasing.settings, order.steps)
         self._images, self._copies, self._wants_heat = len(order.seeds), copies, heat
         self._heat: dict[int, Tensor] = {}
 
@@ -148,17 +148,20 @@ def _run(
 
     def end_of_step(pipeline: DiffusionPipeline, i: int, timestep: Tensor, tensors: dict) -> dict:
         check(cancel)
+        check_finite(tensors["latents"])
         tell(i + 1, pipeline.num_timesteps, clean[0])
         return {}
 
     with pipeline.unet.register_forward_hook(look):
-        return pipeline(
+        found = pipeline(
             prompt=list(order.prompts) * copies,
             num_inference_steps=order.steps,
             guidance_scale=order.guidance,
             generator=[torch.Generator().manual_seed(seed) for seed in order.seeds * copies],
+            output_type="pt",
             callback_on_step_end=end_of_step,
-        ).images
+        )
+    return pictures(pipeline, found.images)
 
 
 def _clean(

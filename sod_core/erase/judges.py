@@ -48,13 +48,16 @@ class Judge:
 
     @torch.inference_mode()
     def probabilities(self, images: list[Image.Image]) -> Tensor:
-        """Images -> [n, classes], each row summing to 1."""
+        """Images -> [n, classes], each row summing to 1. Raises PackError where they come out as no numbers."""
         device = next(self.model.parameters()).device
         found = []
         for start in range(0, len(images), BATCH):
             batch = torch.stack([self._prepare(image) for image in images[start : start + BATCH]]).to(device)
             found.append(self.model(batch).float().softmax(1).cpu())
-        return torch.cat(found) if found else torch.zeros(0, len(self.names))
+        rows = torch.cat(found) if found else torch.zeros(0, len(self.names))
+        if not bool(rows.isfinite().all()):
+            raise PackError(f"the judge {self.spec.architecture} gives no numbers, so nothing can be judged with it")
+        return rows
 
     def _prepare(self, image: Image.Image) -> Tensor:
         from torchvision.transforms import functional as transforms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,4 +194,9 @@ def _faults(m: ErasePackManifest) -> Iterator[tuple[bool, str]]:
             not fits,
             f"the prompt {field!r} must name {' and '.join('{' + name + '}' for name in sorted(known))}, no more",
         )
-    yield m.steps < 1 or m.guidance < 0, "sampling needs steps above 0 and guidance from 0"
+    yield m.steps < 1 or not 0 <= m.guidance < math.inf, "sampling needs steps above 0 and guidance from 0"
+    specs = [entry.spec for entry in m.judges.values()]
+    yield (
+        not all(spec.size > 0 and 0 < spec.std < math.inf and math.isfinite(spec.mean) for spec in specs),
+        "judges need a size and a std above 0, and a mean",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -55,14 +56,10 @@ class ErasePack:
         here = folder is not None and (folder / "model_index.json").is_file()
         dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         try:
-            pipeline = diffusion.load(folder if here else m.pipeline, self.device, dtype)
+            return diffusion.load(folder if here else m.pipeline, self.device, dtype)
         except ValueError as error:
             told = str(error) if here else f"the pipeline of {m.name} is not on this computer: {m.note or error}"
             raise PackError(told) from error
-        from diffusers import DDIMScheduler
-
-        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)  # as the released code does
-        return pipeline
 
     def sae(self, id: str) -> TopKSAE:
         """An SAE of the hook point. Raises PackError."""
@@ -217,16 +214,28 @@ def read_statistics(path: Path) -> edit.ConceptStatistics:
         fits = isinstance(found, dict) and found and all(_is_latents(value) for value in found.values())
         if not fits or len({tuple(value.shape[1:]) for value in found.values()}) > 1:
             raise PackError(f"{path.name} holds no latents: expected concept -> [samples, steps, latents]")
-        return edit.statistics({str(name): value for name, value in found.items()})
+        return _finite(edit.statistics({str(name): value for name, value in found.items()}), path)
     tensors = safe.read_torch(path)
-    names = _metadata(path).get("concepts", "null")
     means, counts = tensors.get("means"), tensors.get("counts")
-    names = json.loads(names)
-    if means is None or counts is None or means.ndim != 3 or not isinstance(names, list) or len(names) != len(means):
+    try:
+        names = json.loads(_metadata(path).get("concepts", "null"))
+    except (ValueError, RecursionError):
+        names = None
+    fits = isinstance(means, Tensor) and means.ndim == 3 and means.is_floating_point() and 0 not in means.shape
+    fits = fits and isinstance(counts, Tensor) and counts.shape == means.shape[:1] and bool((counts > 0).all())
+    if not fits or not isinstance(names, list) or len(set(map(str, names))) != len(means):
         raise PackError(
             f"{path.name} holds no statistics of concepts; `python -m sod_core erase statistics` makes them"
         )
-    return edit.ConceptStatistics(tuple(map(str, names)), means.float(), counts)
+    return _finite(edit.ConceptStatistics(tuple(map(str, names)), means.float(), counts), path)
+
+
+def _finite(found: edit.ConceptStatistics, path: Path) -> edit.ConceptStatistics:
+    """The statistics. Raises PackError where they are no finite numbers."""
+    for name, mean in zip(found.names, found.means):
+        if not bool(mean.isfinite().all()):
+            raise PackError(f"{path.name} is broken: the latents of {name} are no finite numbers")
+    return found
 
 
 def _is_latents(value: Any) -> bool:
@@ -262,4 +271,9 @@ def _setting(item: dict[str, Any]) -> ConceptSetting:
     factor, multiplier = (None if item.get(key) is None else float(item[key]) for key in ("factor", "multiplier"))
     if (factor is None) == (multiplier is None):
         raise ValueError("a concept needs either a factor or a multiplier")
-    return ConceptSetting(float(item["percentile"]), factor, multiplier)
+    found = ConceptSetting(float(item["percentile"]), factor, multiplier)
+    if not 0 <= found.percentile <= 100:
+        raise ValueError(f"a percentile lies between 0 and 100, not at {found.percentile}")
+    if not all(math.isfinite(scale) for scale in (factor, multiplier) if scale is not None):
+        raise ValueError("a factor or multiplier is a finite number")
+    return found

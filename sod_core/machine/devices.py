@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
-from . import gpu
+from . import environment, gpu
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -14,12 +12,14 @@ def choose_device(name: str | None = None) -> torch.device:
 
     Raises ValueError for a device that is not there.
     """
-    name = name or os.environ.get("SOD_DEVICE") or _best_device()
+    asked = None if name else environment.device()
+    name = name or asked or _best_device()
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        told = f"device {name!r} cannot be used here: {(str(error) or type(error).__name__).splitlines()[0]}"
+        raise ValueError(f"SOD_DEVICE: {told}; unset it for the best there is" if asked else told) from error
     return device
 
 

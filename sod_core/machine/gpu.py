@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
 import threading
 import weakref
 from collections import defaultdict
@@ -20,7 +19,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-ZERO = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+from . import environment
+
+ZERO = environment.zero_gpu()
 ZERO_SECONDS = 30
 """What a call asks ZeroGPU for at most; it pays for what it uses."""
 

@@ -6,7 +6,6 @@ that a single process makes, but for the order of sums. Looks at the check image
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from . import devices
+from . import devices, environment
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -26,7 +25,7 @@ _state: PartialState | None = None
 def start(device: str | None = None) -> torch.device:
     """Joins the other processes, if there are any. Returns this process's device: `device`, or the best there is."""
     global _state
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if environment.processes() == 1:
         return devices.choose_device(device)
     from accelerate import PartialState
 

@@ -22,11 +22,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..machine import torchvision_guard
+from . import parts, schedulers
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+FOLDERS = (*parts.PARTS, "tokenizer", "tokenizer_2", "scheduler")
 TURN = 0.2
 """Seconds between looks at `cancel` while another run has the pipeline."""
 
@@ -43,59 +45,90 @@ class Cancelled(Exception):
     """The run was given up; the pipeline is as it was before."""
 
 
+class NotFinite(ValueError):
+    """A drawing came out with values that are no finite numbers, so that there is no image to show or to judge."""
+
+
 # ---------------------------------------------------------------- loading
 
 
 def load(
     source: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, download: bool = False
 ) -> DiffusionPipeline:
-    """A StableDiffusionPipeline or StableDiffusionXLPipeline from a folder or a hub repository, without safety checker.
+    """A StableDiffusionPipeline or StableDiffusionXLPipeline from a folder or a hub repository, sampling with DDIM.
 
-    Only safetensors are read. A repository must be in the hub's cache already unless `download` is allowed.
+    Only safetensors are read: the plain weights, else a variant of less precision. The safety checker, its feature
+    extractor and an image encoder are left out, whether or not they are there, since nothing here asks them. A
+    repository must be in the hub's cache already unless `download` is allowed. Raises ValueError for anything else
+    that `source` may be, and for a pipeline that would be read in part only.
+
     Other threads may build modules meanwhile. With `low_cpu_mem_usage` theirs would have no weights ("meta"), and with
     another `dtype` theirs would be of that one: so it loads as float32, and converts afterwards.
-    Raises ValueError for anything else that `source` may be.
     """
     torchvision_guard.install()
     import diffusers
     import transformers
-    from diffusers import DiffusionPipeline
 
     for library in (diffusers, transformers):  # what goes wrong raises; the rest is not for users
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
-    _refuse_pickles(Path(source))
-    try:
-        kind = DiffusionPipeline.load_config(str(source), local_files_only=not download).get("_class_name")
-    except OSError as error:
-        raise ValueError(f"{source} holds no diffusion pipeline (a folder with model_index.json): {error}") from error
+    folder = _folder(source, download)
+    index = parts.index(folder)
+    kind = index.get("_class_name")
     if kind not in PIPELINES:
         raise ValueError(f"{source} is a {kind}; erase works on {' and '.join(PIPELINES)}")
-    options = {"safety_checker": None, "requires_safety_checker": False} if kind == PIPELINES[0] else {}
-    try:
-        with _loading:
-            pipeline = DiffusionPipeline.from_pretrained(
-                str(source),
-                dtype=torch.float32,
-                low_cpu_mem_usage=False,
-                use_safetensors=True,
-                local_files_only=not download,
-                **options,
-            )
-    except OSError as error:
-        raise ValueError(f"{source} cannot be loaded; it needs all its weights as .safetensors: {error}") from error
+    with _loading:
+        pipeline = getattr(diffusers, kind)(**_components(folder, index, large=kind == PIPELINES[1]))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device, dtype)
 
 
-def _refuse_pickles(folder: Path) -> None:
-    """Raises ValueError where a part of a local pipeline has weights as pickles only."""
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        pickles = sorted((folder / part).glob("*.bin"))
-        if pickles and not any((folder / part).glob("*.safetensors")):
-            raise ValueError(
-                f"{pickles[0]} is a pickle, which can run code when it is read; convert it to .safetensors first"
-            )
+def _folder(source: str | Path, download: bool) -> Path:
+    """Where the pipeline lies on this computer. Raises ValueError."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    wanted = [f"{name}/*.{suffix}" for name in FOLDERS for suffix in ("json", "txt", "model", "safetensors")]
+    try:
+        return Path(
+            snapshot_download(str(source), local_files_only=not download, allow_patterns=["model_index.json", *wanted])
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{source} holds no diffusion pipeline (a folder with model_index.json): {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _components(folder: Path, index: dict[str, Any], large: bool) -> dict[str, Any]:
+    """What the pipeline's class is made of, by name; `large`: of an SDXL. Raises ValueError."""
+    numbers = ("", "_2") if large else ("",)
+    found: dict[str, Any] = {name: parts.read(folder, index, name) for name in ("unet", "vae")}
+    found |= {f"text_encoder{n}": parts.read(folder, index, f"text_encoder{n}") for n in numbers}
+    found |= {f"tokenizer{n}": _tokenizer(folder, index, f"tokenizer{n}") for n in numbers}
+    encoders = [(found[f"text_encoder{n}"], found[f"tokenizer{n}"]) for n in numbers]
+    parts.fit_together(found["unet"], found["vae"], encoders, "text_time" if large else None)
+    named = index.get("scheduler")
+    named = named[1] if isinstance(named, list) and len(named) == 2 else None
+    found["scheduler"] = schedulers.read(folder / "scheduler", named, stable_diffusion=not large)
+    if large:
+        return found | {"force_zeros_for_empty_prompt": index.get("force_zeros_for_empty_prompt", True)}
+    return found | {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def _tokenizer(folder: Path, index: dict[str, Any], name: str) -> Any:
+    """Raises ValueError."""
+    import transformers
+
+    library, kind = parts.class_of(index, name)
+    if library != "transformers" or kind not in ("CLIPTokenizer", "CLIPTokenizerFast"):
+        raise ValueError(f"the pipeline's {name} is a {library}.{kind}; CLIPTokenizer can be read")
+    if not (folder / name).is_dir():
+        raise ValueError(f"the pipeline's {name} is missing: there is no {folder / name}")
+    try:
+        return transformers.CLIPTokenizer.from_pretrained(str(folder / name), local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
 
 
 # ---------------------------------------------------------------- the hook
@@ -212,8 +245,8 @@ class Order:
             raise ValueError(f"one seed a prompt: there are {len(self.prompts)} prompts and {len(self.seeds)} seeds")
         if self.steps < 1:
             raise ValueError(f"at least one denoising step is needed, not {self.steps}")
-        if not math.isfinite(self.guidance):
-            raise ValueError(f"guidance must be a finite number, not {self.guidance}")
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise ValueError(f"guidance must be a finite number from 0, not {self.guidance}")
         if not all(0 <= seed < 2**63 for seed in self.seeds):
             raise ValueError("a seed must be a whole number from 0 to 2^63 - 1")
 
@@ -228,11 +261,12 @@ def draw(
 ) -> list[Image.Image]:
     """The order's images as one batch, once: with `edit` at `hook_point`, or without. Empty where not `decoded`.
 
-    Raises Cancelled where `cancel` is set.
+    Raises Cancelled where `cancel` is set, and NotFinite.
     """
 
     def end_of_step(pipeline: DiffusionPipeline, i: int, timestep: Tensor, tensors: dict) -> dict:
         check(cancel)
+        check_finite(tensors["latents"])
         return {}
 
     with locked(pipeline, cancel), nullcontext() if edit is None else hooked(pipeline, hook_point, edit):
@@ -242,10 +276,23 @@ def draw(
             num_inference_steps=order.steps,
             guidance_scale=order.guidance,
             generator=[torch.Generator().manual_seed(seed) for seed in order.seeds],
-            output_type="pil" if decoded else "latent",
+            output_type="pt" if decoded else "latent",
             callback_on_step_end=end_of_step,
         )
-    return list(found.images) if decoded else []
+    return pictures(pipeline, found.images) if decoded else []
+
+
+def check_finite(drawn: Tensor) -> None:
+    """Raises NotFinite for latents or pixels that are no picture."""
+    if not bool(drawn.isfinite().all()):
+        raise NotFinite("the drawing runs beyond all finite numbers: take a smaller factor, multiplier or guidance")
+
+
+def pictures(pipeline: DiffusionPipeline, pixels: Tensor) -> list[Image.Image]:
+    """Pixels [images, 3, H, W] from 0 to 1 as images. Raises NotFinite."""
+    check_finite(pixels)
+    processor = pipeline.image_processor
+    return processor.numpy_to_pil(processor.pt_to_numpy(pixels))
 
 
 def left_out(pipeline: DiffusionPipeline, prompt: str) -> str:
@@ -256,7 +303,8 @@ def left_out(pipeline: DiffusionPipeline, prompt: str) -> str:
 
 
 def decode(pipeline: DiffusionPipeline, latents: Tensor) -> list[Image.Image]:
-    """Latents [images, C, h, w] -> the images they stand for."""
+    """Latents [images, C, h, w] -> the images they stand for. Raises NotFinite."""
+    check_finite(latents)
     vae = pipeline.vae
     upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)  # SDXL's overflows in float16
     with torch.no_grad(), locked(pipeline):
@@ -265,4 +313,4 @@ def decode(pipeline: DiffusionPipeline, latents: Tensor) -> list[Image.Image]:
             pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
         finally:
             vae.to(torch.float16 if upcast else vae.dtype)
-    return pipeline.image_processor.postprocess(pixels, output_type="pil")
+    return pictures(pipeline, pipeline.image_processor.postprocess(pixels, output_type="pt"))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..machine import environment
 from .errors import PackError
 from .kept import Kept
 
@@ -25,7 +26,7 @@ def folders(kind: str | None = None) -> dict[str, Path]:
 
     A name in SOD_PACKS (folders, split as PATH is) hides an embedded one.
     """
-    roots = [ASSETS, *(Path(root) for root in os.environ.get("SOD_PACKS", "").split(os.pathsep) if root)]
+    roots = [ASSETS, *environment.packs()]
     found = {}
     for root in roots:
         for path in sorted(root.glob("*/pack.json")):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from ..machine import environment
 from .errors import PackError
 
 Progress = Callable[[int, int], None]
@@ -92,6 +93,10 @@ def fetch(file: HubFile, progress: Progress = lambda here, total: None, most_byt
     found = cached(file)
     if found is not None:
         return found
+    try:
+        environment.check_network()
+    except ValueError as error:
+        raise PackError(f"{file.name} of {file.repo_id} cannot be fetched: {error}") from error
     try:
         return _download(file, progress, most_bytes)
     except PackError:

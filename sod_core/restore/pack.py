@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
-import os
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data import images
-from ..machine import devices, torchvision_guard
+from ..machine import devices, environment, torchvision_guard
 from ..models import vit, vit_weights
 from ..models.vit import ViTShape
 from ..packs import checkpoint, figures, find, hub
@@ -47,14 +45,10 @@ _notes: dict[tuple[str, str], str] = {}
 @cache
 def _unlearned_models() -> Kept:
     """Unlearned models of all packs; least recently used ones go when SOD_MEMORY_GB of weights are passed."""
-    text = os.environ.get("SOD_MEMORY_GB", "4")
     try:
-        budget = float(text)
-    except ValueError:
-        budget = math.nan
-    if not budget > 0:
-        raise PackError(f"SOD_MEMORY_GB={text!r} is no number of gigabytes above 0")
-    return Kept(budget * 1e9)
+        return Kept(environment.memory_gb() * 1e9)
+    except ValueError as error:
+        raise PackError(str(error)) from error
 
 
 class Pack:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import gradio as gr
 
 from ..data.images import MAX_BYTES
+from ..machine import environment
 from ..packs import download
 from ..packs.errors import PackError
 from ..restore.pack import folders, shared_pack
@@ -56,10 +56,10 @@ def default_pack() -> str:
     computer.
     """
     known = folders()
-    asked = os.environ.get("SOD_DEFAULT_PACK")
+    asked = environment.default_pack()
     if asked and asked not in known:
         log.warning("SOD_DEFAULT_PACK names no pack: %s; known: %s", asked, ", ".join(known))
-    preferred = PREFERRED_ON_SPACE if "SPACE_ID" in os.environ else PREFERRED
+    preferred = PREFERRED_ON_SPACE if environment.on_space() else PREFERRED
     for name in [*([asked] if asked in known else []), *(n for n in preferred if n in known), *known]:
         try:
             pack = shared_pack(name)

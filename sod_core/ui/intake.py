@@ -7,6 +7,8 @@ from pathlib import Path
 
 import gradio as gr
 
+from ..machine import environment
+from ..machine.environment import uploads_allowed
 from ..packs import hub, own
 from ..packs.errors import PackError
 
@@ -30,17 +32,12 @@ class ImageUpload(gr.Image):
         return None if payload is None else payload.path
 
 
-def uploads_allowed() -> bool:
-    """Whether the server's owner lets visitors bring checkpoints: SOD_ALLOW_UPLOADS=1."""
-    return os.environ.get("SOD_ALLOW_UPLOADS") == "1"
-
-
 def most_bytes() -> int:
-    """The largest checkpoint that a visitor may bring: SOD_MAX_UPLOAD_MB, 1500 unless set."""
-    text = os.environ.get("SOD_MAX_UPLOAD_MB", "1500")
-    if not text.isdecimal():
-        raise PackError(f"SOD_MAX_UPLOAD_MB={text!r} is no whole number of megabytes")
-    return int(text) * 10**6
+    """The largest checkpoint that a visitor may bring. Raises PackError for a setting that is no number."""
+    try:
+        return environment.most_upload_bytes()
+    except ValueError as error:
+        raise PackError(str(error)) from error
 
 
 def at_this_computer(request: gr.Request) -> bool:

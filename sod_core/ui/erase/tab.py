@@ -30,6 +30,8 @@ from .shown import Asking, Shown
 
 PREVIEW_STEPS, PREVIEWS = 2, 15
 """A preview is shown after so many denoising steps, and about so many times at most: a large autoencoder is slow."""
+LONGEST_PROMPT = 2000
+"""In characters; a text encoder reads about 350 of them."""
 PREFERRED = "canvas-diffusion"
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 LATEST = {"trigger_mode": "always_last", **QUIET}
@@ -210,6 +212,8 @@ def read(values: tuple) -> Asking:
     prompt, concepts, sae, factor, fidelity, start_step, percentile, beta, steps, guidance, seed = values
     if not (prompt or "").strip():
         raise ValueError("write a prompt, or choose an object")
+    if len(prompt.strip()) > LONGEST_PROMPT:
+        raise ValueError(f"the prompt has {len(prompt.strip())} characters: {LONGEST_PROMPT} at most are taken")
     numbers = {"factor": factor, "first step that is edited": start_step, "percentile": percentile}
     numbers |= {"number of steps": steps, "guidance": guidance, "seed": seed}
     empty = [name for name, value in numbers.items() if value is None]
@@ -219,7 +223,7 @@ def read(values: tuple) -> Asking:
     if concepts and start_step >= steps:
         raise ValueError(f"nothing would be edited: step {int(start_step)} is behind the last of {steps} steps")
     return Asking(
-        prompt.strip()[:500],
+        prompt.strip(),
         tuple(concepts or ()),
         sae,
         float(factor),
@@ -381,6 +385,7 @@ def _json(shown: Shown) -> str:
     asking = asdict(shown.asking)
     data = {"pack": shown.pack_name} | {name: asking[name] for name in ("prompt", "sae", "steps", "guidance", "seed")}
     data |= {
+        "left_out": shown.left_out,
         "settings": asdict(shown.how),
         "judged": {w: dict(zip(("before", "after"), r)) for w, r in shown.judged.items()},
     }
