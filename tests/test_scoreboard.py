@@ -15,7 +15,7 @@ from conftest import UNLEARNED, Server, chromium, serving, write_manifest
 from playwright.sync_api import Page, expect
 
 from sod_core.restore import report
-from sod_core.restore.evaluate import CONTROLS
+from sod_core.restore.judged import CONTROLS
 from sod_core.restore.pack import Pack
 from sod_core.ui.restore import figures, scoreboard
 

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from ...restore import report, scores
-from ...restore.evaluate import ALPHAS, CONTROLS
+from ...restore.judged import ALPHAS, CONTROLS
 from ...restore.pack import Pack
 from ...unlearn import TITLES
 from .. import handling

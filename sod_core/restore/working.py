@@ -1,0 +1,96 @@
+"""Whether a model works at all: only of one that does is there anything to say of what it forgot. No models in here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..models import vit_labels
+
+LEAST_RETAINED = 0.5
+"""Share of the original's retain accuracy: a model that has less does not work, and gets no verdict."""
+NO_VERDICT = "no verdict: the model does not work"
+CANNOT_SCORE = "cannot be scored"
+"""Opens the verdict of a model without figures; why follows a colon."""
+RENAMED, CLEARLY = 0.8, 0.05
+"""Another order of the outputs is offered where it names at least so many of the images rightly, and so many more than
+the order at hand."""
+IMAGES_A_CLASS = 3
+"""Fewer images of a class do not tell which output stands for it."""
+CAUSES = (
+    "Usual causes: its classes are in another order, its weights are quantised and were read without their scales, it "
+    "wants its images normalised otherwise, or the file is damaged"
+)
+
+
+def works(original: float | None, unlearned: float | None) -> bool:
+    """Whether a model still knows what it was not told to forget, by its retain accuracy and the original's (shares).
+
+    Where one was not measured nothing speaks against it.
+    """
+    return original is None or unlearned is None or unlearned >= LEAST_RETAINED * original
+
+
+def not_numbers(model: str) -> str:
+    """The sentence for a model ("the unlearned model") whose outputs are NaN or infinite."""
+    return (
+        f"the outputs of {model} are not numbers (NaN or infinite): its training diverged, or its file is damaged or "
+        "was read as something else"
+    )
+
+
+class Renamed(NamedTuple):
+    """Another order of a model's outputs, in which what it names is right."""
+
+    order: list[int]
+    """[classes]: the class that each output stands for."""
+    accuracy: float
+    """In that order, on the images that it was found on."""
+
+
+def renamed(named: np.ndarray, labels: np.ndarray, classes: int) -> Renamed | None:
+    """The order of a model's outputs that explains best what it names; None where its own does about as well.
+
+    named, labels [n]: the outputs named (below 0 for none) and the true classes, of images of other classes than the
+    forgotten one: what a working unlearned model names there needs no explanation, so none is found. None also where
+    the best order is right on less than RENAMED of the images, and where more than one class has no image that tells:
+    the one that is left has the output that is left.
+    """
+    import networkx
+
+    counts = np.zeros((classes, classes), int)  # [output, class]
+    np.add.at(counts, (named[named >= 0], labels[named >= 0]), 1)
+    counts[:, np.bincount(labels, minlength=classes) < IMAGES_A_CLASS] = 0
+    own, most = np.trace(counts), counts.max(0).sum()
+    if most < max(RENAMED * len(labels), own + CLEARLY * len(labels)):  # no order can be better than `most`
+        return None
+    graph = networkx.Graph()
+    for output, label in np.argwhere(counts):
+        graph.add_edge(int(output), classes + int(label), weight=int(counts[output, label]))
+    pairs = [sorted(pair) for pair in networkx.max_weight_matching(graph)]
+    order = {output: label - classes for output, label in pairs}
+    right = sum(counts[output, label] for output, label in order.items())
+    if len(order) < classes - 1 or right < max(RENAMED * len(labels), own + CLEARLY * len(labels)):
+        return None
+    for output in set(range(classes)) - order.keys():
+        (order[output],) = set(range(classes)) - set(order.values())
+    return Renamed([order[output] for output in range(classes)], float(right / len(labels)))
+
+
+def broken_line(original: float, unlearned: float, images: str) -> str:
+    """What is said of a model that does not work, by retain accuracies (shares) on `images` ("900 images")."""
+    return (
+        f"it names {unlearned:.1%} of {images} of the other classes rightly, the original {original:.1%}: with less "
+        f"than {LEAST_RETAINED:.0%} of the original's accuracy a model does not work, and what it forgot cannot be "
+        f"judged. {CAUSES}."
+    )
+
+
+def order_line(order: Sequence[str], accuracy: float) -> str:
+    """What is said of outputs that are in another order; how to take the offer is for the caller to say."""
+    return (
+        f"its rows look like they are in the order {vit_labels.text(order)}: in that order it is right on "
+        f"{accuracy:.1%} of them"
+    )
