@@ -103,7 +103,7 @@ def _row(found: Predictions, subject: Subject, readout: float, yardstick: float 
     best = int(right["experts"][0, : len(alphas)].mean(1).argmax())
     retained = (everybody == labels)[:, ~members].mean(1)
     retain_original, retain_unlearned = _retained(found, subject)
-    renamed = working.renamed(found.named[subject.id][~members], labels[~members], len(classes))
+    renamed = working.renamed(found.named[subject.id], labels, subject.target, len(classes))
     return Row(
         id=subject.id,
         method=subject.method,
@@ -128,9 +128,8 @@ def _row(found: Predictions, subject: Subject, readout: float, yardstick: float 
         curves={name: hits.mean((0, 2)).tolist() for name, hits in right.items()} | {"retain": retained.tolist()},
         confusion_before=_shares(found.named[subject.id][members], len(classes)),
         confusion_after=_shares(everybody[best, members], len(classes)),
-        verdict=scores.verdict({name: score.value for name, score in r.items()}, readout, yardstick or 0.0)
-        if working.works(retain_original, retain_unlearned)
-        else working.NO_VERDICT,
+        verdict=working.verdict(retain_original, retain_unlearned, renamed)
+        or scores.verdict({name: score.value for name, score in r.items()}, readout, yardstick or 0.0),
         label_order=renamed and [classes[index] for index in renamed.order],
         label_order_retain=renamed and renamed.accuracy,
     )

@@ -106,7 +106,7 @@ class Row:
     confusion_after: list[float]
     """The same, restored by the experts at `alpha`."""
     verdict: str
-    """By `scores.verdict`; working.NO_VERDICT of a model that does not work."""
+    """By `scores.verdict`, or by `working.verdict` where there is none."""
     label_order: list[str] | None = None
     """[classes]: what the model's outputs seem to stand for, where another order than the pack's explains what it names
     (`working.renamed`)."""

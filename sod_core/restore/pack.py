@@ -318,6 +318,17 @@ class Pack:
             raise PackError(working.not_numbers("this model"))
         return logits.argmax(1)
 
+    def original_on_examples(self) -> Tensor:
+        """As `example_predictions`, of the original; kept. Raises PackError without any."""
+
+        @torch.inference_mode()
+        def run() -> Tensor:
+            last = max(self.manifest.layers)
+            chunks = self.example_hidden(last).split(CHUNK)
+            return torch.cat([vit.tail(self.original(), chunk, last).argmax(1) for chunk in chunks]).cpu()
+
+        return self._kept.get("original on examples", run)
+
     def accuracy_on_examples(self, model: nn.Module, target_class: int) -> tuple[float | None, float | None]:
         """(forget, retain): a model's accuracy on the examples of the class, and on the others; None without any.
 

@@ -91,7 +91,7 @@ class Predictions:
             try:
                 return subject.model()
             except ValueError as error:  # PackError is one
-                self.refused[subject.id] = str(error)
+                self.refused[subject.id] = " ".join(str(error).split())
         return None
 
     def _hidden(self, key: str, model: nn.Module, batch: Batch, rows: slice) -> Tensor:

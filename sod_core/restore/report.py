@@ -33,7 +33,9 @@ DEFINITION = (
     f"exceeds the retrained model's (if it is judged too) by {scores.SUPPRESSED}, and {scores.CANNOT_TELL!r} where no "
     f"edit, state_copy included, has an R of {scores.DELETED}, or where random or matched features restore as much as "
     f"the experts; {working.NO_VERDICT!r} where its retain accuracy is below {working.LEAST_RETAINED} of the "
-    f"original's, and {working.CANNOT_SCORE!r} where it could not be loaded or its outputs are not numbers. "
+    f"original's, {working.OTHER_ORDER!r} where another order is right on {working.RENAMED} of the other classes' "
+    f"images and better by {working.CLEARLY}, and {working.CANNOT_SCORE!r} where it could not be loaded or its outputs "
+    "are not numbers. "
     "Readout: the original's later blocks on the unlearned "
     "model's hidden state; share of the class's images that they name rightly, less that of the others that they take "
     "for it. Gate none: every image is edited; gate label: only images of the class are. Retain: "
@@ -161,7 +163,7 @@ def table(rows: Sequence[Row]) -> str:
         others = [row.scores[name].value for name in CONTROLS]
         probe = max((value for value in row.probe.values() if value is not None), default=None)
         cells += ["–" if value is None else f"{value:.2f}" for value in (*others, row.overshoot, row.readout, probe)]
-        lines.append("| " + " | ".join([*cells, row.verdict]) + " |")
+        lines.append("| " + " | ".join([*cells, row.verdict.replace("|", "\\|")]) + " |")
     return "\n".join(lines)
 
 

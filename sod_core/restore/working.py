@@ -12,6 +12,7 @@ from ..models import vit_labels
 LEAST_RETAINED = 0.5
 """Share of the original's retain accuracy: a model that has less does not work, and gets no verdict."""
 NO_VERDICT = "no verdict: the model does not work"
+OTHER_ORDER = "no verdict: its outputs seem to be in another order"
 CANNOT_SCORE = "cannot be scored"
 """Opens the verdict of a model without figures; why follows a colon."""
 RENAMED, CLEARLY = 0.8, 0.05
@@ -50,33 +51,45 @@ class Renamed(NamedTuple):
     """In that order, on the images that it was found on."""
 
 
-def renamed(named: np.ndarray, labels: np.ndarray, classes: int) -> Renamed | None:
+def renamed(named: np.ndarray, labels: np.ndarray, target: int | None, classes: int) -> Renamed | None:
     """The order of a model's outputs that explains best what it names; None where its own does about as well.
 
-    named, labels [n]: the outputs named (below 0 for none) and the true classes, of images of other classes than the
-    forgotten one: what a working unlearned model names there needs no explanation, so none is found. None also where
-    the best order is right on less than RENAMED of the images, and where more than one class has no image that tells:
-    the one that is left has the output that is left.
+    named, labels [n]: the outputs named (below 0 for none) and the true classes. The order is found on the images of
+    other classes than `target`, the forgotten one (None: not known), and has to be the better one on all of them: the
+    outputs of a healthy unlearned model, which names the others rightly and the forgotten class anyhow, are in order.
+    None also where the best order is right on less than RENAMED of the others, and where more than one class has no
+    images that tell: the one that is left has the output that is left.
     """
     import networkx
 
+    others = np.ones(len(labels), bool) if target is None else labels != target
     counts = np.zeros((classes, classes), int)  # [output, class]
-    np.add.at(counts, (named[named >= 0], labels[named >= 0]), 1)
-    counts[:, np.bincount(labels, minlength=classes) < IMAGES_A_CLASS] = 0
-    own, most = np.trace(counts), counts.max(0).sum()
-    if most < max(RENAMED * len(labels), own + CLEARLY * len(labels)):  # no order can be better than `most`
+    told = others & (named >= 0) & (np.bincount(labels, minlength=classes) >= IMAGES_A_CLASS)[labels]
+    np.add.at(counts, (named[told], labels[told]), 1)
+    if counts.max(0).sum() < RENAMED * others.sum():  # no order is right on more
         return None
     graph = networkx.Graph()
     for output, label in np.argwhere(counts):
         graph.add_edge(int(output), classes + int(label), weight=int(counts[output, label]))
     pairs = [sorted(pair) for pair in networkx.max_weight_matching(graph)]
     order = {output: label - classes for output, label in pairs}
-    right = sum(counts[output, label] for output, label in order.items())
-    if len(order) < classes - 1 or right < max(RENAMED * len(labels), own + CLEARLY * len(labels)):
+    if len(order) < classes - 1:
         return None
     for output in set(range(classes)) - order.keys():
         (order[output],) = set(range(classes)) - set(order.values())
-    return Renamed([order[output] for output in range(classes)], float(right / len(labels)))
+    stands_for = np.array([order[output] for output in range(classes)])
+    right = (named >= 0) & (stands_for[named] == labels)
+    accuracy = float(right[others].mean())
+    if accuracy < RENAMED or right.mean() < (named == labels).mean() + CLEARLY:
+        return None
+    return Renamed(stands_for.tolist(), accuracy)
+
+
+def verdict(original: float | None, unlearned: float | None, other_order: Renamed | None) -> str | None:
+    """Why there is nothing to say of what a model forgot; None where there is. Retain accuracies (shares)."""
+    if not works(original, unlearned):
+        return NO_VERDICT
+    return None if other_order is None else OTHER_ORDER
 
 
 def broken_line(original: float, unlearned: float, images: str) -> str:

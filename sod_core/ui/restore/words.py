@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ...restore.edit import FIDELITY
 from ...restore.manifest import Manifest, UnlearnedEntry
 from ...unlearn import TITLES
+from .own_models import Doubt
 from .visitor import ORIGINAL, Controls, Curve, Probabilities
 
 ALPHA = "alpha: how far to pull (0 nothing, 1 to the original's value)"
@@ -46,13 +47,14 @@ def model_name(entry: UnlearnedEntry, manifest: Manifest) -> str:
     return f"{TITLES.get(entry.method, entry.method)}, forgot {manifest.classes[entry.target_class]}"
 
 
-def model_note(entry: UnlearnedEntry, manifest: Manifest) -> str:
-    """Its forget and retain accuracy."""
+def model_note(entry: UnlearnedEntry, manifest: Manifest, doubt: Doubt | None = None) -> str:
+    """Its forget and retain accuracy, and why there is no verdict on it."""
     if entry.forget_accuracy is None or entry.retain_accuracy is None:
         return "Forget and retain accuracy were not measured."
     name = manifest.classes[entry.target_class]
     forget, retain = f"{entry.forget_accuracy:.1%}", f"{entry.retain_accuracy:.1%}"
-    return f"Forget accuracy ({name}) **{forget}**, retain accuracy (the others) **{retain}**, on {entry.measured_on}."
+    note = f"Forget accuracy ({name}) **{forget}**, retain accuracy (the others) **{retain}**, on {entry.measured_on}."
+    return note if doubt is None else f"{note} **{doubt.verdict.capitalize()}.**"
 
 
 def mode_note(mode: str) -> str:
@@ -60,6 +62,11 @@ def mode_note(mode: str) -> str:
 
 
 NO_IMAGE = "### Upload an image of your own.\nThe example images of this pack are not on this computer."
+
+
+def no_verdict(doubt: Doubt) -> str:
+    """Stands where the verdict would be."""
+    return f"### {doubt.verdict.capitalize()}.\n{doubt.line}"
 
 
 def measuring(found: Probabilities, index: int, target: str) -> str:
