@@ -171,8 +171,6 @@ def descend(
                     break
                 sound = Sound(step + 1, copy.deepcopy(model.state_dict()))
     except Diverged as error:
-        progress.leave = False  # the sentence is all that stays on standard error
-        progress.close()
         raise Diverged(f"{error}; {_keep(sound, task)}") from error
     return model.requires_grad_(False).eval()
 
