@@ -14,14 +14,15 @@ import pytest
 from conftest import UNLEARNED, Server, chromium, serving, write_manifest
 from playwright.sync_api import Page, expect
 
-from sod_core.restore import report
-from sod_core.restore.evaluate import CONTROLS
+from sod_core.restore import report, working
+from sod_core.restore.judged import CONTROLS
 from sod_core.restore.pack import Pack
 from sod_core.ui.restore import figures, scoreboard
 
 PATIENCE = 20_000
 NAMES = ("experts", *CONTROLS)
 VERDICTS = ("suppressed", "suppressed after this layer", "partly", "deleted", "cannot tell at this layer")
+VERDICTS += (working.NO_VERDICT, working.OTHER_ORDER)
 
 
 def row(id: str, target: str, values: tuple | None, verdict: str, alpha: float) -> dict:
@@ -152,6 +153,29 @@ def test_a_page_that_the_server_forgot():
         scoreboard._show(None)
 
 
+def test_a_tab_that_is_opened_too_early_is_filled_later(scored):
+    note, cells, figure, download, waiting = scoreboard._selected(None)
+    assert "still opening" in note and cells == [] and waiting
+    visitor = SimpleNamespace(pack=scored)
+    assert scoreboard._arrived(visitor, waiting)[1] == scoreboard.cells(board(), scored)
+    assert not any(isinstance(value, list) for value in scoreboard._arrived(visitor, False))  # nothing changes
+    assert not any(isinstance(value, list) for value in scoreboard._arrived(None, True))
+
+
+def test_models_without_figures_have_their_rows(scored):
+    nothing = dict.fromkeys(("original", "unlearned", "restored", "alpha", "overshoot", "readout"))
+    nothing |= dict.fromkeys(("retain_original", "retain_unlearned", "retain_restored"))
+    diverged = row("diverged", "apple", None, "cannot be scored: its outputs are not numbers", 0) | nothing
+    broken = row("broken", "apple", (0.0,) * len(NAMES), working.NO_VERDICT, 0) | {"retain_unlearned": 0.11}
+    renamed = {"label_order": ["pear", "plum", "apple"], "label_order_retain": 1.0}
+    found = board() | {"rows": [*board()["rows"], diverged, broken | renamed]}
+    (scored.manifest.folder / "scoreboard.json").write_text(json.dumps(found))
+    note, cells, figure, _ = scoreboard._show(SimpleNamespace(pack=scored))
+    assert cells[2][2] == "cannot be scored: its outputs are not numbers" and cells[2][3:6] == [None, None, None]
+    assert "No verdict on broken: it names 11.0% of 20 images" in note and "--label-order pear,plum,apple" in note
+    assert [trace.name for trace in figure.data] == ["suppressed", "deleted", working.NO_VERDICT]
+
+
 # ---------------------------------------------------------------- in a browser
 
 
@@ -231,3 +255,28 @@ def test_the_tab(page, own_server):
     expect(page.get_by_role("button", name="Download as CSV")).to_be_hidden()
     wait_for(page, [])
     assert "Traceback" not in own_server.log.read_text()
+
+
+SLOW = """
+import runpy, time
+from sod_core.ui.restore import visitor
+quick = visitor.Visitor.__init__
+def slow(self, name):
+    time.sleep(4)
+    quick(self, name)
+visitor.Visitor.__init__ = slow
+runpy.run_path("app.py", run_name="__main__")
+"""
+
+
+def test_the_tab_is_filled_where_it_was_opened_before_the_page_was_ready(scored, tmp_path):
+    expect.set_options(timeout=PATIENCE)
+    packs = tmp_path / "packs"
+    shutil.copytree(scored.manifest.folder, packs / "fruit")
+    with serving(packs, tmp_path, "-c", SLOW, TMPDIR=str(tmp_path)) as found, chromium() as browser:
+        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page.goto(found.url)
+        page.get_by_role("tab", name="Scoreboard").click()
+        expect(page.locator("#board-note")).to_contain_text("still opening")
+        wait_for(page, ["suppressed", "deleted"])
+        expect(page.locator("#board-note")).to_contain_text("30 images (examples), layer 2")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sod_core.build.canvas import train_vit
 from sod_core.machine import processes
+from sod_core.machine.divergence import Diverged
 from sod_core.models import vit as vits
 from sod_core.unlearn import (
     TITLES,
@@ -683,3 +684,65 @@ def test_a_batch_that_cannot_be_halved_is_refused(monkeypatch, task):
     assert len(task.retain_batch(0, 6)[1]) == 3
     with pytest.raises(ValueError, match="a batch of 5 cannot be divided among 2 processes"):
         task.retain_batch(0, 5)
+
+
+# ---------------------------------------------------------------- a training that diverges
+
+
+@pytest.mark.parametrize("name", sorted(set(TITLES) - {"retrain", "ssd"}))
+def test_a_training_that_diverges_stops(vit, task, name):
+    settings = replace(SETTINGS[name], lr=1e37, stop=Stop(steps=6, forget_at_most=-1, every=1))
+    with pytest.raises(Diverged, match="diverged at step .*smaller learning rate|no finite numbers.*--set"):
+        method(name).unlearn(vit, task, settings)
+    assert all(weight.isfinite().all() for weight in vit.parameters())
+
+
+def test_the_model_of_the_last_look_is_kept(monkeypatch, vit, task):
+    script(monkeypatch, Accuracies(1, 1), *[Accuracies(1, 1)] * 9)
+    breaks = []
+
+    def loss(model: nn.Module, step: int) -> Tensor:
+        breaks.append(step)
+        value = F.cross_entropy(vits.logits(model, task.retain_batch(step, 4)[0]), task.retain_batch(step, 4)[1])
+        return value * (torch.nan if step == 5 else 1)
+
+    with pytest.raises(Diverged, match="step 6: its loss is no finite number.*step 4.*kept in"):
+        descend(vit, task, loss, 1e-3, Stop(steps=9, forget_at_most=-1, every=2))
+    assert breaks[-1] == 5
+    (kept,) = task.checkpoint.parent.glob("*step4*")
+    weights_kept = torch.load(kept, weights_only=True)
+    assert weights_kept.keys() == vit.state_dict().keys()
+    assert all(weight.isfinite().all() for weight in weights_kept.values())
+    assert not torch.equal(weights_kept["head.weight"], vit.head.weight)
+
+
+def test_retraining_that_diverges_keeps_its_last_checkpoint(monkeypatch, vit, task):
+    monkeypatch.setattr(train_vit.time, "monotonic", iter(range(0, 10**6, 61)).__next__)  # a checkpoint each step
+    steps = train_vit._step
+
+    def breaks(model, data, allowed, recipe, step, *rest):
+        loss, accuracy = steps(model, data, allowed, recipe, step, *rest)
+        return loss * (torch.nan if step == 2 else 1), accuracy
+
+    monkeypatch.setattr(train_vit, "_step", breaks)
+    with pytest.raises(Diverged, match="step 3: its loss.*muon_lr"):
+        retrain.unlearn(vit, task, SETTINGS["retrain"])
+    kept = torch.load(task.checkpoint, weights_only=True)
+    assert kept["step"] == 2 and all(weight.isfinite().all() for weight in kept["model"].values())
+
+
+def test_noise_that_diverges_names_its_own_rate(vit, task):
+    with pytest.raises(Diverged, match="noise_lr"):
+        unsir.unlearn(vit, task, replace(SETTINGS["unsir"], noise_lr=1e30))
+
+
+def test_one_process_without_numbers_stops_all(monkeypatch, vit, task):
+    """What was averaged is looked at, and the mean of a NaN is NaN everywhere."""
+
+    def average(tensors) -> None:
+        for tensor in tensors:
+            tensor.mul_(torch.nan)  # the other process's share
+
+    monkeypatch.setattr(processes, "average", average)
+    with pytest.raises(Diverged, match="step 1"):
+        descend(vit, task, lambda model, step: vits.logits(model, task.any_batch(0, 4)[0]).mean(), 1e-3, BRIEF)

@@ -98,6 +98,25 @@ def test_a_run_writes_a_checkpoint_and_its_record(run, options, pack, pictures, 
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {"one.pth", "one.json"}
 
 
+@pytest.mark.parametrize("rate", ["1e6", "1e30"])
+def test_a_training_that_diverges_leaves_what_was_there(run, options, tmp_path, rate):
+    assert run(*arguments(options)).code == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    more = ["--set", f"lr={rate}", "--set", "stop.steps=40"]
+    outcome = run(*arguments(options), *more)
+    said = outcome.err.splitlines()[-1]  # below the progress bar
+    assert outcome.code == 2 and outcome.out == "" and said.startswith("sod_core unlearn: ") and "--set" in said
+    assert "diverged at step" in said or "no finite numbers" in said
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert {name: after[name] for name in before} == before
+    for path in tmp_path.glob("*.step*.pth"):
+        assert all(value.isfinite().all() for value in safe.read_torch(path).values())
+
+
+def test_a_setting_that_no_weight_can_hold_is_one_line(run, options):
+    assert_one_line(run(*arguments(options), "--set", "lr=1e38"), "too large")
+
+
 def test_figures_are_of_the_saved_model_on_the_test_images(run, options, pack, tmp_path):
     run(*arguments(options))
     found = json.loads((tmp_path / "one.json").read_text())

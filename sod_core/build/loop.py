@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..machine import files
+from ..machine import divergence, files
 
 EVERY = 60
 """Seconds between two checkpoints."""
@@ -27,16 +27,22 @@ def train(
 
     `step` gives what the progress bar shows. `parts` (modules, optimisers: whatever has state_dict) are what the
     checkpoint holds; one whose `made_from` differs (other recipe, other data) is not used. A step's batch must depend
-    on its number alone, so that a resumed run sees what an unbroken one sees.
+    on its number alone, so that a resumed run sees what an unbroken one sees. Raises Diverged where a module's weights
+    are no finite numbers; the checkpoint is then the last sound state.
     """
     start, seconds = _resume(checkpoint, parts, made_from)
     saved = time.monotonic()
     progress = tqdm(range(start, steps), initial=start, total=steps, desc=checkpoint.stem, mininterval=10)
     for i in progress:
         shown = step(i)
+        due = time.monotonic() - saved > EVERY or i + 1 == steps
         if i % 50 == 0:
             progress.set_postfix(shown)
-        if time.monotonic() - saved > EVERY or i + 1 == steps:
+        if i % 50 == 0 or due:
+            modules = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
+            weights = [weight for module in modules for weight in module.parameters()]
+            divergence.check_weights(i, weights, "take a smaller learning rate")
+        if due:
             seconds += time.monotonic() - saved
             saved = time.monotonic()
             _save(checkpoint, parts, made_from, i + 1, seconds)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -91,12 +91,21 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 
 def by_main(work: Callable[[], T]) -> T:
-    """What `work` gives in the main process, in every process; the others wait for it."""
+    """What `work` gives in the main process, in every process; the others wait for it. What it raises, all raise."""
     if _state is None:
         return work()
     from accelerate.utils import broadcast_object_list
 
-    return broadcast_object_list([work() if is_main() else None])[0]
+    found: list[Any] = [None, None]
+    if is_main():
+        try:
+            found[0] = work()
+        except Exception as error:
+            found[1] = error
+    given, problem = broadcast_object_list(found)
+    if problem is not None:
+        raise problem
+    return given
 
 
 def one_first() -> AbstractContextManager[None]:

@@ -18,8 +18,9 @@ from torch import nn
 from ..data import images
 from ..machine import devices, processes
 from ..machine.files import give_json, write_json
+from ..models import head_rows
 from ..packs import own
-from . import features
+from . import features, working
 from .edit import FIDELITY, MODES
 from .pack import Pack, open_pack
 
@@ -29,7 +30,7 @@ def restore(options: argparse.Namespace) -> None:
     pack = _pack(options)
     result = restore_image(
         pack,
-        _unlearned(pack, options.unlearned),
+        _unlearned(pack, options.unlearned, options.label_order),
         images.read(options.image),
         target_class=options.target_class,
         layer=_layer(options.layer),
@@ -60,7 +61,8 @@ def restore_image(
 ) -> dict[str, Any]:
     """One image through the three models, as the command line and the app's API give it out.
 
-    `chosen` is one of features.KINDS or a list of latent ids as text. Raises ValueError or PackError.
+    `chosen` is one of features.KINDS or a list of latent ids as text. Raises ValueError or PackError, also where a
+    model's outputs are not numbers.
     """
     if mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
@@ -88,7 +90,11 @@ def restore_image(
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """`evaluate`: prints a Markdown table, one row a model; with --out or --store also writes files."""
+    """`evaluate`: prints a Markdown table, one row a model; with --out or --store also writes files.
+
+    A model that cannot be loaded, or whose outputs are not numbers, is a row that says so. Raises ValueError for it
+    once all the others' figures are printed and written.
+    """
     try:
         _evaluate(options)
     finally:
@@ -103,7 +109,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     pack = open_pack(options.pack, processes.start(options.device))  # of several, each takes its own accelerator
     (max_alpha,) = _alphas([options.max_alpha])
     settings = evaluation.Settings(_layer(options.layer), options.mode, max_alpha, options.seed)
-    judged = _judged(pack, options.unlearned)
+    judged = _judged(pack, options.unlearned, options.label_order)
     columns = options.image_column, options.label_column
     data = open_set(pack, options.data, options.images, columns, options.split, leave_out=not options.strict)
     keep = None
@@ -129,6 +135,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     _warn_of_fit(pack, settings.layer)
     for note in data.notes:
         print(f"sod_core evaluate: {note}", file=sys.stderr)
+    unscored = [f"{row.id}: {row.verdict}" for row in rows if row.verdict.startswith(working.CANNOT_SCORE)]
+    if unscored:
+        raise ValueError(f"{len(unscored)} of {len(rows)} models have no figures. {'; '.join(unscored)}")
 
 
 def _warn_of_fit(pack: Pack, layer: int) -> None:
@@ -145,7 +154,9 @@ def _trained_on(judged: list, data: str) -> str:
     """
     lines = []
     for subject in judged:
-        path = Path(subject.file.rsplit(" ", 2)[0]).with_suffix(".json")  # the path, and two numbers
+        if subject.path is None:
+            continue
+        path = subject.path.with_suffix(".json")
         try:
             source = json.loads(path.read_text(encoding="utf-8"))["data"]["source"]["data"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -164,9 +175,9 @@ def _same_folder(one: str, other: str) -> bool:
     return Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other)
 
 
-def _judged(pack: Pack, names: list[str]) -> list:
+def _judged(pack: Pack, names: list[str], label_order: str | None) -> list:
     """Ids of the pack, or CLASS=FILE for other checkpoints. Raises ValueError or PackError."""
-    from .evaluate import Subject, subjects
+    from .judged import Subject, subjects
     from .testset import stamp
 
     known = [entry.id for entry in pack.manifest.unlearned]
@@ -180,22 +191,35 @@ def _judged(pack: Pack, names: list[str]) -> list:
         if path is None:
             raise ValueError(f"there is no checkpoint {text}; write CLASS=FILE or CLASS=hub:user/repo/file")
         index = pack.manifest.class_index(target)
-        found.append(Subject(own.title(path), "own", index, partial(pack.model_at, path), stamp(path)))
+        model = _own_model(pack, path, label_order)
+        found.append(Subject(own.title(path), "own", index, model, f"{stamp(path)} {label_order or ''}", path))
     if not found:
         raise ValueError(f"pack {pack.manifest.name} has no unlearned models here; name some as CLASS=FILE")
+    if label_order is not None and all(subject.method != "own" for subject in found):
+        raise ValueError("--label-order is for checkpoints of your own, and there is none; name it as CLASS=FILE")
     return found
+
+
+def _own_model(pack: Pack, path: Path, label_order: str | None) -> Callable[[], nn.Module]:
+    """What gives the model in a file, its outputs in the pack's order. Raises ValueError for another order's names."""
+    if label_order is None:
+        return partial(pack.model_at, path)
+    order = head_rows.parse(label_order, pack.manifest.classes)
+    return lambda: head_rows.reordered_head(pack.model_at(path), order)
 
 
 def _pack(options: argparse.Namespace) -> Pack:
     return open_pack(options.pack, devices.choose_device(options.device))
 
 
-def _unlearned(pack: Pack, name: str) -> str | Callable[[], nn.Module]:
+def _unlearned(pack: Pack, name: str, label_order: str | None) -> str | Callable[[], nn.Module]:
     """An id of the pack, or the model in a file or on the hub."""
     if name not in [entry.id for entry in pack.manifest.unlearned]:
         path = own.find(name)
         if path is not None:
-            return partial(pack.model_at, path)
+            return _own_model(pack, path, label_order)
+    if label_order is not None:
+        raise ValueError(f"--label-order is for checkpoints of your own; {name} is none")
     return name
 
 

@@ -7,6 +7,10 @@ import argparse
 from ..packs import kinds
 from ..packs.kinds import Kind
 
+LABEL_ORDER = (
+    "of a checkpoint of your own: the classes in the order of its outputs, with commas, where it is not the pack's"
+)
+
 
 def add(verbs: argparse._SubParsersAction) -> None:
     """Adds the verbs to the command line, and Restore's packs to the command `packs`."""
@@ -30,6 +34,7 @@ def _add_restore(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--image", required=True, help="an image file")
     parser.add_argument("--target-class", required=True, help="the class to restore, number or name")
+    parser.add_argument("--label-order", metavar="NAMES", help=LABEL_ORDER)
     parser.add_argument("--layer", default="9")
     parser.add_argument("--alpha", nargs="+", default=["0", "1", "2", "5"], help="one or more numbers")
     modes = "direct_injection, add, inject, amplify, cls_copy or state_copy"
@@ -66,6 +71,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-column", default="image", help="of a hub data set")
     parser.add_argument("--label-column", default="label", help="of a hub data set; names or numbers of classes")
     parser.add_argument("--images", type=int, help="at most so many, all classes together")
+    parser.add_argument("--label-order", metavar="NAMES", help=LABEL_ORDER)
     parser.add_argument("--layer", default="9")
     parser.add_argument("--mode", default="inject", help="inject, amplify, direct_injection or add")
     parser.add_argument("--max-alpha", default="2", help="score alphas up to this; the table's last R goes on to 10")

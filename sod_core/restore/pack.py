@@ -25,7 +25,7 @@ from ..packs.kept import Kept
 from ..packs.source import Source
 from ..sparse import forms
 from ..sparse.topk import TopKSAE, variance_unexplained
-from . import examples, expert_lists, manifest
+from . import examples, expert_lists, manifest, working
 from .examples import Example, NoExamples
 from .features import Expert
 from .fit import SAEFit
@@ -312,9 +312,23 @@ class Pack:
 
     @torch.inference_mode()
     def example_predictions(self, model: nn.Module) -> Tensor:
-        """[examples]: the class that a model names on each. Raises PackError without any."""
+        """[examples]: the class that a model names on each. Raises PackError without any, or for outputs like NaN."""
         chunks = self.example_inputs().to(self.device).split(CHUNK)
-        return torch.cat([vit.logits(model, chunk).argmax(1) for chunk in chunks]).cpu()
+        logits = torch.cat([vit.logits(model, chunk) for chunk in chunks]).cpu()
+        if not logits.isfinite().all():
+            raise PackError(working.not_numbers("this model"))
+        return logits.argmax(1)
+
+    def original_on_examples(self) -> Tensor:
+        """As `example_predictions`, of the original; kept. Raises PackError without any."""
+
+        @torch.inference_mode()
+        def run() -> Tensor:
+            last = max(self.manifest.layers)
+            chunks = self.example_hidden(last).split(CHUNK)
+            return torch.cat([vit.tail(self.original(), chunk, last).argmax(1) for chunk in chunks]).cpu()
+
+        return self._kept.get("original on examples", run)
 
     def accuracy_on_examples(self, model: nn.Module, target_class: int) -> tuple[float | None, float | None]:
         """(forget, retain): a model's accuracy on the examples of the class, and on the others; None without any.

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import platform
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..machine.files import write_json
-from . import scores
-from .evaluate import ALPHAS, CONTROLS, RANDOM_SEEDS, Row, Settings
+from ..models import head_rows
+from . import scores, working
+from .judged import ALPHAS, CONTROLS, RANDOM_SEEDS, Row, Settings
 from .pack import Pack
 from .pointing import Pointing
 from .testset import TestSet
@@ -30,7 +32,11 @@ DEFINITION = (
     f"deleted, between partly; but {scores.SUPPRESSED_AFTER!r} where R is not enough for suppressed and the readout "
     f"exceeds the retrained model's (if it is judged too) by {scores.SUPPRESSED}, and {scores.CANNOT_TELL!r} where no "
     f"edit, state_copy included, has an R of {scores.DELETED}, or where random or matched features restore as much as "
-    "the experts. Readout: the original's later blocks on the unlearned "
+    f"the experts; {working.NO_VERDICT!r} where its retain accuracy is below {working.LEAST_RETAINED} of the "
+    f"original's, {working.OTHER_ORDER!r} where another order is right on {working.RENAMED} of the other classes' "
+    f"images and better by {working.CLEARLY}, and {working.CANNOT_SCORE!r} where it could not be loaded or its outputs "
+    "are not numbers. "
+    "Readout: the original's later blocks on the unlearned "
     "model's hidden state; share of the class's images that they name rightly, less that of the others that they take "
     "for it. Gate none: every image is edited; gate label: only images of the class are. Retain: "
     "share of the other classes' images named rightly. Probe: balanced accuracy of a linear classifier of the class "
@@ -61,6 +67,8 @@ def write(out: Path, pack: Pack, data: TestSet, settings: Settings, rows: Sequen
     write_json(board, out / SCOREBOARD)
     (out / "scores.csv").write_text(as_csv(board["rows"]), encoding="utf-8")
     for row in rows:
+        if row.original is None:  # nothing was measured
+            continue
         folder = out / row.id
         folder.mkdir(exist_ok=True)
         target = pack.manifest.class_index(row.target)
@@ -150,13 +158,17 @@ def table(rows: Sequence[Row]) -> str:
     lines.append("|---" * (lines[0].count("|") - 1) + "|")
     for row in rows:
         shares = (row.original, row.unlearned, row.restored)
-        cells = [row.id, *(f"{share:.1%}" for share in shares), f"{row.alpha:g}"]
-        cells += [f"{row.retain_unlearned:.1%}", f"{row.retain_restored:.1%}", interval(row)]
+        cells = [row.id, *map(_percent, shares), "–" if row.alpha is None else f"{row.alpha:g}"]
+        cells += [_percent(row.retain_unlearned), _percent(row.retain_restored), interval(row)]
         others = [row.scores[name].value for name in CONTROLS]
         probe = max((value for value in row.probe.values() if value is not None), default=None)
         cells += ["–" if value is None else f"{value:.2f}" for value in (*others, row.overshoot, row.readout, probe)]
-        lines.append("| " + " | ".join([*cells, row.verdict]) + " |")
+        lines.append("| " + " | ".join([*cells, row.verdict.replace("|", "\\|")]) + " |")
     return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
 
 
 def interval(row: Row) -> str:
@@ -166,11 +178,12 @@ def interval(row: Row) -> str:
 
 
 def caution(rows: Sequence[dict[str, Any]]) -> str:
-    """A line for each class that too few images show for a verdict, and for each model that lost too few of them.
+    """A line for each model that does not work or has its outputs in another order, for each class that too few images
+    show for a verdict, and for each model that lost too few of them.
 
     "" for none; rows as `Row.as_dict` gives them.
     """
-    lines = []
+    lines = [line for row in rows for line in _doubts(row)]
     for target in dict.fromkeys(row["target"] for row in rows):
         of_class = [row for row in rows if row["target"] == target]
         n, defined = of_class[0]["target_images"], [r for r in of_class if r["scores"]["experts"]["value"] is not None]
@@ -189,6 +202,21 @@ def caution(rows: Sequence[dict[str, Any]]) -> str:
                 "still may not: take these verdicts as hints.\n"
             )
     return "".join(lines)
+
+
+def _doubts(row: dict[str, Any]) -> Iterator[str]:
+    """Whether a model works, and whether its outputs are in another order."""
+    original, unlearned = row["retain_original"], row["retain_unlearned"]
+    if not working.works(original, unlearned):
+        images = f"{row['images'] - row['target_images']} images"
+        yield f"No verdict on {row['id']}: {working.broken_line(original, unlearned, images)}\n"
+    order = row.get("label_order")  # not in what was stored before
+    if order is not None:
+        again = f"--label-order {shlex.quote(head_rows.text(order))}"
+        yield (
+            f"Caution: {row['id']}: {working.order_line(order, row['label_order_retain'])}, in the pack's on "
+            f"{unlearned:.1%}. Evaluate it again with `{again}`, or put a config.json with id2label beside it.\n"
+        )
 
 
 def pointing_line(found: Pointing | None) -> str:

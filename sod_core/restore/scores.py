@@ -24,7 +24,7 @@ SUPPRESSED_AFTER, CANNOT_TELL = "suppressed after this layer", "cannot tell at t
 
 
 class Score(NamedTuple):
-    """R of one edit; all None where unlearning took nothing away."""
+    """R of one edit; all None where unlearning took nothing away, or what it took shows in no resample."""
 
     value: float | None
     low: float | None
@@ -59,6 +59,8 @@ def score(original: np.ndarray, unlearned: np.ndarray, restored: np.ndarray, alp
         rows = rng.integers(0, len(original), len(original))
         found = _best(original[rows].mean(), unlearned[rows].mean(), restored[:, :, rows].mean(2))
         drawn += [] if found is None else [found]
+    if not drawn:
+        return Score(None, None, None, None)
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(drawn, [tail, 100 - tail])
     alpha = alphas[int(restored.mean((0, 2)).argmax())]
@@ -107,7 +109,8 @@ def probe(cls: Tensor, labels: Tensor, target: int) -> float | None:
 
     cls [n, D] of one layer; labels [n]. Logistic regression on standardised tokens (both sides weigh a half, L2 of
     1e-3), trained on a random half of the images (always the same one) and tested on the other, and the other way
-    round. None for fewer than two images of the class, or of the others, in a half.
+    round. None for fewer than two images of the class, or of the others, in a half, and for tokens that are not numbers
+    or too large to be standardised.
     """
     wanted = (labels == target).float()
     halves = _halves(wanted)
@@ -116,7 +119,10 @@ def probe(cls: Tensor, labels: Tensor, target: int) -> float | None:
     found = []
     for train, test in (halves, halves[::-1]):
         mean, std = cls[train].mean(0), cls[train].std(0).clamp(min=1e-6)
-        scores = _fit((cls[train] - mean) / std, wanted[train])((cls[test] - mean) / std)
+        standard = (cls - mean) / std
+        if not standard.isfinite().all():
+            return None
+        scores = _fit(standard[train], wanted[train])(standard[test])
         said = scores > 0
         hits = [(said[wanted[test] == kind] == bool(kind)).float().mean().item() for kind in (0, 1)]
         found.append(sum(hits) / 2)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ..machine import gpu
 from ..models import vit as vits
+from ..packs.errors import PackError
 from ..sparse.topk import TopKSAE
+from . import working
 from .edit import Line, line
 
 LINES_KEPT = 4
@@ -50,24 +52,31 @@ class Session:
     def set_image(self, images: Tensor) -> None:
         """images [B, 3, H, W], normalised as the pack says. Runs both models as far as the session's layers need.
 
-        If a model fails, the session keeps its images.
+        Raises PackError for a model whose outputs are not numbers. If a model fails, the session keeps its images.
         """
-        hidden = {which: _heads(of, images, self.layers, self._precision) for which, of in self._models.items()}
+        hidden, logits = {}, {}
+        for which, model in self._models.items():
+            hidden[which], logits[which] = self._run(which, model, images)
         self._images, self._hidden = images, hidden
         self._forget("original", "unlearned")
+        self._logits = logits
 
     def set_unlearned(self, unlearned: Callable[[], nn.Module]) -> None:
-        """Takes another unlearned model; the original's pass over the images is kept."""
-        if self._images is not None:
-            self._hidden["unlearned"] = _heads(unlearned, self._images, self.layers, self._precision)
-        self._models["unlearned"] = unlearned
+        """Takes another unlearned model; the original's pass over the images is kept.
+
+        Raises PackError for a model whose outputs are not numbers; the session keeps the one that it has.
+        """
+        if self._images is None:
+            self._models["unlearned"] = unlearned
+            return
+        hidden, logits = self._run("unlearned", unlearned, self._images)
+        self._models["unlearned"], self._hidden["unlearned"] = unlearned, hidden
         self._forget("unlearned")
+        self._logits["unlearned"] = logits
 
     def logits(self, which: str) -> Tensor:
         """[B, classes] of the "original" or the "unlearned" model, untouched."""
-        last = max(self.layers)
-        if which not in self._logits:
-            self._logits[which] = _tail(self._models[which], self.hidden(which, last), last, self._precision)
+        self._check_image()
         return self._logits[which]
 
     def hidden(self, which: str, layer: int) -> Tensor:
@@ -124,6 +133,14 @@ class Session:
         """[B, 1 + N, F]: what the SAE reads in the edited hidden state."""
         return self._sae_at(layer).encode(self.restored_hidden([alpha], layer, mode, features, tokens)[0])
 
+    def _run(self, which: str, model: Callable[[], nn.Module], images: Tensor) -> tuple[dict[int, Tensor], Tensor]:
+        """Hidden states at the session's layers, and logits [B, classes]."""
+        hidden, last = _heads(model, images, self.layers, self._precision), max(self.layers)
+        logits = _tail(model, hidden[last], last, self._precision)
+        if not logits.isfinite().all():
+            raise PackError(working.not_numbers(f"the {which} model"))
+        return hidden, logits
+
     def _forget(self, *models: str) -> None:
         """What was computed of these models' last images, and every edit."""
         self._lines.clear()
@@ -169,5 +186,5 @@ def _autocast(device: torch.device, precision: torch.dtype | None) -> AbstractCo
 
 def returns_at(alphas: Sequence[float], logits: Tensor, target: int) -> float | None:
     """The smallest alpha at which `target` is the prediction; logits [A, classes]. None where it never is."""
-    hits = (logits.argmax(-1) == target).nonzero().flatten()
+    hits = ((logits.argmax(-1) == target) & logits.isfinite().all(-1)).nonzero().flatten()
     return alphas[int(hits[0])] if len(hits) else None

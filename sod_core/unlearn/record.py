@@ -19,6 +19,8 @@ from ..machine.files import write_json
 from . import TITLES, method
 
 FORMAT = 1
+LARGEST = 1e30
+"""Of a setting: an optimiser cannot compute with rates near float32's end."""
 PACKAGES = ("torch", "timm", "numpy")
 FIGURES = ("forget_accuracy", "retain_accuracy", "original_forget_accuracy", "original_retain_accuracy")
 
@@ -194,6 +196,8 @@ def _typed(text: str, kind: type, key: str) -> Any:
         raise ValueError(f"{key}={text!r} is no {'whole ' if kind is int else ''}number") from error
     if not math.isfinite(value):
         raise ValueError(f"{key}={text!r} is no finite number")
+    if abs(value) > LARGEST:
+        raise ValueError(f"{key}={text!r} is too large for weights in float32; give at most {LARGEST:g}")
     if key.endswith("batch") and value < 1:
         raise ValueError(f"{key}={text!r} is no batch; give one image or more")
     return value

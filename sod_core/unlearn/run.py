@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..machine import files, processes
+from ..machine import divergence, files, processes
+from ..machine.divergence import Diverged
 from ..models import vit_weights
 from ..packs import safe
 from ..worlds.drawn import MEAN, STD
@@ -38,7 +39,8 @@ def run(
     """Writes the unlearned model to `out` in half precision; its figures are of that file, read again.
 
     `checkpoint`: where a long run keeps its state; `file`: what the record calls `out`. The record is returned, not
-    written. With several processes the main one writes and measures; all return the same.
+    written. With several processes the main one writes and measures; all return the same. Raises Diverged, in each of
+    them, for a model whose weights or outputs are no finite numbers; `out` then stays as it was.
     """
     device = next(original.parameters()).device
     task = Task(
@@ -55,18 +57,23 @@ def run(
     started = time.monotonic()
     vit = method(order.method).unlearn(original, task, order.settings)
     seconds = time.monotonic() - started
+    state = vit_weights.to_published(vit)
+    if not divergence.are_finite(state.values()):
+        raise Diverged(
+            f"{order.method} made weights that are no finite numbers in half precision: take milder settings (--set)"
+        )
 
     def written() -> Record:
         with files.whole(out) as part:
-            torch.save(vit_weights.to_published(vit), part)
-        return _record(order, original, data, task, out, file, _seconds(checkpoint) or seconds)
+            torch.save(state, part)
+            return _record(order, original, data, task, part, file, _seconds(checkpoint) or seconds)
 
     return processes.by_main(written)
 
 
-def _record(order: Order, original: ViT, data: Data, task: Task, out: Path, file: str, seconds: float) -> Record:
-    state = safe.read_torch(out)
-    saved = vit_weights.new_vit(shape_of(original), state, out.name).to(task.device)
+def _record(order: Order, original: ViT, data: Data, task: Task, saved_at: Path, file: str, seconds: float) -> Record:
+    state = safe.read_torch(saved_at)
+    saved = vit_weights.new_vit(shape_of(original), state, saved_at.name).to(task.device)
     before, after = (
         accuracies(vit, data.test, order.target_class, task.device, task.mean, task.std) for vit in (original, saved)
     )

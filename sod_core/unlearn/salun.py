@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..machine import processes
+from ..machine import divergence, processes
+from ..machine.divergence import Diverged
 from ..models import vit as vits
 from . import random_labels
 from .task import Stop, Task, descend, gradient, trainable_copy
@@ -55,6 +56,8 @@ def saliency_masks(vit: nn.Module, task: Task, settings: Settings) -> dict[str, 
         F.cross_entropy(vits.logits(model, images), labels).backward()
     processes.average(gradient(parameter) for parameter in model.parameters())
     gradients = {name: gradient(parameter).abs() for name, parameter in model.named_parameters()}
+    if not divergence.are_finite(gradients.values()):
+        raise Diverged("the loss on the forget set has gradients that are no finite numbers: give smaller batches")
     flat = torch.cat([found.flatten() for found in gradients.values()])
     threshold = flat.kthvalue(max(1, int(len(flat) * (1 - settings.salient_share)))).values
     return {name: (found > threshold).float() for name, found in gradients.items()}

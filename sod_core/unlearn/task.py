@@ -6,14 +6,15 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..machine import processes
+from ..machine import divergence, files, processes
+from ..machine.divergence import Diverged
 from ..models import vit as vits
 from ..worlds.drawn import MEAN, STD, ImageSet, normalise
 
@@ -76,7 +77,10 @@ class Task:
         return images, torch.as_tensor(self.data.labels[chosen]).to(self.device)
 
     def look(self, vit: nn.Module, step: int) -> Look:
-        """Forget and retain accuracy on the check images, written down in `looks`."""
+        """Forget and retain accuracy on the check images, written down in `looks`.
+
+        Raises Diverged, in every process, where outputs are not finite.
+        """
 
         def measured() -> Look:
             now = accuracies(vit, self.check, self.target_class, self.device, self.mean, self.std)
@@ -108,6 +112,13 @@ class Stop:
         return now.forget <= self.forget_at_most and now.retain >= original.retain - self.retain_loss_at_most
 
 
+class Sound(NamedTuple):
+    """A model in training whose numbers were all finite."""
+
+    step: int
+    weights: dict[str, Tensor]
+
+
 def descend(
     vit: nn.Module,
     task: Task,
@@ -122,6 +133,8 @@ def descend(
     """Minimises loss(model, step) with AdamW on a copy of `vit`, until `stop`. Linear decay to a tenth.
 
     `start`: the model to start from, where it is not the original `vit`. Before step `first_look` nothing ends the run.
+    Raises Diverged where the loss, a gradient or a weight is no finite number; the model of the last look before is
+    then kept beside the task's checkpoint.
     """
     original = task.look(vit, 0)
     model = trainable_copy(vit if start is None else start)
@@ -129,25 +142,46 @@ def descend(
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
+    sound: Sound | None = None
     progress = tqdm(range(stop.steps), desc="unlearning", mininterval=5, disable=not processes.is_main())
-    for step in progress:
-        for group in optimiser.param_groups:
-            group["lr"] = lr * (1 - 0.9 * step / stop.steps)
-        optimiser.zero_grad()
-        with task.autocast():
-            value = loss(model, step)
-        value.backward()
-        processes.average(parameter.grad for parameter in parameters if parameter.grad is not None)
-        if after_backward is not None:
-            after_backward(model)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        if (step + 1) % stop.every == 0 and step + 1 >= first_look:
-            now = task.look(model, step + 1)
-            progress.set_postfix(forget=f"{now.forget:.3f}", retain=f"{now.retain:.3f}")
-            if stop.met(original, now):
-                break
+    remedy = f"take a smaller learning rate than {lr:g}, with --set lr=..."
+    try:
+        for step in progress:
+            for group in optimiser.param_groups:
+                group["lr"] = lr * (1 - 0.9 * step / stop.steps)
+            optimiser.zero_grad()
+            with task.autocast():
+                value = loss(model, step)
+            value.backward()
+            value, gradients = value.detach(), [one.grad for one in parameters if one.grad is not None]
+            processes.average([*gradients, value])
+            divergence.check(step, value, gradients, remedy)
+            if after_backward is not None:
+                after_backward(model)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+            if (step + 1) % stop.every == 0 or step + 1 == stop.steps:
+                divergence.check_weights(step, parameters, remedy)
+            if (step + 1) % stop.every == 0 and step + 1 >= first_look:
+                now = task.look(model, step + 1)
+                progress.set_postfix(forget=f"{now.forget:.3f}", retain=f"{now.retain:.3f}")
+                if stop.met(original, now):
+                    break
+                sound = Sound(step + 1, copy.deepcopy(model.state_dict()))
+    except Diverged as error:
+        raise Diverged(f"{error}; {_keep(sound, task)}") from error
     return model.requires_grad_(False).eval()
+
+
+def _keep(sound: Sound | None, task: Task) -> str:
+    """Writes the last sound model, if there is one, and says where it is."""
+    if sound is None:
+        return "nothing was written"
+    path = task.checkpoint.with_suffix(f".step{sound.step}.pth")
+    if processes.is_main():
+        with files.whole(path) as part:
+            torch.save(sound.weights, part)
+    return f"the model of step {sound.step}, the last that was looked at before, is kept in {path}"
 
 
 def trainable_copy(vit: nn.Module) -> nn.Module:
@@ -210,12 +244,14 @@ def accuracies(
     mean: Channels = MEAN,
     std: Channels = STD,
 ) -> Accuracies:
-    """Forget and retain accuracy of a model, 0 to 1."""
+    """Forget and retain accuracy of a model, 0 to 1. Raises Diverged where its outputs are not finite."""
     hits = []
     for start in range(0, len(data.labels), 250):
         part = slice(start, start + 250)
-        predicted = vits.logits(vit, normalise(data.pixels[part], mean, std).to(device)).argmax(1).cpu().numpy()
-        hits.append(predicted == data.labels[part])
+        logits = vits.logits(vit, normalise(data.pixels[part], mean, std).to(device))
+        if not divergence.are_finite([logits]):
+            raise Diverged("the model's outputs are no finite numbers: take milder settings (--set)")
+        hits.append(logits.argmax(1).cpu().numpy() == data.labels[part])
     right = np.concatenate(hits)
     forgotten = data.labels == target_class
     return Accuracies(float(right[forgotten].mean()), float(right[~forgotten].mean()))

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..machine import processes
+from ..machine import divergence, processes
 from ..models import vit as vits
 from . import fine_tune
 from .task import Stop, Task, descend
@@ -66,9 +66,13 @@ def error_maximising_noise(vit: ViT, task: Task, settings: Settings) -> Tensor:
     noise = torch.randn(settings.batch, 3, side, side, generator=generator).to(device).requires_grad_(True)
     labels = torch.full((settings.batch,), task.target_class, device=device)
     optimiser = torch.optim.Adam([noise], lr=settings.noise_lr)
-    for _ in range(settings.noise_steps):
+    remedy = f"take a smaller noise_lr than {settings.noise_lr:g}, with --set noise_lr=..."
+    for step in range(settings.noise_steps):
         optimiser.zero_grad()
         size = noise.square().sum((1, 2, 3)).mean()
-        (settings.noise_penalty * size - F.cross_entropy(vits.logits(vit, noise), labels)).backward()
+        loss = settings.noise_penalty * size - F.cross_entropy(vits.logits(vit, noise), labels)
+        loss.backward()
+        divergence.check(step, loss.detach(), [noise.grad], remedy)
         optimiser.step()
+    divergence.check_weights(settings.noise_steps - 1, [noise], remedy)
     return noise.detach()

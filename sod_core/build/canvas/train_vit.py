@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...machine import files, processes
+from ...machine import divergence, files, processes
 from ...models import vit as vits
 from ...worlds.drawn import MEAN, STD, ImageSet, normalise
 
@@ -62,7 +62,8 @@ def train(
     killed run goes on.
 
     A step's batch depends on (seed, step) alone, so a resumed run sees what an unbroken one sees; several processes
-    (sod_core.machine.processes) divide it. Images without masks are trained on by their class alone.
+    (sod_core.machine.processes) divide it. Images without masks are trained on by their class alone. Raises Diverged
+    where the loss, a gradient or a weight is no finite number; `checkpoint` is then the last sound state.
     """
     allowed = np.arange(len(data.labels)) if without is None else np.flatnonzero(data.labels != without)
     torch.manual_seed(recipe.seed)
@@ -75,6 +76,7 @@ def train(
     optimisers = _optimisers(model, recipe)
     start, seconds = _resume(checkpoint, model, optimisers, recipe, device)
     saved = time.monotonic()
+    remedy = f"take smaller learning rates than muon_lr={recipe.muon_lr:g} and adam_lr={recipe.adam_lr:g}"
     steps = range(start, recipe.steps)
     quiet = not processes.is_main()
     progress = tqdm(steps, initial=start, total=recipe.steps, desc=checkpoint.stem, mininterval=10, disable=quiet)
@@ -84,7 +86,9 @@ def train(
                 group["lr"] = group["peak_lr"] * _one_cycle(step / recipe.steps, recipe.warmup)
         loss, accuracy = _step(model, data, allowed, recipe, step, device, (mean, std), precision)
         loss.backward()
-        processes.average(parameter.grad for parameter in model.parameters() if parameter.grad is not None)
+        loss, gradients = loss.detach(), [one.grad for one in model.parameters() if one.grad is not None]
+        processes.average([*gradients, loss])
+        divergence.check(step, loss, gradients, remedy)
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad()
@@ -93,6 +97,7 @@ def train(
         if time.monotonic() - saved > 60 or step + 1 == recipe.steps:
             seconds += time.monotonic() - saved
             saved = time.monotonic()
+            divergence.check_weights(step, model.parameters(), remedy)
             if processes.is_main():
                 _save(checkpoint, model, optimisers, recipe, step + 1, seconds)
     return Trained(vit.requires_grad_(False).eval(), seconds)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from ...restore import scores
+from ...restore import scores, working
 from ..theme import ACCENT, ORIGINAL, UNLEARNED, calm
 from .visitor import ALPHAS, Curve, Probabilities
 
@@ -80,6 +80,8 @@ _VERDICTS = {  # colour, symbol: told apart without colour too
     "partly": ("#e8a06c", "diamond"),
     "deleted": ("#5d7590", "square"),
     scores.CANNOT_TELL: ("#a3b5c8", "circle-open"),
+    working.NO_VERDICT: ("#8a8f96", "x-thin-open"),
+    working.OTHER_ORDER: ("#8a8f96", "cross-thin-open"),
 }
 
 

@@ -58,7 +58,7 @@ class Opener:
         p, visitor, turn = self.panel, self.visitor, self.turn
         every = {"trigger_mode": "multiple", "concurrency_limit": 32, "show_progress": "hidden"}
         opened = [visitor, p.pack, p.progress, p.model, p.layer, p.expert_class, p.own_class, *p.everything]
-        gr.on(
+        self.opened = gr.on(
             [app.load, p.pack.input],
             handling.kept_stream(self.open_pack, self.not_opened),
             [visitor, turn, p.pack, *p.controls],
@@ -66,7 +66,8 @@ class Opener:
             api_name="open_pack",
             api_visibility="undocumented",  # benchmarks/slider.py calls it
             **every,
-        ).then(**settled)
+        )
+        self.opened.then(**settled)
         chosen = [p.progress, p.pack, p.model, p.own, *p.everything]
         p.model.input(
             handling.kept_stream(self.choose_model, self.not_chosen),
@@ -84,6 +85,14 @@ class Opener:
                 api_visibility="private",
                 **every,
             ).then(**settled)
+
+        p.own_order.click(
+            handling.kept_stream(self.take_order, self.not_chosen),
+            [visitor, turn, *p.controls],
+            chosen,
+            api_visibility="private",
+            **every,
+        ).then(**settled)
 
     def open_pack(self, before: Visitor | None, turn: Turn, name: str, *values: Any) -> Iterator[dict]:
         """Fetches what the pack lacks, then shows it. A page that opens falls back to a pack that is here."""
@@ -173,6 +182,19 @@ class Opener:
             id = visitor.add_model(found, found.name, target)
         if visitor.pack.note(found):
             gr.Info(visitor.pack.note(found))
+        yield self._nothing()  # as above
+        yield self._model_shown(visitor, id, _latest(visitor, seen, values))
+
+    def take_order(self, visitor: Visitor | None, turn: Turn, *values: Any) -> Iterator[dict]:
+        """Shows the visitor's own model with its outputs in the order that is offered."""
+        visitor = answers.there(visitor)
+        yield from self._until_overtaken(turn, lambda: self._ordered(visitor, values))
+
+    def _ordered(self, visitor: Visitor, values: tuple) -> Iterator[dict]:
+        seen = visitor.controls
+        yield {self.panel.progress: _bar("Measuring it on the example images ...")}
+        with visitor.lock:
+            id = visitor.take_order()
         yield self._nothing()  # as above
         yield self._model_shown(visitor, id, _latest(visitor, seen, values))
 

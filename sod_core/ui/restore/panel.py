@@ -29,6 +29,7 @@ class Panel(NamedTuple):
     progress: gr.HTML
     model: gr.Dropdown
     model_note: gr.Markdown
+    own_order: gr.Button
     own_model: gr.Textbox
     own_file: gr.File
     own_class: gr.Dropdown
@@ -71,7 +72,7 @@ class Panel(NamedTuple):
     def everything(self) -> list:
         """What `shown.everything` fills."""
         still = [self.model_note, self.picker, self.mode_note, self.details, self.picture, self.heat_of, self.strongest]
-        return self.moving + still
+        return [*self.moving, *still, self.own_order]
 
 
 class Bounded(gr.Slider):
@@ -100,6 +101,7 @@ def layout(default_pack: str) -> Panel:
             first = choices[0][1] if choices else None
             model = gr.Dropdown(choices, value=first, label="Unlearned model", elem_id="model")
             model_note = gr.Markdown(elem_classes="sod-quiet sod-note-model")
+            own_order = gr.Button("Use the order that is offered", size="sm", visible=False, elem_id="own-order")
             alpha = Bounded(0, 10, value=0, step=SLIDER_STEP, label=words.ALPHA, elem_id="alpha")
             with gr.Row(elem_id="play-row"):
                 play = gr.Button("Play alpha 0 to 10", variant="primary")

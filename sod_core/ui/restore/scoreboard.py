@@ -10,8 +10,8 @@ from typing import Any
 
 import gradio as gr
 
-from ...restore import report, scores
-from ...restore.evaluate import ALPHAS, CONTROLS, YARDSTICK
+from ...restore import report, scores, working
+from ...restore.judged import ALPHAS, CONTROLS, YARDSTICK
 from ...restore.pack import Pack
 from ...unlearn import TITLES
 from .. import handling
@@ -21,6 +21,7 @@ from .visitor import Visitor
 
 HEADERS = ["model", "forgot", "verdict", "forget", "retain", "R experts", "interval", "R random", "R matched"]
 HEADERS += ["R copied CLS", "R copied state", "R patches", "R all", "overshoot", "readout", "probe", "seconds", "id"]
+STILL_OPENING = "This page is still opening, or has lost its place on the server: wait a moment, or reload it."
 PRIVATE = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -33,7 +34,11 @@ def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict) -> None:
     gr.Markdown(_rules(), elem_classes="sod-quiet")
     download = gr.DownloadButton("Download as CSV", size="sm", visible=False)
     shown = [note, table, picture, download]
-    tab.select(handling.kept(_show, len(shown)), opener.visitor, shown, **PRIVATE)
+    waiting = gr.State(False)
+    arrived = handling.kept(_arrived, len(shown) + 1), [opener.visitor, waiting], [*shown, waiting]
+    selected = handling.kept(_selected, len(shown) + 1), opener.visitor, [*shown, waiting]
+    tab.select(*selected, **PRIVATE).then(*arrived, **PRIVATE)
+    opener.opened.then(*arrived, **PRIVATE)
     outputs = [tabs, panel.alpha, panel.layer, panel.mode, panel.progress, panel.pack, panel.model, panel.own]
     outputs += panel.everything
 
@@ -42,7 +47,7 @@ def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict) -> None:
         visitor = answers.there(visitor)
         board = read(visitor.pack)
         id = event.row_value[HEADERS.index("id")]
-        alpha = next(row["alpha"] for row in board["rows"] if row["id"] == id)
+        alpha = next(row["alpha"] for row in board["rows"] if row["id"] == id) or 0.0  # None of one without figures
         settings = board["settings"]
         at = (settings["layer"], settings["mode"], alpha, *values[3:])
         with visitor.lock:  # the row's alpha counts, not where Play left the slider
@@ -80,6 +85,18 @@ def read(pack: Pack) -> dict[str, Any] | None:
     if not complete:
         raise ValueError(f"What is stored in {path.name} lacks a part")
     return board
+
+
+def _selected(visitor: Visitor | None) -> list:
+    """What is shown, and whether a page that is still opening has yet to fill it."""
+    if visitor is None:
+        return [STILL_OPENING, [], None, gr.DownloadButton(visible=False), True]
+    return [*_show(visitor), False]
+
+
+def _arrived(visitor: Visitor | None, waiting: bool) -> list:
+    """Fills the tab that was opened too early."""
+    return [gr.skip()] * 5 if visitor is None or not waiting else _selected(visitor)
 
 
 def _show(visitor: Visitor | None) -> list:
@@ -152,7 +169,10 @@ def _rules() -> str:
         f"{scores.SUPPRESSED} more than in a model retrained without the class): it is there, and only later blocks "
         f"hide it. *{scores.CANNOT_TELL}*: that is not so either, and no edit, not even the original's whole state "
         f"(*R copied state*), restores {scores.DELETED}: what follows this layer does not listen to it; or random "
-        "features restore as much as the experts. Look at the probe, and evaluate another layer.\n\n"
+        "features restore as much as the experts. Look at the probe, and evaluate another layer. There is *no verdict* "
+        f"on a model that does not work, with a retain accuracy below {working.LEAST_RETAINED:.0%} of the original's, "
+        "nor on one whose outputs seem to be in another order; one that cannot be loaded, or gives NaN, *cannot be "
+        "scored*.\n\n"
         f"*overshoot*: R of the experts up to alpha {ALPHAS[-1]:g}. *readout*: the original's later blocks run on the "
         "unlearned model's hidden state; share of the class's images that they name rightly, less the share of the "
         "others that they take for it (1 all there, 0 chance). *probe*: how well a linear classifier reads the class "

@@ -18,13 +18,14 @@ def everything(visitor: Visitor, controls: Controls, new_image: bool = False, ne
     manifest = visitor.pack.manifest
     return [
         *moving(visitor, controls),
-        words.model_note(visitor.entry, manifest),
+        words.model_note(visitor.entry, manifest, visitor.doubt),
         _picker(visitor) if new_order else gr.skip(),
         words.mode_note(controls.mode),
         _details(visitor, controls),
         overlays.picture_style(visitor.picture_uri, visitor.example) if new_image else gr.skip(),
         gr.Button(visible=visitor.latent(controls.layer) is not None),
         _strongest(visitor, controls),
+        gr.Button(visible=visitor.doubt is not None and visitor.doubt.order is not None),
     ]
 
 
@@ -61,7 +62,10 @@ def measured(
     """The verdict, and the curves over alpha."""
     found = found or visitor.probabilities(controls)
     label = None if visitor.label is None else visitor.pack.manifest.classes[visitor.label]
-    verdict = words.verdict(curves, controls, visitor.target_name, label, found, visitor.target)
+    if visitor.doubt is None:
+        verdict = words.verdict(curves, controls, visitor.target_name, label, found, visitor.target)
+    else:
+        verdict = words.no_verdict(visitor.doubt)
     return verdict, figures.alpha_curves(curves, controls.alpha, visitor.target_name)
 
 

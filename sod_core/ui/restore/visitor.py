@@ -16,7 +16,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -27,6 +26,7 @@ from ...restore import features
 from ...restore.manifest import UnlearnedEntry
 from ...restore.pack import Pack, shared_pack
 from ...restore.session import Session, returns_at
+from .own_models import Doubt, OwnModels, doubt_of_listed
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,8 @@ class Visitor:
         self.patch: int | None = None
         self.own_ids: list[int] = []
         """The visitor's own list of latents."""
-        self._own_models: dict[str, UnlearnedEntry] = {}
+        self._own_models = OwnModels(self.pack)
+        self._listed_doubt: Doubt | None = None
         self._latent: tuple[int, int] | None = None
         self._session: Session | None = None
         self._yardstick: Session | None = None
@@ -139,7 +140,7 @@ class Visitor:
     @property
     def entries(self) -> list[UnlearnedEntry]:
         """The unlearned models that this visitor may choose: the pack's, and their own."""
-        found = [*self.pack.manifest.unlearned, *self._own_models.values()]
+        found = [*self.pack.manifest.unlearned, *self._own_models.entries]
         return found or [UnlearnedEntry(ORIGINAL, ORIGINAL, 0, self.pack.manifest.files["original"])]
 
     def entry_called(self, id: str) -> UnlearnedEntry:
@@ -153,41 +154,20 @@ class Visitor:
         """What gives the entry's model."""
         if entry.id == ORIGINAL:
             return self.pack.original
-        if entry.id in self._own_models:
-            return partial(self.pack.model_at, Path(entry.file))
-        return partial(self.pack.unlearned, entry.id)
+        return self._own_models.model_of(entry.id) or partial(self.pack.unlearned, entry.id)
 
     def add_model(self, path: Path, title: str, target_class: int | None) -> str:
-        """Takes a checkpoint into this visitor's list, measured on the examples; returns its id.
+        """As `OwnModels.add`. Raises PackError."""
+        return self._own_models.add(path, title, target_class)
 
-        Without `target_class` it is the class whose examples the model has lost most of. Another file of the same name
-        gets another id; the same file again replaces itself. Raises PackError.
-        """
-        model = self.pack.model_at(path)
-        forget = retain = None
-        if self.pack.examples():
-            target_class = self._most_lost(model) if target_class is None else target_class
-            forget, retain = self.pack.accuracy_on_examples(model, target_class)
-        elif target_class is None:
-            raise PackError("say which class this model forgot: there are no example images to find out")
-        others = [id for id, entry in self._own_models.items() if entry.file != str(path)]
-        names = [title, *(f"{title} ({number})" for number in range(2, len(others) + 2))]
-        title = next(name for name in names if f"own-{name}-{target_class}" not in others)
-        id = f"own-{title}-{target_class}"
-        measured = f"{len(self.pack.examples())} examples"
-        self._own_models[id] = UnlearnedEntry(
-            id, f"Own: {title}", target_class, str(path), forget, retain, measured_on=measured
-        )
-        return id
+    def take_order(self) -> str:
+        """As `OwnModels.take_order`, of the model that is shown. Raises PackError."""
+        return self._own_models.take_order(self.entry.id)
 
-    def _most_lost(self, model: nn.Module) -> int:
-        """Raises PackError where nothing is lost."""
-        labels = torch.tensor([example.label for example in self.pack.examples()])
-        before = self.pack.example_predictions(self.pack.original()) == labels
-        lost = before & (self.pack.example_predictions(model) != labels)
-        if not lost.any():
-            raise PackError("say which class this model forgot: it still names every example that the original does")
-        return int(labels[lost].bincount(minlength=len(self.pack.manifest.classes)).argmax())
+    @property
+    def doubt(self) -> Doubt | None:
+        """Why there is no verdict on the model that is shown; None where there is one."""
+        return self._own_models.doubt(self.entry.id) or self._listed_doubt
 
     def _choose_first_model(self) -> None:
         """The first model that loads: one damaged file does not close the pack."""
@@ -212,6 +192,7 @@ class Visitor:
         else:
             self._session.set_unlearned(model_of)
         self.entry, self._yardstick = entry, yardstick
+        self._listed_doubt = doubt_of_listed(self.pack, entry) if entry in self.pack.manifest.unlearned else None
         self._curves.clear()
         if example is not None:
             self.choose_example(example)
@@ -237,8 +218,9 @@ class Visitor:
         self.example = self.label = None
 
     def _take(self, image: Image.Image) -> None:
-        self._input = self.pack.preprocess(image)[None]
-        self._session.set_image(self._input)
+        found = self.pack.preprocess(image)[None]
+        self._session.set_image(found)
+        self._input = found
         if self._yardstick is not None:
             self._yardstick.set_image(self._input)
         self.picture = images.square(image, PICTURE_SIDE)
@@ -274,9 +256,11 @@ class Visitor:
         return features.choose(controls.features, self.experts(controls), activity, controls.seed)
 
     def probabilities(self, controls: Controls) -> Probabilities:
-        """Of the three models on the image."""
+        """Of the three models on the image. Raises ValueError where the edit's output is no finite number."""
         edit = controls.layer, controls.mode, self.chosen(controls), controls.tokens
         logits = self._session.restore([controls.alpha], *edit)
+        if not logits.isfinite().all():
+            raise ValueError("alpha is too large for this edit: the restored model's output overflows")
         models = self._session.logits("original")[0], self._session.logits("unlearned")[0], logits[0, 0]
         return Probabilities(*(one.softmax(-1).cpu() for one in models))
 

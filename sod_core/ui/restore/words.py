@@ -8,6 +8,7 @@ from ...restore.edit import FIDELITY
 from ...restore.evaluate import YARDSTICK
 from ...restore.manifest import Manifest, UnlearnedEntry
 from ...unlearn import TITLES
+from .own_models import Doubt
 from .visitor import ORIGINAL, Controls, Curve, Probabilities
 
 ALPHA = "alpha: how far to pull (0 nothing, 1 to the original's value)"
@@ -47,13 +48,13 @@ def model_name(entry: UnlearnedEntry, manifest: Manifest) -> str:
     return f"{TITLES.get(entry.method, entry.method)}, forgot {manifest.classes[entry.target_class]}"
 
 
-def model_note(entry: UnlearnedEntry, manifest: Manifest) -> str:
-    """Its forget and retain accuracy, and what a retrained model may know from pretraining."""
+def model_note(entry: UnlearnedEntry, manifest: Manifest, doubt: Doubt | None = None) -> str:
+    """Its forget and retain accuracy, why it has no verdict, and what a retrained model may know from pretraining."""
     caution = f" {manifest.retraining_caution}" if entry.method == YARDSTICK and manifest.retraining_caution else ""
-    return _accuracies(entry, manifest) + caution
+    return _accuracies(entry, manifest, doubt) + caution
 
 
-def _accuracies(entry: UnlearnedEntry, manifest: Manifest) -> str:
+def _accuracies(entry: UnlearnedEntry, manifest: Manifest, doubt: Doubt | None) -> str:
     if entry.forget_accuracy is None or entry.retain_accuracy is None:
         if entry.published_retain_accuracy is None:
             return "Forget and retain accuracy were not measured."
@@ -65,7 +66,8 @@ def _accuracies(entry: UnlearnedEntry, manifest: Manifest) -> str:
         )
     name = manifest.classes[entry.target_class]
     forget, retain = f"{entry.forget_accuracy:.1%}", f"{entry.retain_accuracy:.1%}"
-    return f"Forget accuracy ({name}) **{forget}**, retain accuracy (the others) **{retain}**, on {entry.measured_on}."
+    note = f"Forget accuracy ({name}) **{forget}**, retain accuracy (the others) **{retain}**, on {entry.measured_on}."
+    return note if doubt is None else f"{note} **{doubt.verdict.capitalize()}.**"
 
 
 def mode_note(mode: str) -> str:
@@ -73,6 +75,11 @@ def mode_note(mode: str) -> str:
 
 
 NO_IMAGE = "### Upload an image of your own.\nThe example images of this pack are not on this computer."
+
+
+def no_verdict(doubt: Doubt) -> str:
+    """Stands where the verdict would be."""
+    return f"### {doubt.verdict.capitalize()}.\n{doubt.line}"
 
 
 def measuring(found: Probabilities, index: int, target: str) -> str:
