@@ -9,22 +9,26 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ..data.names import Names
 
-def parse(text: str, classes: Sequence[str]) -> list[int]:
+
+def parse(text: str, classes: Names | Sequence[str]) -> list[int]:
     """ "car,boat,..." (with quotes around a name that has a comma) -> [classes]: the class that each row stands for.
 
     Every class of the pack has to be named once. Raises ValueError.
     """
-    names = [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
-    unknown = next((name for name in names if name not in classes), None)
-    if unknown is not None:
-        raise ValueError(f"the label order names {unknown!r}; the classes are {', '.join(classes)}")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    lacking = [name for name in classes if name not in names]
+    names = Names.of(classes)
+    said = next(csv.reader([text], skipinitialspace=True), [])
+    order = [names.meant(name) for name in said]
+    if None in order:
+        unknown = said[order.index(None)].strip()
+        raise ValueError(f"the label order names {unknown!r}; the classes are {', '.join(names.classes)}")
+    twice = next((names.classes[number] for number in order if order.count(number) > 1), None)
+    lacking = [name for number, name in enumerate(names.classes) if number not in order]
     if twice is not None or lacking:
         what = f"lacks {', '.join(lacking)}" if twice is None else f"names {twice} more than once"
         raise ValueError(f"the label order {what}; name every class once, in the order of the model's outputs")
-    return [classes.index(name) for name in names]
+    return [number for number in order if number is not None]
 
 
 def text(names: Sequence[str]) -> str:

@@ -38,7 +38,7 @@ WEIGHTS = tuple(_LIBRARIES)
 """What the libraries call the weights in an SAE's folder."""
 CONFIGS = ("cfg.json", "config.json")
 """What they call the description beside it."""
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npz")
 _SAE_KEYS = {"k", "top_k", "d_sae", "dict_size", "dict_class", "trainer", "num_latents", "expansion_factor"}
 _SAE_KEYS |= {"n_dirs_local", "feature_size", "normalize_activations", "activation_fn_str", "sae_type"}
 
@@ -191,6 +191,8 @@ def _numbers(tensor: Tensor, name: str, file: str) -> Tensor:
     numbers = tensor.float()
     if not numbers.isfinite().all():
         raise PackError(f"{file}: {name} holds values that are not finite (NaN or infinity)")
+    if numbers.ndim == 2 and not numbers.any():
+        raise PackError(f"{file}: {name} holds nothing but zeros: the file is damaged, or was never filled")
     return numbers
 
 
