@@ -190,7 +190,9 @@ def _checkpoint(file: BinaryIO, size: int) -> Any:
         with warnings.catch_warnings(action="ignore"):  # of an unusual pickle protocol
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if walk.contents[1:2] > b"\x03":  # pickle's protocols from 4 on are beyond it
+        if (
+            walk.contents
+        ):  # it knows fewer operations of pickle's newer protocols, and less of dictionaries, than the walk
             return walk.filled(size)
         raise Refused(
             "torch's safe reader cannot read it (UnpicklingError): save it with torch.save's own protocol"

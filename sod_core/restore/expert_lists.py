@@ -23,7 +23,7 @@ def load_experts(found: Any, classes: Names | Sequence[str], file: str) -> dict[
     """Expert lists by class, without repeats: {class: ids}, or dicts with `feature_id`, or a table [classes, n].
 
     A class is its number or a name of it (`data.names`); one that the file does not name has no experts. The lists may
-    stand under `class_experts_details`. Raises PackError for a name that no class has.
+    stand under `class_experts_details` or `experts`. Raises PackError for a name that no class has.
     """
     names, told = Names.of(classes), None
     if isinstance(found, dict):
@@ -31,7 +31,7 @@ def load_experts(found: Any, classes: Names | Sequence[str], file: str) -> dict[
         found = {key: value for key, value in found.items() if key not in _NAMES}
         tables = [value for value in found.values() if getattr(value, "ndim", 0) == 2]
         table = tables[0] if len(tables) == len(found) == 1 else found
-        found = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), dict)), table)
+        found = next((found[key] for key in _WRAPPERS if key in found), table)
     _check_order(told, names, file)
     lists: dict[int, list[Expert]] = {}
     for key, items in _by_class(found, names, file).items():

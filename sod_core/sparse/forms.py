@@ -50,12 +50,17 @@ def read_sae(path: Path, k: int | None, dim: int, layer: int | None = None) -> T
     place that is no block's output. Raises PackError.
     """
     settings = []
-    for config in (path.with_name(name) for name in CONFIGS):
-        told = read_config(config) if config.is_file() else []
+    for config in files(path)[1:]:
+        told = read_config(config)
         # config.json beside a pack's files may be another model's
         own = path.name in WEIGHTS or config.name == "cfg.json" or any(setting.key in _SAE_KEYS for setting in told)
         settings += told if own else []
     return load_sae(read_figures(path), k, dim, shown(path), settings, layer)
+
+
+def files(path: Path) -> list[Path]:
+    """Every file that `read_sae` may read: what to look at to see whether one has changed."""
+    return [path, *(config for name in CONFIGS if (config := path.with_name(name)).is_file())]
 
 
 def config_beside(weights: str) -> str | None:
