@@ -104,7 +104,7 @@ class Opener:
         yield from self._until_overtaken(turn, lambda: self._opened(before, name, values), "pack")
 
     def _opened(self, before: Visitor | None, name: str, values: tuple) -> Iterator[dict]:
-        seen = before and before.controls
+        seen = None if before is None else before.controls
         if before is not None:
             before.sweep += 1
         try:
