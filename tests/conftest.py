@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from browser import WANTED, find_browser  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -39,7 +40,7 @@ from sod_core.sparse.topk import TokenStats, TopKSAE  # noqa: E402
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, BrowserContext, Error, Page
 
 ROOT = Path(__file__).parents[1]
 SHAPE = vits.ViTShape(image_size=32, patch=8, dim=32, depth=4, heads=2, classes=3)
@@ -412,6 +413,9 @@ def serving(packs: Path, folder: Path, *command: str, **environment: str) -> Ite
 
 
 _running: list[Server] = []
+BLANK = "about:blank"
+SIZE = {"width": 1400, "height": 1000}
+"""Of a page, in pixels, if a test wants no other."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -424,19 +428,49 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
     return report
 
 
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    """Debian's browser, without a window."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chrome or one of its kin, without a window. A module's own: while it is there, this thread has an event loop."""
     from playwright.sync_api import sync_playwright
 
-    path = shutil.which("chromium")
+    path = find_browser()
     if path is None:
-        pytest.fail("the page's tests need a browser: apt-get install chromium")
+        pytest.fail(WANTED)
     with sync_playwright() as playwright:
         options = ["--no-sandbox", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=path, args=options)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def window(browser: Browser) -> Iterator[BrowserContext]:
+    """What most tests have their page in, see `tab`."""
+    context = browser.new_context(viewport=SIZE)
+    yield context
+    context.close()
+
+
+@contextmanager
+def tab(window: BrowserContext, patience: float, wrong: list[str]) -> Iterator[Page]:
+    """A tab of the window that shows nothing yet. `patience` in milliseconds; errors of its scripts go to `wrong`.
+
+    A tab that another test is done with, if there is one: the scripts it has read are there already, which makes a
+    page three times as quick. Whatever is loaded in it is a visitor of its own all the same.
+    """
+    page = next((page for page in window.pages if page.url == BLANK), None) or window.new_page()
+    page.set_default_timeout(patience)
+
+    def note(error: Error) -> None:
+        wrong.append(f"page: {error}")
+
+    page.on("pageerror", note)
+    try:
+        yield page
+    finally:
+        page.remove_listener("pageerror", note)
+        page.goto(BLANK)
+        page.set_viewport_size(SIZE)
 
 
 def _wait_until_it_answers(server: Server, process: subprocess.Popen) -> None:
