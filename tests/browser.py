@@ -1,4 +1,4 @@
-"""The browser that the page's tests run in. As a program: finds it, or installs one, or says what to install."""
+"""The browser that the page's tests run in. As a program: finds one, or installs one, or says what to install."""
 
 from __future__ import annotations
 
@@ -9,18 +9,12 @@ import sys
 from pathlib import Path
 
 VARIABLE = "SOD_BROWSER"
-"""Names a browser's program, as a path or as a name on the PATH; nothing else is tried then."""
-NAMES = (
-    *("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"),
-    *("microsoft-edge", "microsoft-edge-stable"),
-)
-PLACES = (
-    *("/usr/bin/chromium", "/usr/bin/chromium-browser", "/snap/bin/chromium", "/opt/google/chrome/chrome"),
-    *("/opt/microsoft/msedge/msedge", "/Applications/Chromium.app/Contents/MacOS/Chromium"),
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-    "/Applications/Microsoft Edge.app/Contents/MacOS/Microsoft Edge",
-)
-"""Where they are installed; on a Mac also below the user's own folder."""
+"""Names a browser's program, by its path or as the PATH knows it. Nothing else is tried then."""
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+NAMES += ("microsoft-edge", "microsoft-edge-stable")
+PLACES = ("/usr/bin/chromium", "/usr/bin/google-chrome", "/usr/bin/microsoft-edge", "/snap/bin/chromium")
+PLACES += ("/opt/google/chrome/chrome", "/opt/microsoft/msedge/msedge")
+MAC = ("Chromium", "Google Chrome", "Microsoft Edge")
 WANTED = (
     "the page's tests need a browser: install Chromium, Chrome or Edge (on Debian: sudo apt-get install chromium), "
     f"or name one with {VARIABLE}="
@@ -28,59 +22,67 @@ WANTED = (
 
 
 def find_browser() -> str | None:
-    """The path of a browser that is here; None if there is none. ValueError if SOD_BROWSER names none."""
+    """The path of a browser that starts; None if there is none. ValueError if SOD_BROWSER names none."""
     if named := os.environ.get(VARIABLE):
-        found = shutil.which(named)
-        if found is None:
-            raise ValueError(f"{VARIABLE} names no program: {named}")
-        return found
-    candidates = [*NAMES, *PLACES, *(str(Path.home()) + place for place in PLACES if place.startswith("/App"))]
-    return next((found for found in map(shutil.which, candidates) if found), _playwrights_own())
+        path = shutil.which(named)
+        if path is None or not _starts(path):
+            raise ValueError(f"{VARIABLE} names no browser that starts: {named}")
+        return path
+    apps = [f"{root}/Applications/{name}.app/Contents/MacOS/{name}" for root in ("", Path.home()) for name in MAC]
+    for place in (*NAMES, *PLACES, *apps):
+        path = shutil.which(place)
+        if path is not None and _starts(path):
+            return path
+    path = playwrights_own()
+    return path if shutil.which(path) and _starts(path) else None
 
 
-def _playwrights_own() -> str | None:
-    """The browser that `playwright install chromium` puts into the user's cache."""
+def playwrights_own() -> str:
+    """Where `playwright install chromium` puts its browser."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        path = playwright.chromium.executable_path
-    return path if os.access(path, os.X_OK) else None
+        return playwright.chromium.executable_path
 
 
-def _administrator() -> list[str] | None:
-    """What a command that installs begins with; None where a password would be asked for."""
-    if os.geteuid() == 0:
-        return []
-    sudo = ["sudo", "-n"]
-    return sudo if shutil.which("sudo") and _succeeds([*sudo, "true"]) else None
+def _starts(path: str) -> bool:
+    """Not so Ubuntu's /usr/bin/chromium-browser, which names a snap, and a download whose libraries are missing."""
+    try:
+        return subprocess.run([path, "--version"], capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
-def _succeeds(command: list[str]) -> bool:
+def install() -> str | None:
+    """By apt-get where it asks nothing; else what Playwright downloads. The path, None if all of it came to nothing."""
+    as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    apt = [*as_root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]
+    if shutil.which("apt-get") and (not as_root or shutil.which("sudo") and _done(*as_root, "true")):
+        _done(*apt, "update")
+        _done(*apt, "install", "-y", "--no-install-recommends", "chromium")
+        if found := find_browser():
+            return found
+    _done(sys.executable, "-m", "playwright", "install", "chromium")
+    return find_browser()
+
+
+def _done(*command: str) -> bool:
     print(*command, flush=True)
     return subprocess.run(command).returncode == 0
-
-
-def install() -> None:
-    """By apt-get where nothing is asked for that; else what Playwright downloads. It may come to nothing."""
-    administrator = _administrator() if shutil.which("apt-get") else None
-    if administrator is not None:
-        apt = [*administrator, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]
-        if _succeeds([*apt, "update"]) and _succeeds([*apt, "install", "-y", "--no-install-recommends", "chromium"]):
-            return
-    _succeeds([sys.executable, "-m", "playwright", "install", "chromium"])
 
 
 def main() -> int:
     """The exit status: 2, with one sentence, where there is no browser and none can be had."""
     try:
-        if find_browser() is None:
-            install()
-        found = find_browser()
+        found = find_browser() or install()
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"browser: {found}" if found else WANTED, file=sys.stdout if found else sys.stderr)
-    return 0 if found else 2
+    if found is None:
+        print(WANTED, file=sys.stderr)
+        return 2
+    print(f"The page's tests run in {found}")
+    return 0
 
 
 if __name__ == "__main__":
