@@ -413,9 +413,16 @@ def serving(packs: Path, folder: Path, *command: str, **environment: str) -> Ite
 
 
 _running: list[Server] = []
+LONGEST = ("test_page.py", "test_evaluate.py", "test_visitors.py", "test_erase_tab.py")
+"""Those with a browser and those that compute take turns: two browsers at once would wait for each other."""
 BLANK = "about:blank"
 SIZE = {"width": 1400, "height": 1000}
 """Of a page, in pixels, if a test wants no other."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that two processes end at the same time."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.hookimpl(wrapper=True)

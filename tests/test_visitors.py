@@ -1056,7 +1056,6 @@ def test_a_class_without_examples_is_not_measured(visitor, monkeypatch):
     assert visitor.pack.accuracy_on_examples(visitor.pack.original(), 1) == (None, 0.5)
 
 
-@pytest.mark.filterwarnings("ignore:The value passed into gr.Dropdown")
 def test_what_a_visitor_makes_the_server_fetch_is_bounded(handlers, visitor, monkeypatch, tmp_path):
     """Who sits at the server is not bounded."""
     monkeypatch.setenv("SOD_ALLOW_UPLOADS", "1")
