@@ -9,6 +9,7 @@ os.environ["SOD_DEVICE"] = "cpu"  # so that figures do not depend on the machine
 os.environ.pop("SOD_PACKS", None)
 
 import json  # noqa: E402
+import random  # noqa: E402
 import shutil  # noqa: E402
 import socket  # noqa: E402
 import string  # noqa: E402
@@ -17,7 +18,7 @@ import sys  # noqa: E402
 import time  # noqa: E402
 import urllib.request  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
+from contextlib import contextmanager, suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any, NamedTuple  # noqa: E402
 
@@ -379,15 +380,22 @@ def server(pack_folder: Path, tmp_path_factory) -> Iterator[Server]:
         yield found
 
 
+def free_port() -> int:
+    """Below those that systems lend to connections, so that none takes it before the server has started."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    pytest.fail("no port is free")
+
+
 @contextmanager
 def serving(packs: Path, folder: Path, *command: str, **environment: str) -> Iterator[Server]:
     """app.py (or another command of Python's) as a process of its own that opens on the pack `fruit` of `packs`.
 
     Its log and uploads lie in `folder`.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     variables = os.environ | {
         "SOD_PACKS": str(packs),
         "SOD_DEFAULT_PACK": "fruit",
