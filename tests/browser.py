@@ -57,12 +57,14 @@ def install() -> str | None:
     """By apt-get where it asks nothing; else what Playwright downloads. The path, None if all of it came to nothing."""
     as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
     apt = [*as_root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]
-    if shutil.which("apt-get") and (not as_root or shutil.which("sudo") and _done(*as_root, "true")):
+    allowed = shutil.which("apt-get") and (not as_root or shutil.which("sudo") and _done(*as_root, "true"))
+    if allowed:
         _done(*apt, "update")
         _done(*apt, "install", "-y", "--no-install-recommends", "chromium")
         if found := find_browser():
             return found
-    _done(sys.executable, "-m", "playwright", "install", "chromium")
+    libraries = ["--with-deps"] if allowed else []  # Ubuntu has no such package, only a snap
+    _done(sys.executable, "-m", "playwright", "install", *libraries, "chromium")
     return find_browser()
 
 

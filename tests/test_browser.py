@@ -119,8 +119,10 @@ def test_else_playwrights_own(programs, tmp_path, monkeypatch, why):
         program(programs / "sudo", "exit 1")
     noting(programs, "python", making(tmp_path / "downloaded"))
     assert browser.main() == 0 and browser.find_browser() == str(tmp_path / "downloaded")
-    assert asked(programs)[-1] == "python -m playwright install chromium"
-    assert any("apt-get" in line for line in asked(programs)) is (why == "no such package")
+    with_apt = why == "no such package"
+    libraries = "--with-deps " if with_apt else ""
+    assert asked(programs)[-1] == f"python -m playwright install {libraries}chromium"
+    assert any("apt-get" in line for line in asked(programs)) is with_apt
 
 
 def test_else_one_sentence(programs, capfd):
