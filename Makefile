@@ -8,7 +8,7 @@ setup: .venv/.requirements
 run: setup
 	$(BIN)/python app.py
 
-# Two processes take a gigabyte each. A file's tests share servers and a browser, so they stay together.
+# Two processes take two gigabytes each at most. A file's tests share servers and a browser, so they stay together.
 test: .venv/.requirements-test
 	$(BIN)/python tests/browser.py
 	$(BIN)/ruff check .
