@@ -151,7 +151,7 @@ def _filled(pack: ErasePack) -> list:
         gr.Dropdown(list(m.concepts), value=object),
         gr.Dropdown([NO_STYLE, *m.styles], value=style or NO_STYLE),
         m.prompt(object, style),
-        gr.Dropdown(list(m.concepts), value=[object]),
+        gr.Dropdown(list(m.concepts), value=[object], multiselect=True),
         gr.Dropdown(panels.sae_choices(m), value=m.saes[0].id),
         _factor(pack, m.saes[0].id, object, setting),
         FIDELITY_NOTES["exact"],
