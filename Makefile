@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run test
+.PHONY: setup run test types
 
 setup: .venv/.requirements
 
@@ -13,7 +13,13 @@ test: .venv/.requirements-test
 	$(BIN)/python tests/browser.py
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory types
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Gradio writes a stub beside each module with a component of its own, and leaves it there when the module changes.
+types: .venv/.requirements-test
+	@find sod_core -name '*.pyi' -delete
+	$(BIN)/mypy
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

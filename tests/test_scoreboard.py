@@ -271,12 +271,11 @@ runpy.run_path("app.py", run_name="__main__")
 """
 
 
-def test_the_tab_is_filled_where_it_was_opened_before_the_page_was_ready(scored, tmp_path):
+def test_the_tab_is_filled_where_it_was_opened_before_the_page_was_ready(scored, window, tmp_path):
     expect.set_options(timeout=PATIENCE)
     packs = tmp_path / "packs"
     shutil.copytree(scored.manifest.folder, packs / "fruit")
-    with serving(packs, tmp_path, "-c", SLOW, TMPDIR=str(tmp_path)) as found, chromium() as browser:
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    with serving(packs, tmp_path, "-c", SLOW, TMPDIR=str(tmp_path)) as found, tab(window, PATIENCE, []) as page:
         page.goto(found.url)
         page.get_by_role("tab", name="Scoreboard").click()
         expect(page.locator("#board-note")).to_contain_text("still opening")
