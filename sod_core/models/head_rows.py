@@ -6,10 +6,14 @@ import copy
 import csv
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from ..data.names import Names
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer as ViT
 
 
 def parse(text: str, classes: Names | Sequence[str]) -> list[int]:
@@ -19,16 +23,16 @@ def parse(text: str, classes: Names | Sequence[str]) -> list[int]:
     """
     names = Names.of(classes)
     said = next(csv.reader([text], skipinitialspace=True), [])
-    order = [names.meant(name) for name in said]
-    if None in order:
-        unknown = said[order.index(None)].strip()
+    unknown = next((name.strip() for name in said if names.meant(name) is None), None)
+    if unknown is not None:
         raise ValueError(f"the label order names {unknown!r}; the classes are {', '.join(names.classes)}")
+    order = [label for name in said if (label := names.meant(name)) is not None]
     twice = next((names.classes[number] for number in order if order.count(number) > 1), None)
     lacking = [name for number, name in enumerate(names.classes) if number not in order]
     if twice is not None or lacking:
         what = f"lacks {', '.join(lacking)}" if twice is None else f"names {twice} more than once"
         raise ValueError(f"the label order {what}; name every class once, in the order of the model's outputs")
-    return [number for number in order if number is not None]
+    return order
 
 
 def text(names: Sequence[str]) -> str:
@@ -38,7 +42,7 @@ def text(names: Sequence[str]) -> str:
     return line.getvalue()
 
 
-def reordered_head(vit: nn.Module, order: Sequence[int]) -> nn.Module:
+def reordered_head(vit: ViT, order: Sequence[int]) -> ViT:
     """A model with the head's rows in the pack's order: row i of `vit` stands for class order[i].
 
     The other weights are shared with `vit`, which stays as it is.

@@ -109,8 +109,8 @@ def _all_classes(said: Any, names: Names) -> list[str] | None:
         return None
     for by_name in (False, True):
         numbered = _numbered(said, by_name) or {}
-        told = [numbered.get(str(row)) for row in range(rows)]
-        if all(isinstance(name, str) for name in told) and {names.meant(name) for name in told} == set(range(rows)):
+        told = [name for row in range(rows) if isinstance(name := numbered.get(str(row)), str)]
+        if len(told) == rows and {names.meant(name) for name in told} == set(range(rows)):
             return told
     return None
 

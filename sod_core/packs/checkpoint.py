@@ -314,10 +314,10 @@ def laid_over(found: Any, every: list[Model], read: Model) -> dict[str, Tensor]:
         for key, value in state.items():
             name = f"{place}.{key}" if place else key
             if place in whole:
-                changes = place != read.where and _CHANGE.search(place)
+                changes = place != read.where and bool(_CHANGE.search(place))
             else:
                 changes = not _TRAINING.search(name) and (
-                    _CHANGE.search(name) or any(layer in f".{key}." for layer in layers)
+                    bool(_CHANGE.search(name)) or any(layer in f".{key}." for layer in layers)
                 )
             if changes and value.numel() > 1:
                 over[name] = value

@@ -17,6 +17,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -208,7 +209,7 @@ def _plain_names(factories: set[str]) -> list[Any]:
 
 def _numpy_names() -> list[Any]:
     """What numpy's own scalars and arrays are pickled by, for torch's list of what may be asked for."""
-    core = np._core.multiarray
+    core = import_module("numpy._core.multiarray")
     functions = [(getattr(core, name), f"{old}.multiarray.{name}") for old in _CORES for name in _REBUILT]
     return [
         *functions,
@@ -238,7 +239,7 @@ def _walk_zip(walk: _Checkpoint, file: BinaryIO, size: int) -> None:
             raise Refused(f"its pickle is larger than {LARGEST >> 20} MiB: save tensors, not arrays")
         if not any(member.CRC for member in members):  # torch was told to write none
             for member in members:
-                member.CRC = None
+                member.CRC = None  # type: ignore[assignment]  # then it is not looked at
         damaged = archive.testzip()  # torch would not notice
         if damaged is not None:
             raise Refused(f"its part {printable(damaged)} is damaged (its checksum does not fit): download it again")

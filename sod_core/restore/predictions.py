@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,13 +128,13 @@ class Predictions:
         """Whatever the predictions depend on."""
         found = {id: [edit._asdict() for edit in of_model] for id, of_model in self.edits.items()}
         labels = self.data.labels.tolist()
-        models = [[subject.id, subject.target, subject.file] for subject in self.judged]
+        models: list[Any] = [[subject.id, subject.target, subject.file] for subject in self.judged]
         pack, layer = self.pack, self.settings.layer
         paths = [pack.manifest.folder / "pack.json", pack.file(pack.manifest.files["original"])]
         paths += [*forms.files(pack.layer_file("sae", layer)), pack.layer_file("stats", layer)]
         models += [[stamp(path) for path in paths], pack.sae(layer).normalised]
         data = [self.data.name, self.data.stamp]
-        what = {"pack": str(pack.manifest.folder), "data": data, "labels": labels, "edits": found}
+        what: dict[str, Any] = {"pack": str(pack.manifest.folder), "data": data, "labels": labels, "edits": found}
         what |= {"models": models, "layer": layer, "alphas": ALPHAS, "batch": self.batch, "marks": NO_NUMBER}
         return json.dumps(what)
 
