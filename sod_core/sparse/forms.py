@@ -200,8 +200,6 @@ def _numbers(tensor: Tensor, name: str, file: str) -> Tensor:
     numbers = tensor.float()
     if not numbers.isfinite().all():
         raise PackError(f"{file}: {name} holds values that are not finite (NaN or infinity)")
-    if numbers.ndim == 2 and not numbers.any():
-        raise PackError(f"{file}: {name} holds nothing but zeros: the file is damaged, or was never filled")
     return numbers
 
 
@@ -216,6 +214,9 @@ def _assembled(
         raise PackError(f"{file}: {names['pre_bias']} has shape {tuple(pre_bias.shape)}, expected ({dim},)")
     encoder = _oriented(weights["encoder"], names["encoder"], (latents, dim), names, file)
     decoder = _oriented(weights["decoder"], names["decoder"], (dim, latents), names, file)
+    for part in ("encoder", "decoder"):
+        if not weights[part].any():
+            raise PackError(f"{file}: {names[part]} holds nothing but zeros: the file is damaged, or was never filled")
     pre_bias, latent_bias = pre_bias.reshape(-1), latent_bias.reshape(-1)
     if not description.subtracts_pre_bias:
         latent_bias = latent_bias + encoder @ pre_bias  # W x + c = W (x - b) + (c + W b)
