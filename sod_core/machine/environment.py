@@ -32,7 +32,7 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 HERE = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 """Hosts that no proxy reaches: Gradio calls itself once it has started."""
 WHOLE_NUMBERS = ("GRADIO_NUM_PORTS", "GRADIO_NUM_WORKERS", "GRADIO_NODE_SERVER_PORT", "GRADIO_NODE_NUM_PORTS")
-WHOLE_NUMBERS += ("GRADIO_DEBUG", "GRADIO_ANALYTICS_MAX_EVENTS")
+WHOLE_NUMBERS += ("GRADIO_DEBUG", "GRADIO_ANALYTICS_MAX_EVENTS", "GRADIO_ANALYTICS_CACHE_FREQUENCY")
 """Gradio's own, which it reads with int()."""
 
 _set_aside: dict[str, str] = {}
@@ -288,7 +288,11 @@ def check_network() -> None:
 
 
 def _proxies() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.lower() in PROXIES and value}
+    """Variable -> value of every proxy; spaces alone are none, and go, since the HTTP client would read them."""
+    found = {name: value for name, value in os.environ.items() if name.lower() in PROXIES and value}
+    for name in [name for name, value in found.items() if value.isspace()]:
+        del os.environ[name], found[name]
+    return found
 
 
 def _unusable_proxies() -> dict[str, str]:
