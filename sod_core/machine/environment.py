@@ -15,10 +15,7 @@ import os
 import re
 import shutil
 import socket
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -31,8 +28,10 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 """In any case; the HTTP client behind Gradio and the hub reads all of them whenever it is made."""
 HERE = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 """Hosts that no proxy reaches: Gradio calls itself once it has started."""
+MAY_BE_NONE = ("GRADIO_DEFAULT_CONCURRENCY_LIMIT",)
 WHOLE_NUMBERS = ("GRADIO_NUM_PORTS", "GRADIO_NUM_WORKERS", "GRADIO_NODE_SERVER_PORT", "GRADIO_NODE_NUM_PORTS")
 WHOLE_NUMBERS += ("GRADIO_DEBUG", "GRADIO_ANALYTICS_MAX_EVENTS", "GRADIO_ANALYTICS_CACHE_FREQUENCY")
+WHOLE_NUMBERS += MAY_BE_NONE
 """Gradio's own, which it reads with int()."""
 
 _set_aside: dict[str, str] = {}
@@ -197,10 +196,15 @@ def prepare() -> Address:
 
     Raises ValueError, with one sentence, for a setting that can only be wrong.
     """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ValueError("the folder that this was started in is gone: change to one that is there") from error
     device(), memory_gb(), most_upload_bytes(), processes()
     found = address()
     for name in WHOLE_NUMBERS:
         _whole_number(name)
+    _check_root_path()
     _check_certificates()
     _check_hub()
     _temporary_folder()
@@ -221,10 +225,19 @@ def prepare() -> Address:
 
 def _whole_number(name: str) -> None:
     text = os.environ.get(name, "0")
+    if name in MAY_BE_NONE and text.lower() in ("", "none"):
+        return
     try:
         int(text)
     except ValueError:
         raise ValueError(f"{name}={text!r} is no whole number: correct it, or unset it") from None
+
+
+def _check_root_path() -> None:
+    """Raises ValueError for a GRADIO_ROOT_PATH with which no page could be made."""
+    text = os.environ.get("GRADIO_ROOT_PATH", "")
+    if text and not re.fullmatch(r"(https?://[^\s/]+)?(/\S*)?", text):
+        raise ValueError(f"GRADIO_ROOT_PATH={text!r} is no path of a page: it begins with / or https://, or unset it")
 
 
 def _check_certificates() -> None:
@@ -345,43 +358,3 @@ def _bare(entry: str) -> str:
 
 def _readable(entry: str) -> bool:
     return entry.isascii() and (_is_ipv6(entry) or re.fullmatch(r"([a-z]+://)?[^:\[\]]*(:\d+)?", entry) is not None)
-
-
-# ---------------------------------------------------------------- one sentence
-
-
-@contextmanager
-def one_sentence(program: str) -> Iterator[None]:
-    """Inside the `with`, what a user can mend ends the process with status 2 and one line on standard error.
-
-    Ctrl-C ends it quietly. What else goes wrong is a defect, and keeps its traceback.
-    """
-    say_everything()
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except ImportError as error:
-        if (error.name or "").startswith("sod_core"):
-            raise
-        _end(program, not_installed(error))
-    except (ValueError, OSError) as error:
-        _end(program, str(error))
-
-
-def not_installed(error: ImportError) -> str:
-    """A sentence for a package that is not there, or not as it should be."""
-    what = f"{error.name} is not installed" if isinstance(error, ModuleNotFoundError) else str(error)
-    return f"{what}: `make run` installs what is needed, or `pip install -r requirements.txt`"
-
-
-def say_everything() -> None:
-    """Names that the terminal's encoding lacks (in the locale C) are written in escapes, in place of an error."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _end(program: str, sentence: str) -> None:
-    print(f"{program}: {' '.join(sentence.split())}", file=sys.stderr)
-    sys.exit(2)

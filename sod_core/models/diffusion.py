@@ -248,6 +248,8 @@ class Order:
     def __post_init__(self):
         if not self.prompts or len(self.prompts) != len(self.seeds):
             raise ValueError(f"one seed a prompt: there are {len(self.prompts)} prompts and {len(self.seeds)} seeds")
+        if any("\ud800" <= letter <= "\udfff" for prompt in self.prompts for letter in prompt):
+            raise ValueError("the prompt holds bytes that are no text: give it in UTF-8")
         if self.steps < 1:
             raise ValueError(f"at least one denoising step is needed, not {self.steps}")
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
