@@ -79,6 +79,8 @@ def free_port() -> int:
         *(("GRADIO_ROOT_PATH", path) for path in ("app", "a path", "https:/x", "ftp://x/app")),
         ("GRADIO_TEMP_DIR", "/proc/nowhere"),
         ("SSL_CERT_FILE", "/nowhere.pem"),
+        ("SSL_CERT_FILE", str(ROOT / "LICENSE")),
+        ("SSLKEYLOGFILE", "/nowhere/keys"),
         ("WORLD_SIZE", "two"),
     ],
 )

@@ -444,6 +444,20 @@ def test_a_tables_own_order_of_labels_is_followed(pack, table):
     assert open_set(pack, SOURCE, None).labels.tolist() == [2, 0, 1, 1]
 
 
+def test_a_number_without_a_name_is_of_no_class(pack, table):
+    write_table(table, [0, 1, 2, 2], told=class_label("plum", "apple"))
+    found = open_set(pack, SOURCE, None)
+    assert found.labels.tolist() == [2, 0] and "2 rows of no class" in " ".join(found.notes)
+    write_table(table, [0, 1, 2, 2], told={"class_label": {"names": {"0": "plum", "1": "pear", "2": "apple"}}})
+    assert open_set(pack, SOURCE, None).labels.tolist() == [2, 1, 0, 0]  # as in a data set's card
+
+
+def test_a_column_that_is_there_twice_is_refused(read, table):
+    column = pyarrow.array([0, 1, 2])
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([column] * 3, ["image", "label", "label"]), table)
+    assert "2 columns called 'label'" in read(SOURCE).refused
+
+
 def test_names_of_labels_that_fit_no_class_are_refused(read, table):
     write_table(table, [0, 1, 2] * 4, told=class_label("apple", "pears", "plum"))
     said = read(SOURCE).refused

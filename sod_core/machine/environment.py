@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -246,6 +247,15 @@ def _check_certificates() -> None:
         path = os.environ.get(name)
         if path and not exists(path):
             raise ValueError(f"{name}={path!r} is not there: correct it, or unset it")
+    try:
+        ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or None)  # writes to SSLKEYLOGFILE
+    except ssl.SSLError as error:
+        raise ValueError(
+            f"SSL_CERT_FILE={os.environ.get('SSL_CERT_FILE')!r} holds no certificates: unset it"
+        ) from error
+    except OSError as error:
+        path = os.environ.get("SSLKEYLOGFILE")
+        raise ValueError(f"SSLKEYLOGFILE={path!r} cannot be written: correct it, or unset it") from error
 
 
 def _check_hub() -> None:
