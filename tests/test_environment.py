@@ -20,7 +20,7 @@ import pytest
 from conftest import ROOT, serving
 
 from sod_core.machine import devices, environment, sentences
-from sod_core.packs import hub
+from sod_core.packs import find, hub
 from sod_core.packs.errors import PackError
 from sod_core.packs.hub import HubFile
 
@@ -340,3 +340,17 @@ def test_ctrl_c_ends_quietly():
     pressed = "environment.prepare = lambda: signal.raise_signal(signal.SIGINT)"
     ended = started("import signal", "from sod_core.machine import environment", pressed)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+def test_a_packs_folder_that_may_not_be_looked_at_is_a_warning(clean, caplog, monkeypatch, tmp_path):
+    closed = tmp_path / "closed" / "packs"
+
+    def stat(path, *, follow_symlinks=True, dir_fd=None, real=os.stat):
+        if str(path) == str(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, follow_symlinks=follow_symlinks, dir_fd=dir_fd)
+
+    clean(SOD_PACKS=str(closed), GRADIO_SERVER_PORT=str(free_port()))
+    monkeypatch.setattr(os, "stat", stat)
+    environment.prepare()
+    assert str(closed) in caplog.text and "canvas" in find.folders()

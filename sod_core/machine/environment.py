@@ -210,7 +210,7 @@ def prepare() -> Address:
     _check_hub()
     _temporary_folder()
     for folder in packs():
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # unlike Path.is_dir: no error where one may not look
             log.warning("SOD_PACKS names a folder that is not there: %s", folder)
     if os.environ.get("SOD_ALLOW_UPLOADS", "0") not in ("", "0", "1"):
         log.warning("SOD_ALLOW_UPLOADS is not 1: visitors may not bring checkpoints")
