@@ -21,8 +21,10 @@ from .pictures import Pictures, counted, some
 
 TRAIN = ("train", "training")
 HELD_OUT = ("val", "valid", "validation", "test", "testing")
-WASTE = ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "#recycle", "lost+found")
-WASTE += ("system volume information",)
+WASTE = (
+    *("__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "#recycle", "lost+found"),
+    "system volume information",
+)
 """What systems leave in folders, besides names that begin with a dot."""
 WHAT = "--data is canvas, a folder with a folder of images for each class, or hub:user/dataset/file.parquet"
 

@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from ..sparse.topk import TopKSAE
 
-FIDELITIES = ("exact", "reference")
+Fidelity = Literal["exact", "reference"]
+FIDELITIES: tuple[Fidelity, ...] = ("exact", "reference")
 LARGEST = 3e38
 """A scale beyond it is infinite in float32."""
 TINY = 1e-8
@@ -102,7 +103,7 @@ class Settings:
     """Scale by ||latents of the token|| / (||decoder column j|| + 1e-8) * multiplier instead."""
     residual: bool = False
     """The SAE reads the block's output minus its input."""
-    fidelity: Literal["exact", "reference"] = "exact"
+    fidelity: Fidelity = "exact"
 
     def __post_init__(self):
         if self.fidelity not in FIDELITIES:

@@ -30,10 +30,12 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 HERE = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 """Hosts that no proxy reaches: Gradio calls itself once it has started."""
 MAY_BE_NONE = ("GRADIO_DEFAULT_CONCURRENCY_LIMIT",)
-WHOLE_NUMBERS = ("GRADIO_NUM_PORTS", "GRADIO_NUM_WORKERS", "GRADIO_NODE_SERVER_PORT", "GRADIO_NODE_NUM_PORTS")
-WHOLE_NUMBERS += ("GRADIO_DEBUG", "GRADIO_ANALYTICS_MAX_EVENTS", "GRADIO_ANALYTICS_CACHE_FREQUENCY")
-WHOLE_NUMBERS += MAY_BE_NONE
-"""Gradio's own, which it reads with int()."""
+WHOLE_NUMBERS = (
+    *("GRADIO_NUM_PORTS", "GRADIO_NUM_WORKERS", "GRADIO_NODE_SERVER_PORT", "GRADIO_NODE_NUM_PORTS"),
+    *("GRADIO_DEBUG", "GRADIO_ANALYTICS_MAX_EVENTS", "GRADIO_ANALYTICS_CACHE_FREQUENCY", *MAY_BE_NONE),
+    *("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"),
+)
+"""Gradio's own and the hub client's, which they read with int()."""
 
 _set_aside: dict[str, str] = {}
 """Proxies that were taken out of the environment, since no HTTP client can be made while they are there."""

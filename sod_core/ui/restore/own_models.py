@@ -109,7 +109,7 @@ def doubt_of_listed(pack: Pack, entry: UnlearnedEntry) -> Doubt | None:
         _, original = _accuracies(pack.original_on_examples(), labels, entry.target_class)
     except PackError:  # no examples, or damaged ones: nothing speaks against it
         return None
-    if working.works(original, entry.retain_accuracy):
+    if original is None or working.works(original, entry.retain_accuracy):
         return None
     images = entry.measured_on or "the recorded images"
     return Doubt(working.NO_VERDICT, _sentence(working.broken_line(original, entry.retain_accuracy, images)))
@@ -136,7 +136,7 @@ def _doubt(
     if verdict is None:
         return None
     lines = []
-    if verdict == working.NO_VERDICT:
+    if verdict == working.NO_VERDICT and original is not None and retain is not None:
         images = int((labels != target).sum())
         lines.append(_sentence(working.broken_line(original, retain, f"{images} examples")))
     if other is not None:
@@ -154,7 +154,8 @@ def _accuracies(named: Tensor, labels: Tensor, target: int) -> tuple[float | Non
     """(forget, retain), shares; None without any image."""
     hits = (named == labels).float()
     kinds = hits[labels == target], hits[labels != target]
-    return tuple(kind.mean().item() if len(kind) else None for kind in kinds)
+    forget, retain = (kind.mean().item() if len(kind) else None for kind in kinds)
+    return forget, retain
 
 
 def _most_lost(labels: Tensor, named: Tensor, original: Tensor, classes: int) -> int:
