@@ -32,6 +32,7 @@ PREVIEW_STEPS, PREVIEWS = 2, 15
 """A preview is shown after so many denoising steps, and about so many times at most: a large autoencoder is slow."""
 LONGEST_PROMPT = 2000
 """In characters; a text encoder reads about 350 of them."""
+LARGEST_SEED = 2**31
 PREFERRED = "canvas-diffusion"
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 LATEST = {"trigger_mode": "always_last", **QUIET}
@@ -219,6 +220,8 @@ def read(values: tuple) -> Asking:
     empty = [name for name, value in numbers.items() if value is None]
     if empty:
         raise ValueError(f"give a number for the {empty[0]}")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"seed {int(seed)} is out of range; take a whole number from 0 to {LARGEST_SEED}")
     steps = min(max(int(steps), 2), 100)
     if concepts and start_step >= steps:
         raise ValueError(f"nothing would be edited: step {int(start_step)} is behind the last of {steps} steps")

@@ -135,15 +135,17 @@ def _doubt(
     verdict = working.verdict(original, retain, other)
     if verdict is None:
         return None
-    lines = []
-    if verdict == working.NO_VERDICT:
+    if other is None:
         images = int((labels != target).sum())
-        lines.append(_sentence(working.broken_line(original, retain, f"{images} examples")))
-    if other is not None:
-        found = working.order_line([classes[index] for index in other.order], other.accuracy)
-        how = "Take that order with the button, or put a config.json with id2label beside the file."
-        lines.append(f"{_sentence(found)}. {how}")
-    return Doubt(verdict, " ".join(lines), other and other.order)
+        return Doubt(verdict, _sentence(working.broken_line(original, retain, f"{images} examples")))
+    counted = labels != target if told else torch.ones_like(labels, dtype=torch.bool)
+    right = (named == labels)[counted].float().mean().item()
+    found = working.order_line([classes[index] for index in other.order], other.accuracy)
+    line = (
+        f"It names {right:.1%} of {int(counted.sum())} examples{' of the other classes' if told else ''} rightly, but "
+        f"{found}. Take that order with the button, or put a config.json with id2label beside the file."
+    )
+    return Doubt(verdict, line, other.order)
 
 
 def _sentence(text: str) -> str:
