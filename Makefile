@@ -1,21 +1,31 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run test
+.PHONY: setup run test types
 
 setup: .venv/.requirements
 
 run: setup
 	$(BIN)/python app.py
 
+# Two processes take two gigabytes each at most. A file's tests share servers and a browser, so they stay together.
 test: .venv/.requirements-test
+	$(BIN)/python tests/browser.py
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(MAKE) --no-print-directory types
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Gradio writes a stub beside each module with a component of its own, and leaves it there when the module changes.
+types: .venv/.requirements-test
+	@find sod_core -name '*.pyi' -delete
+	$(BIN)/mypy
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; name one with PYTHON=, for example: make run PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' \
+		|| { echo "Python's venv is needed; on Debian: sudo apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 # A stamp is newer than the list it was made from, so nothing is installed twice.

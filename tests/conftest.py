@@ -9,6 +9,7 @@ os.environ["SOD_DEVICE"] = "cpu"  # so that figures do not depend on the machine
 os.environ.pop("SOD_PACKS", None)
 
 import json  # noqa: E402
+import random  # noqa: E402
 import shutil  # noqa: E402
 import socket  # noqa: E402
 import string  # noqa: E402
@@ -17,13 +18,14 @@ import sys  # noqa: E402
 import time  # noqa: E402
 import urllib.request  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
+from contextlib import contextmanager, suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any, NamedTuple  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from browser import WANTED, find_browser  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -39,7 +41,7 @@ from sod_core.sparse.topk import TokenStats, TopKSAE  # noqa: E402
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, BrowserContext, Error, Page
 
 ROOT = Path(__file__).parents[1]
 SHAPE = vits.ViTShape(image_size=32, patch=8, dim=32, depth=4, heads=2, classes=3)
@@ -378,15 +380,22 @@ def server(pack_folder: Path, tmp_path_factory) -> Iterator[Server]:
         yield found
 
 
+def free_port() -> int:
+    """Below those that systems lend to connections, so that none takes it before the server has started."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    pytest.fail("no port is free")
+
+
 @contextmanager
 def serving(packs: Path, folder: Path, *command: str, **environment: str) -> Iterator[Server]:
     """app.py (or another command of Python's) as a process of its own that opens on the pack `fruit` of `packs`.
 
     Its log and uploads lie in `folder`.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     variables = os.environ | {
         "SOD_PACKS": str(packs),
         "SOD_DEFAULT_PACK": "fruit",
@@ -412,6 +421,16 @@ def serving(packs: Path, folder: Path, *command: str, **environment: str) -> Ite
 
 
 _running: list[Server] = []
+LONGEST = ("test_page.py", "test_evaluate.py", "test_visitors.py", "test_erase_tab.py")
+"""Those with a browser and those that compute take turns: two browsers at once would wait for each other."""
+BLANK = "about:blank"
+SIZE = {"width": 1400, "height": 1000}
+"""Of a page, in pixels, if a test wants no other."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that two processes end at the same time."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -424,19 +443,49 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
     return report
 
 
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    """Debian's browser, without a window."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chrome or one of its kin, without a window. A module's own: while it is there, this thread has an event loop."""
     from playwright.sync_api import sync_playwright
 
-    path = shutil.which("chromium")
+    path = find_browser()
     if path is None:
-        pytest.fail("the page's tests need a browser: apt-get install chromium")
+        pytest.fail(WANTED)
     with sync_playwright() as playwright:
         options = ["--no-sandbox", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=path, args=options)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def window(browser: Browser) -> Iterator[BrowserContext]:
+    """What most tests have their page in, see `tab`."""
+    context = browser.new_context(viewport=SIZE)
+    yield context
+    context.close()
+
+
+@contextmanager
+def tab(window: BrowserContext, patience: float, wrong: list[str]) -> Iterator[Page]:
+    """A tab of the window that shows nothing yet. `patience` in milliseconds; errors of its scripts go to `wrong`.
+
+    A tab that another test is done with, if there is one: the scripts it has read are there already, which makes a
+    page three times as quick. Whatever is loaded in it is a visitor of its own all the same.
+    """
+    page = next((page for page in window.pages if page.url == BLANK), None) or window.new_page()
+    page.set_default_timeout(patience)
+
+    def note(error: Error) -> None:
+        wrong.append(f"page: {error}")
+
+    page.on("pageerror", note)
+    try:
+        yield page
+    finally:
+        page.remove_listener("pageerror", note)
+        page.goto(BLANK)
+        page.set_viewport_size(SIZE)
 
 
 def _wait_until_it_answers(server: Server, process: subprocess.Popen) -> None:

@@ -11,13 +11,14 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
-from conftest import Server, chromium, serving
+from conftest import Server, serving, tab
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from sod_core.erase.edit import Settings
 from sod_core.erase.pack import ErasePack
-from sod_core.ui.erase import figures, tab
+from sod_core.ui.erase import figures
+from sod_core.ui.erase import tab as erase_tab
 
 PATIENCE = 60_000
 
@@ -32,22 +33,14 @@ def doodles(pack_folder: Path, erase_folder: Path, tmp_path_factory) -> Iterator
         yield found
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=PATIENCE)
-    with chromium() as browser:
-        yield browser
-
-
 @pytest.fixture
-def page(browser: Browser, doodles: Server) -> Iterator[Page]:
+def page(window: BrowserContext, doodles: Server) -> Iterator[Page]:
+    expect.set_options(timeout=PATIENCE)
     wrong: list[str] = []
-    page = browser.new_page(viewport={"width": 1500, "height": 1200})
-    page.set_default_timeout(PATIENCE)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    open_tab(page, doodles)
-    yield page
-    page.close()
+    with tab(window, PATIENCE, wrong) as page:
+        page.set_viewport_size({"width": 1500, "height": 1200})
+        open_tab(page, doodles)
+        yield page
     assert not wrong
 
 
@@ -177,39 +170,40 @@ def test_a_long_prompt_says_what_was_not_read(page: Page) -> None:
     expect(page.locator("#erase-headline")).to_contain_text("boat”")
 
 
-def test_two_visitors_see_their_own(browser: Browser, doodles: Server) -> None:
-    pages = [browser.new_page() for _ in range(2)]
-    for page, name in zip(pages, ("dog", "cat")):
-        page.set_default_timeout(PATIENCE)
-        open_tab(page, doodles)
-        choose(page, "#erase-object", name)
-        expect(prompt(page)).to_have_value(f"An image of {name} in Van Gogh style.")
-    for page in pages:
-        page.locator("#erase-generate").click()
-    for page, name in zip(pages, ("dog", "cat")):
-        expect(page.locator("#erase-headline")).to_contain_text(f"{name} erased")
-        page.close()
+def test_two_visitors_see_their_own(page: Page, window: BrowserContext, doodles: Server) -> None:
+    wrong: list[str] = []
+    with tab(window, PATIENCE, wrong) as other:
+        open_tab(other, doodles)
+        pages = {"dog": page, "cat": other}
+        for name, page in pages.items():
+            choose(page, "#erase-object", name)
+            expect(prompt(page)).to_have_value(f"An image of {name} in Van Gogh style.")
+        for page in pages.values():
+            page.locator("#erase-generate").click()
+        for name, page in pages.items():
+            expect(page.locator("#erase-headline")).to_contain_text(f"{name} erased")
+    assert not wrong
 
 
 def test_controls_are_read_with_care() -> None:
     good = ["x", ["cat"], "one", -1, "exact", 0, 99, False, 25, 4, 7]
-    assert tab.read(tuple(good)).seed == 7
-    assert tab.read(tuple([*good[:8], 10_000, 4, 7])).steps == 100
+    assert erase_tab.read(tuple(good)).seed == 7
+    assert erase_tab.read(tuple([*good[:8], 10_000, 4, 7])).steps == 100
     wrong = (0, " ", "prompt"), (6, None, "percentile"), (10, None, "seed"), (8, None, "steps"), (5, 25, "nothing")
     wrong += (10, -1, "seed -1"), (10, 10**20, "seed 10+ is out of range")
     for place, value, said in wrong:
         with pytest.raises(ValueError, match=said):
-            tab.read(tuple([*good[:place], value, *good[place + 1 :]]))
+            erase_tab.read(tuple([*good[:place], value, *good[place + 1 :]]))
 
 
 def test_a_page_that_loads_late_does_not_overwrite_a_choice(erase_folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(tab, "shared_erase_pack", lambda name: ErasePack(erase_folder))
-    opened = tab._Opened()
-    filled = tab._open(opened, "doodles")
+    monkeypatch.setattr(erase_tab, "shared_erase_pack", lambda name: ErasePack(erase_folder))
+    opened = erase_tab._Opened()
+    filled = erase_tab._open(opened, "doodles")
     assert filled[3] == "An image of sun in Van Gogh style."
-    for late in (tab._first(opened, "canvas-diffusion"), tab._open(opened, "doodles")):
+    for late in (erase_tab._first(opened, "canvas-diffusion"), erase_tab._open(opened, "doodles")):
         assert late == gr.skip()
-    assert opened.name == "doodles" and tab._first(tab._Opened(), "doodles")[3] == filled[3]
+    assert opened.name == "doodles" and erase_tab._first(erase_tab._Opened(), "doodles")[3] == filled[3]
 
 
 def test_judge_bars_mark_what_is_erased() -> None:

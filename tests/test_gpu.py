@@ -318,6 +318,6 @@ def test_every_forward_takes_its_turn(pack, monkeypatch):
     monkeypatch.setattr(gpu, "turn", lambda device: (devices.append(device), free)[1])
     session = pack.session(FIRST)
     session.set_image(random_images(0, 1))
-    assert len(devices) == 2
+    assert len(devices) == 4  # each model up to the layers, and from there to its logits
     session.restore([0.0], LAYERS[0], "inject", EXPERTS[0])
-    assert devices == [torch.device("cpu")] * 3
+    assert devices == [torch.device("cpu")] * 5

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CLASSES, EXPERTS, LAYERS, SHAPE, Server, chromium
+from conftest import CLASSES, EXPERTS, LAYERS, SHAPE, Server, tab
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Response, expect
 
@@ -22,30 +22,25 @@ EXPERTS_TITLE = "Where the {} features (experts) fire"
 ALPHA = "#alpha input[type=number]"
 ACCENT = "rgb(232, 89, 12)"
 PATCHES = SHAPE.grid**2
+STOP_ON_THE_WAY = """alpha => new Promise(done => {
+    const stop = Array.from(document.querySelectorAll("button")).find(button => button.innerText.trim() === "Stop");
+    const look = () => {
+        const value = document.querySelector(alpha).value;
+        if (0 < value && value < 10) stop.click();
+        else if (document.contains(stop) && stop.checkVisibility()) return setTimeout(look, 10);
+        done();
+    };
+    look();
+})"""
+"""From inside the page: the way from here may take longer than the whole sweep when the machine is busy."""
 PATIENCE = 60_000
 """Milliseconds to wait for what must come; only a failure takes so long."""
 expect.set_options(timeout=PATIENCE)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def window(browser: Browser) -> Iterator[BrowserContext]:
-    """What most tests open their page in: scripts are fetched once. Every page is a visitor of its own all the same."""
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    yield context
-    context.close()
-
-
 @contextmanager
 def opened(window: BrowserContext, server: Server, query: str = "") -> Iterator[Page]:
-    """The page, ready. Afterwards nothing may have gone wrong in it."""
-    page = window.new_page()
-    page.set_default_timeout(PATIENCE)
+    """The page, ready. Nothing may go wrong in it until the test is done."""
     wrong: list[str] = []
 
     def on_console(message: ConsoleMessage) -> None:
@@ -58,20 +53,21 @@ def opened(window: BrowserContext, server: Server, query: str = "") -> Iterator[
         elif not response.url.startswith((server.url, "data:", "blob:")):
             wrong.append(f"from elsewhere: {response.url}")
 
-    page.on("console", on_console)
-    page.on("pageerror", lambda error: wrong.append(f"page: {error}"))
-    page.on("response", on_response)
-    try:
-        page.goto(server.url + query)
-        page.wait_for_selector("#bars .js-plotly-plot .bars path")
-        page.wait_for_selector("#curves .js-plotly-plot .scatterlayer path")
-        expect(page.locator("#heat .sod-picture svg")).to_have_count(3)
-        expect(page.locator("#verdict h3")).to_be_visible()
-        expect(page.locator("#verdict h3")).not_to_contain_text("Measuring")
-        eventually(page, lambda: len(shown_examples(page)) == 1)
-        yield page
-    finally:
-        page.close()
+    with tab(window, PATIENCE, wrong) as page:
+        page.on("console", on_console)
+        page.on("response", on_response)
+        try:
+            page.goto(server.url + query)
+            page.wait_for_selector("#bars .js-plotly-plot .bars path")
+            page.wait_for_selector("#curves .js-plotly-plot .scatterlayer path")
+            expect(page.locator("#heat .sod-picture svg")).to_have_count(3)
+            expect(page.locator("#verdict h3")).to_be_visible()
+            expect(page.locator("#verdict h3")).not_to_contain_text("Measuring")
+            eventually(page, lambda: len(shown_examples(page)) == 1)
+            yield page
+        finally:
+            page.remove_listener("console", on_console)
+            page.remove_listener("response", on_response)
     assert not wrong
 
 
@@ -225,11 +221,14 @@ def test_play_sweeps_to_10(page):
 
 
 def test_stop_stops(page):
-    page.get_by_role("button", name="Play").click()
-    eventually(page, lambda: float(page.locator(ALPHA).input_value()) > 0)
-    page.get_by_role("button", name="Stop").click()
-    expect(page.get_by_role("button", name="Play")).to_be_visible()
-    expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+    for _ in range(3):  # on a machine that is too busy, a sweep is over before Stop has reached the server
+        page.get_by_role("button", name="Play").click()
+        expect(page.get_by_role("button", name="Stop")).to_be_visible()
+        page.evaluate(STOP_ON_THE_WAY, ALPHA)
+        expect(page.get_by_role("button", name="Play")).to_be_visible()
+        expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+        if float(page.locator(ALPHA).input_value()) < 10:
+            break
     assert 0 < float(page.locator(ALPHA).input_value()) < 10
     move_alpha(page, 9.5)  # the sweep does not go on over what comes next
     move_alpha(page, 9)

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import UNLEARNED, Server, chromium, serving, write_manifest
-from playwright.sync_api import Page, expect
+from conftest import UNLEARNED, Server, serving, tab, write_manifest
+from playwright.sync_api import BrowserContext, Page, expect
 
 from sod_core.restore import report, working
 from sod_core.restore.judged import CONTROLS
@@ -189,28 +189,30 @@ def test_the_controls_go_back_where_a_rows_model_cannot_be_shown():
 # ---------------------------------------------------------------- in a browser
 
 
-@pytest.fixture
-def own_server(scored: Pack, tmp_path: Path) -> Iterator[Server]:
+@pytest.fixture(scope="module")
+def own_server(pack_folder: Path, tmp_path_factory) -> Iterator[Server]:
     """app.py on two packs: fruit with scores, plain without."""
-    packs = tmp_path / "packs"
-    shutil.copytree(scored.manifest.folder, packs / "fruit")
-    shutil.copytree(scored.manifest.folder, packs / "plain")
-    (packs / "plain" / "scoreboard.json").unlink()
+    folder = tmp_path_factory.mktemp("scoreboard")
+    packs = folder / "packs"
+    shutil.copytree(pack_folder, packs / "plain")
     write_manifest(packs / "plain", name="plain", title="Plain fruit")
-    with serving(packs, tmp_path, TMPDIR=str(tmp_path)) as found:
+    shutil.copytree(pack_folder, packs / "fruit")
+    (packs / "fruit" / "scoreboard.json").write_text(json.dumps(board()))
+    with serving(packs, folder, TMPDIR=str(folder)) as found:
         yield found
 
 
 @pytest.fixture
-def page(own_server: Server) -> Iterator[Page]:
+def page(window: BrowserContext, own_server: Server) -> Iterator[Page]:
     expect.set_options(timeout=PATIENCE)
-    with chromium() as browser:
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
-        page.set_default_timeout(PATIENCE)
+    wrong: list[str] = []
+    with tab(window, PATIENCE, wrong) as page:
+        page.set_viewport_size({"width": 1600, "height": 1000})
         page.goto(own_server.url)
         expect(page.locator("#verdict h3")).to_be_visible()
         expect(page.locator("#verdict h3")).not_to_contain_text("Measuring")
         yield page
+    assert not wrong
 
 
 def verdicts(page: Page) -> list[str]:
@@ -282,12 +284,11 @@ runpy.run_path("app.py", run_name="__main__")
 """
 
 
-def test_the_tab_is_filled_where_it_was_opened_before_the_page_was_ready(scored, tmp_path):
+def test_the_tab_is_filled_where_it_was_opened_before_the_page_was_ready(scored, window, tmp_path):
     expect.set_options(timeout=PATIENCE)
     packs = tmp_path / "packs"
     shutil.copytree(scored.manifest.folder, packs / "fruit")
-    with serving(packs, tmp_path, "-c", SLOW, TMPDIR=str(tmp_path)) as found, chromium() as browser:
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    with serving(packs, tmp_path, "-c", SLOW, TMPDIR=str(tmp_path)) as found, tab(window, PATIENCE, []) as page:
         page.goto(found.url)
         page.get_by_role("tab", name="Scoreboard").click()
         expect(page.locator("#board-note")).to_contain_text("still opening")

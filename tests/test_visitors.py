@@ -29,7 +29,6 @@ from conftest import (
     SHAPE,
     UNLEARNED,
     Server,
-    chromium,
     random_vit,
     serving,
     transformers_4_names,
@@ -40,7 +39,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from gradio_client.utils import apply_diff
 from PIL import Image
-from playwright.sync_api import BrowserContext, Error, Page, expect
+from playwright.sync_api import Error, Page, expect
 from pyarrow import parquet
 from starlette.datastructures import Headers
 from test_page import choose, classes, eventually, figures, move_alpha, opened, traces, warning
@@ -177,12 +176,6 @@ def sound_hub(request) -> Iterator[None]:
     if "place" in request.fixturenames:
         hub = request.getfixturevalue("place").hub
         hub.down, hub.broken, hub.bytes_per_second, hub.cut_after = False, None, None, None
-
-
-@pytest.fixture(scope="module")
-def window() -> Iterator[BrowserContext]:
-    with chromium() as browser:
-        yield browser.new_context(viewport={"width": 1400, "height": 1000})
 
 
 # ---------------------------------------------------------------- visitors without a browser
@@ -385,7 +378,6 @@ class Job(NamedTuple):
 
 def test_sixteen_at_once_get_what_each_gets_alone(place, tmp_path):
     jobs = [Job(noise(tmp_path / f"{number}.png", number), number) for number in range(16)]
-    clients = [Client(place.server.url, verbose=False) for _ in jobs]
     alone = [job.done(place, Client(place.server.url, verbose=False)) for job in jobs]
     assert len({json.dumps(answer) for answer, *_ in alone}) == len({json.dumps(shown) for _, *shown in alone}) == 16
     clients = [Client(place.server.url, verbose=False) for _ in jobs]
@@ -1068,7 +1060,6 @@ def test_a_class_without_examples_is_not_measured(visitor, monkeypatch):
     assert visitor.pack.accuracy_on_examples(visitor.pack.original(), 1) == (None, 0.5)
 
 
-@pytest.mark.filterwarnings("ignore:The value passed into gr.Dropdown")
 def test_what_a_visitor_makes_the_server_fetch_is_bounded(handlers, visitor, monkeypatch, tmp_path):
     """Who sits at the server is not bounded."""
     monkeypatch.setenv("SOD_ALLOW_UPLOADS", "1")

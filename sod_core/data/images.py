@@ -10,6 +10,7 @@ import os
 import warnings
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -67,7 +68,7 @@ def read(source: str | Path | bytes) -> Image.Image:
         raise ImageError(f"the file is {len(source) / 2**20:.0f} MB, at most {MAX_BYTES // 2**20} are taken")
     try:
         with warnings.catch_warnings(action="ignore"):  # of large sizes, which are checked here, and damaged EXIF
-            image = Image.open(BytesIO(source), formats=FORMATS)
+            image: Any = Image.open(BytesIO(source), formats=FORMATS)
             _check_size(*image.size)
             image.seek(0)
             _note_depth(image)
@@ -113,7 +114,7 @@ _DEPTH, _INVERTED = "sod_core depth", "sod_core inverted"
 _PHOTOMETRIC = 262
 
 
-def _note_depth(image: Image.Image) -> None:
+def _note_depth(image: Any) -> None:
     """Before the pixels are decoded: 16 bits a channel, of which Pillow keeps 8, and greys whose 0 is white."""
     if image.mode.startswith("I") or image.mode == "F":
         image.info[_INVERTED] = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0

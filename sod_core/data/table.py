@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -61,7 +61,7 @@ class Table:
         self._starts = np.cumsum([0, *rows])
         return file, values
 
-    def _label(self, row: int, value: object, told: list[str] | None, names: Names) -> int:
+    def _label(self, row: int, value: Any, told: list[str] | None, names: Names) -> int:
         is_number = isinstance(value, int) and not isinstance(value, bool)
         if is_number and told is not None and 0 <= value < len(told):
             value, is_number = told[value], False

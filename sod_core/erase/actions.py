@@ -46,7 +46,7 @@ def image(options: argparse.Namespace) -> None:
         "guidance": guidance,
         "seed": options.seed,
         "judged": drawings.judged(pack, [drawn.before[0], drawn.after[0]]),
-        "latent_by_step": drawn.heat[:, 0].mean((1, 2)).tolist(),
+        "latent_by_step": [] if drawn.heat is None else drawn.heat[:, 0].mean((1, 2)).tolist(),
     }
     options.out.mkdir(parents=True, exist_ok=True)
     drawn.before[0].save(options.out / "before.png")
@@ -89,9 +89,11 @@ def statistics(options: argparse.Namespace) -> None:
     entry = pack.manifest.sae(id)
     if options.seeds < 1:
         raise ValueError(f"--seeds {options.seeds}: at least one image of every prompt is needed")
-    if options.out is None and entry.statistics is None:
-        raise ValueError(f"pack {pack.manifest.name} names no statistics for {id}; give --out FILE")
-    out = options.out or pack.manifest.path(entry.statistics).with_suffix(".safetensors")
+    out = options.out
+    if out is None:
+        if entry.statistics is None:
+            raise ValueError(f"pack {pack.manifest.name} names no statistics for {id}; give --out FILE")
+        out = pack.manifest.path(entry.statistics).with_suffix(".safetensors")
     steps, guidance = _sampling(pack, options)
     prompts = drawings.statistics_prompts(pack, options.seeds)
     (found,) = concepts.gather(

@@ -64,8 +64,8 @@ def draw_all(
     processes.wait()
     if len(broken) == len(concepts):
         raise next(iter(broken.values()))
-    for concept, error in broken.items():
-        log.warning("%s is not drawn: %s", concept, error)
+    for concept, problem in broken.items():
+        log.warning("%s is not drawn: %s", concept, problem)
 
 
 def _same_as_before(path: Path, made_from: dict) -> None:

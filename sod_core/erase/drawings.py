@@ -20,7 +20,7 @@ BATCH = 60
 
 
 def settings(
-    pack: ErasePack, id: str, concepts: tuple[str, ...], fidelity: str, setting: ConceptSetting | None = None
+    pack: ErasePack, id: str, concepts: tuple[str, ...], fidelity: erase.Fidelity, setting: ConceptSetting | None = None
 ) -> erase.Settings:
     """How `concepts` are erased with the SAE `id`: by `setting`, or else as was found best for the first of them.
 
@@ -59,8 +59,9 @@ def draw(
     Batches are halved where memory does not hold them. Raises diffusion.Cancelled where `cancel` is set, and
     diffusion.NotFinite for a batch with a drawing that is no picture.
     """
-    m, found, size = pack.manifest, [], BATCH
-    edit = None if how is None else _edit(pack, id, how, steps)
+    m, size = pack.manifest, BATCH
+    found: list[Image.Image] = []
+    edit = None if how is None or id is None else _edit(pack, id, how, steps)
     while len(found) < len(wanted):
         batch = wanted[len(found) : len(found) + size]
         prompts = tuple(m.prompt(item.object, item.style) for item in batch)
@@ -76,7 +77,7 @@ def draw(
 
 
 def _edit(pack: ErasePack, id: str, how: erase.Settings, steps: int) -> diffusion.Edit:
-    eraser, plans = pack.eraser(id), erase.working_plan(pack.statistics(id), how, steps)
+    eraser, plans = pack.eraser(id), erase.working_plan(_statistics(pack, id), how, steps)
     return lambda tokens, step, given: eraser.step(tokens, plans[step], how, given).tokens
 
 
@@ -103,7 +104,7 @@ def noise_seed(pack: ErasePack, item: Asked) -> int:
 def statistics_prompts(pack: ErasePack, seeds: int, first: int = 5000) -> dict[str, list[tuple[str, int]]]:
     """Concept -> (prompt, noise seed) pairs: in every style and without one, `seeds` times."""
     m = pack.manifest
-    wanted = {name: [] for name in m.concepts}
+    wanted: dict[str, list[tuple[str, int]]] = {name: [] for name in m.concepts}
     for item in asked(m.concepts, m.styles, tuple(range(first, first + seeds))):
         wanted[item.object].append((m.prompt(item.object, item.style), noise_seed(pack, item)))
     return wanted

@@ -21,7 +21,8 @@ from torch.nn import functional
 
 from ..sparse.topk import TopKSAE
 
-FIDELITIES = ("exact", "reference")
+Fidelity = Literal["exact", "reference"]
+FIDELITIES: tuple[Fidelity, ...] = ("exact", "reference")
 TINY = 1e-8
 """Added to every denominator, as the released code does."""
 
@@ -101,7 +102,7 @@ class Settings:
     """Scale by ||latents of the token|| / (||decoder column j|| + 1e-8) * multiplier instead."""
     residual: bool = False
     """The SAE reads the block's output minus its input."""
-    fidelity: Literal["exact", "reference"] = "exact"
+    fidelity: Fidelity = "exact"
 
     def __post_init__(self):
         if self.fidelity not in FIDELITIES:

@@ -87,7 +87,7 @@ def _both(pipeline, order: Order, erasing: Erasing, heat: bool, tell: Callable, 
     images, edit = len(order.seeds), _Edit(erasing, order, copies=2, heat=heat)
     with hooked(pipeline, erasing.hook_point, edit) as moment:
         both = _run(pipeline, order, 2, lambda i, n, clean: tell(Progress(i, n, *clean.split(images))), cancel)
-    return Generated(both[:images], both[images:], edit.heat_map(moment.size) if heat else None)
+    return Generated(both[:images], both[images:], edit.heat_map(moment.size) if heat and moment.size else None)
 
 
 def _apart(pipeline, order: Order, erasing: Erasing, heat: bool, tell: Callable, cancel) -> Generated:
@@ -96,7 +96,7 @@ def _apart(pipeline, order: Order, erasing: Erasing, heat: bool, tell: Callable,
     before = _run(pipeline, order, 1, lambda i, n, clean: tell(Progress(i, 2 * n, clean, None)), cancel)
     with hooked(pipeline, erasing.hook_point, edit) as moment:
         after = _run(pipeline, order, 1, lambda i, n, clean: tell(Progress(n + i, 2 * n, None, clean)), cancel)
-    return Generated(before, after, edit.heat_map(moment.size) if heat else None)
+    return Generated(before, after, edit.heat_map(moment.size) if heat and moment.size else None)
 
 
 class _Edit:
@@ -119,7 +119,7 @@ class _Edit:
             x, input = tokens[rows], None if given is None else given[rows]
             heat = self._wants_heat and end == len(tokens)
             erased = self._eraser.step(x, self._plans[step], self._settings, input, heat)
-            if heat:
+            if heat and erased.latents is not None:
                 self._heat[step] = erased.latents.sum(-1).float().cpu()
             if erased.tokens is not x:
                 edited = tokens.clone() if edited is tokens else edited

@@ -52,8 +52,8 @@ class ErasePack:
 
     def _load_pipeline(self) -> Any:
         m = self.manifest
-        folder = m.folder / m.pipeline if ":" not in m.pipeline else None
-        here = folder is not None and (folder / "model_index.json").is_file()
+        folder = m.folder / m.pipeline
+        here = ":" not in m.pipeline and (folder / "model_index.json").is_file()
         dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         try:
             return diffusion.load(folder if here else m.pipeline, self.device, dtype)

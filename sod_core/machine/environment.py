@@ -31,8 +31,10 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 """In any case; the HTTP client behind Gradio and the hub reads all of them whenever it is made."""
 HERE = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 """Hosts that no proxy reaches: Gradio calls itself once it has started."""
-WHOLE_NUMBERS = ("GRADIO_NUM_PORTS", "GRADIO_NUM_WORKERS", "GRADIO_NODE_SERVER_PORT", "GRADIO_NODE_NUM_PORTS")
-WHOLE_NUMBERS += ("GRADIO_DEBUG", "GRADIO_ANALYTICS_MAX_EVENTS")
+WHOLE_NUMBERS = (
+    *("GRADIO_NUM_PORTS", "GRADIO_NUM_WORKERS", "GRADIO_NODE_SERVER_PORT", "GRADIO_NODE_NUM_PORTS"),
+    *("GRADIO_DEBUG", "GRADIO_ANALYTICS_MAX_EVENTS"),
+)
 """Gradio's own, which it reads with int()."""
 
 _set_aside: dict[str, str] = {}

@@ -6,8 +6,12 @@ import copy
 import csv
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer as ViT
 
 
 def parse(text: str, classes: Sequence[str]) -> list[int]:
@@ -34,7 +38,7 @@ def text(names: Sequence[str]) -> str:
     return line.getvalue()
 
 
-def reordered_head(vit: nn.Module, order: Sequence[int]) -> nn.Module:
+def reordered_head(vit: ViT, order: Sequence[int]) -> ViT:
     """A model with the head's rows in the pack's order: row i of `vit` stands for class order[i].
 
     The other weights are shared with `vit`, which stays as it is.

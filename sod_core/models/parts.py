@@ -189,7 +189,7 @@ def _some(keys: list[str]) -> str:
     return keys[0] + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
 
 
-def fit_together(unet: nn.Module, vae: nn.Module, encoders: list[tuple[nn.Module, Any]], added: str | None) -> None:
+def fit_together(unet: Any, vae: Any, encoders: list[tuple[Any, Any]], added: str | None) -> None:
     """Raises ValueError where the parts make no pipeline that draws from a text alone.
 
     encoders: (text encoder, its tokenizer); added: what the pipeline gives the UNet beside the text.

@@ -74,7 +74,7 @@ def ddim(config: Mapping[str, Any], named: str | None = None, stable_diffusion: 
     import torch
     from diffusers import DDIMScheduler
 
-    kind = config.get("_class_name") or named
+    kind = config.get("_class_name") or named or ""
     _refuse(kind, config)
     defaults = _defaults(kind)
     settings = {key: _value(key, config, defaults) for key in _defaults("DDIMScheduler")}

@@ -11,7 +11,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from ..packs.errors import PackError
 from . import vit as vits
 from . import vit_labels, weights
 from .vit import ViTShape
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer as ViT
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +74,7 @@ def new_vit(
     file: str,
     classes: Sequence[str] = (),
     say: Callable[[str], object] = log.warning,
-) -> nn.Module:
+) -> ViT:
     """A ViT with a checkpoint's weights in it, in evaluation mode. Arguments and errors are `load_vit`'s."""
     with torch.device("meta"):  # weights are not drawn first, to be thrown away then
         vit = vits.new(shape)
@@ -84,7 +87,7 @@ def new_vit(
 
 
 def load_vit(
-    vit: nn.Module,
+    vit: ViT,
     found: Any,
     file: str,
     classes: Sequence[str] = (),

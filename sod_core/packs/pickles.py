@@ -9,7 +9,7 @@ import re
 import types
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -75,11 +75,12 @@ class Walk:
         self.factories: set[str] = set()
         """Names that are only a defaultdict's factory."""
 
-    def load(self, file: io.BytesIO) -> Any:
+    def load(self, file: BinaryIO) -> Any:
         """The next pickle in the file, which is left right behind it."""
         stack: list[Any] = []
         marked: list[list[Any]] = []  # the stacks below each mark
         memo: dict[int, Any] = {}
+        value: Any  # a number, a text or None: as the operation has it
         for operation, value, _ in pickletools.genops(file):
             name = operation.name
             self.count(_COSTS.get(name, 1))
@@ -228,7 +229,8 @@ class Walk:
 
 def _put(container: Any, items: list[Any]) -> None:
     """Fills a list, a set or, by keys and values in turn, a dictionary."""
-    keys = {list: [], set: items}.get(type(container), items[::2])
+    by_kind: dict[type, list[Any]] = {list: [], set: items}
+    keys = by_kind.get(type(container), items[::2])
     if type(container) not in (list, set, dict, OrderedDict) or not all(type(key) in _KEYS for key in keys):
         raise Refused("it holds a container that is not plain")
     if type(container) is list:

@@ -17,6 +17,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -186,7 +187,7 @@ def _plain_names(factories: set[str]) -> list[Any]:
 
 def _numpy_names() -> list[Any]:
     """What numpy's own scalars and arrays are pickled by, for torch's list of what may be asked for."""
-    core = np._core.multiarray
+    core = import_module("numpy._core.multiarray")
     functions = [(getattr(core, name), f"{old}.multiarray.{name}") for old in _CORES for name in _REBUILT]
     return [
         *functions,

@@ -87,7 +87,7 @@ def card(pack: Pack) -> str:
     parts = [f"# {m.title}\n", f"{len(m.classes)} classes: {', '.join(m.classes)}.\n"]
     if m.source is not None:
         file = m.hub_file(m.files["original"])
-        at = hub.commit(file) or f"revision {m.source.revision}"
+        at = file and hub.commit(file) or f"revision {m.source.revision}"
         parts.append(f"From `{m.source.repo_id}`, {at}.\n")
     parts += _published(pack)
     if pack.lacking():
@@ -149,4 +149,5 @@ def _measured(pack: Pack, entry: UnlearnedEntry) -> tuple[str, str]:
     if not pack.examples():
         return "no examples", ""
     forget, retain = pack.accuracy_on_examples(pack.unlearned(entry.id), entry.target_class)
-    return tuple("no examples" if share is None else f"{share:.1%}" for share in (forget, retain))
+    shown = ["no examples" if share is None else f"{share:.1%}" for share in (forget, retain)]
+    return shown[0], shown[1]

@@ -54,13 +54,14 @@ def run(
                 saved = time.monotonic()
     if count > 1:
         found.gather()
-    scored = [subject for subject in judged if found.problem(subject) is None]
+    problems = {subject.id: found.problem(subject) for subject in judged}
+    scored = [subject for subject in judged if problems[subject.id] is None]
     readouts = {subject.id: _readout(found, subject) for subject in scored}
     sound = [subject for subject in scored if working.works(*_retained(found, subject))]
     return [
         _row(found, subject, readouts[subject.id], _yardstick(subject, sound, readouts))
         if subject in scored
-        else Row.without_scores(pack, subject, data, found.problem(subject))
+        else Row.without_scores(pack, subject, data, problems[subject.id] or "")
         for subject in judged
     ]
 

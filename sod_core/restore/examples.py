@@ -42,7 +42,7 @@ def find(m: Manifest, folder: Path, kept: Kept) -> list[Example]:
         parquet = hub.cached(m.examples_source.file)
         if parquet is None:
             return []
-        folder = _extracted_once(parquet, m, folder, kept)
+        folder = _extracted_once(parquet, m.examples_source, m, folder, kept)
     examples = []
     for label, name in enumerate(m.classes):
         paths = found(folder, label) if m.examples_source else sorted((folder / name).glob("[!.]*"))
@@ -50,10 +50,10 @@ def find(m: Manifest, folder: Path, kept: Kept) -> list[Example]:
     return examples
 
 
-def _extracted_once(parquet: Path, m: Manifest, folder: Path, kept: Kept) -> Path:
+def _extracted_once(parquet: Path, source: ExamplesSource, m: Manifest, folder: Path, kept: Kept) -> Path:
     def extract() -> Path | NoExamples:
         try:
-            return extracted(parquet, m.examples_source, m.names, folder)
+            return extracted(parquet, source, m.names, folder)
         except NoExamples as error:
             return error
 

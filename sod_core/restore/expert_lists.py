@@ -106,8 +106,8 @@ def _expert(item: Any, file: str) -> Expert:
     details = item if isinstance(item, dict) else {"feature_id": item}
     id = details.get("feature_id")
     figures = [details.get(name) for name in ("precision", "recall", "f1")]
-    whole = isinstance(id, Real) and not isinstance(id, bool) and id >= 0 and float(id).is_integer()
-    if whole and all(f is None or isinstance(f, Real) for f in figures):
+    whole = isinstance(id, int | float | np.number) and not isinstance(id, bool) and id >= 0 and float(id).is_integer()
+    if id is not None and whole and all(f is None or isinstance(f, Real) for f in figures):
         return Expert(int(id), *(None if f is None else float(f) for f in figures))  # numpy's own become plain
     found = repr(id) if isinstance(id, Real) else type(item).__name__
     raise PackError(f"{file}: an expert is a latent id or a dictionary with feature_id, found {found}")

@@ -16,7 +16,7 @@ class SAEFit(NamedTuple):
     @property
     def caution(self) -> str | None:
         """A sentence where the SAE explains nothing, either way: it was trained on something else."""
-        if self.raw is None or not min(self.normalised, self.raw) > 1:
+        if self.raw is None or self.normalised is None or min(self.normalised, self.raw) <= 1:
             return None
         return (
             f"this SAE does not fit this model (variance unexplained {self.normalised:.2f} with normalised input, "

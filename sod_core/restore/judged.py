@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,8 +117,10 @@ class Row:
     @classmethod
     def without_scores(cls, pack: Pack, subject: Subject, data: TestSet, problem: str) -> Row:
         """Of a model that cannot be scored."""
-        numbers = ("original", "unlearned", "restored", "alpha", "retain_original", "retain_unlearned")
-        numbers += ("retain_restored", "overshoot", "readout", "yardstick")
+        numbers = (
+            *("original", "unlearned", "restored", "alpha", "retain_original", "retain_unlearned"),
+            *("retain_restored", "overshoot", "readout", "yardstick"),
+        )
         layers: dict[int, float | None] = dict.fromkeys(pack.manifest.layers)
         return cls(
             id=subject.id,
@@ -144,7 +147,7 @@ def subjects(pack: Pack, ids: Sequence[str]) -> list[Subject]:
     entries = [pack.manifest.entry(id) for id in ids]
     paths = [pack.file(entry.file, entry.source) for entry in entries]
     return [
-        Subject(e.id, e.method, e.target_class, lambda id=e.id: pack.unlearned(id), stamp(path), path)
+        Subject(e.id, e.method, e.target_class, partial(pack.unlearned, e.id), stamp(path), path)
         for e, path in zip(entries, paths)
     ]
 

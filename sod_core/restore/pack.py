@@ -338,7 +338,8 @@ class Pack:
         labels = torch.tensor([example.label for example in self.examples()])
         hits = (self.example_predictions(model) == labels).float()
         kinds = hits[labels == target_class], hits[labels != target_class]
-        return tuple(kind.mean().item() if len(kind) else None for kind in kinds)
+        forget, retain = (kind.mean().item() if len(kind) else None for kind in kinds)
+        return forget, retain
 
     def example_peaks(self, layer: int) -> Tensor:
         """[examples, F]: each latent's largest value on any patch of each example, in the original model."""

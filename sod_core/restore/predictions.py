@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,7 +127,7 @@ class Predictions:
         """Whatever the predictions depend on."""
         found = {id: [edit._asdict() for edit in of_model] for id, of_model in self.edits.items()}
         labels = self.data.labels.tolist()
-        models = [[subject.id, subject.target, subject.file] for subject in self.judged]
+        models: list[Any] = [[subject.id, subject.target, subject.file] for subject in self.judged]
         pack, layer = self.pack, self.settings.layer
         paths = [
             pack.file(pack.manifest.files["original"]),
@@ -134,7 +135,7 @@ class Predictions:
         ]
         models += [[stamp(path) for path in paths], pack.sae(layer).normalised]
         data = [self.data.name, self.data.stamp]
-        what = {"pack": str(pack.manifest.folder), "data": data, "labels": labels, "edits": found}
+        what: dict[str, Any] = {"pack": str(pack.manifest.folder), "data": data, "labels": labels, "edits": found}
         what |= {"models": models, "layer": layer, "alphas": ALPHAS, "batch": self.batch, "marks": NO_NUMBER}
         return json.dumps(what)
 

@@ -112,10 +112,12 @@ def released(pack: Pack, settings: Settings, row: Row) -> dict[str, Any]:
     Its `retain_avg` is the mean of the other classes' accuracies; ours is their images' accuracy, the same where
     classes have as many images each. `overall` is the share of all images.
     """
-    share = row.target_images / row.images
+    share, retained = row.target_images / row.images, row.retain_unlearned
+    if retained is None or row.unlearned is None:
+        raise ValueError(f"{row.id} has no figures: {row.verdict}")
 
     def overall(target: float) -> float:
-        return share * target + (1 - share) * row.retain_unlearned
+        return share * target + (1 - share) * retained
 
     return {
         "dataset": pack.manifest.name,

@@ -91,16 +91,17 @@ def verdict(r: dict[str, float | None], readout: float, yardstick: float) -> str
     Where neither that is so nor any edit restores anything, an edit at this layer shows nothing; nor does one where
     random features bring the class back as the experts do (`direct_injection` copies CLS whatever the features are).
     """
-    if r["experts"] is None:
+    experts, shown = r["experts"], {name: value for name, value in r.items() if value is not None}
+    if experts is None:
         return "not forgotten"
-    margin = r["experts"] - max(r["random"], r["matched"])
+    margin = experts - max(shown["random"], shown["matched"])
     if margin >= SUPPRESSED:
         return "suppressed"
     if readout - max(0.0, yardstick) >= SUPPRESSED:
         return SUPPRESSED_AFTER
     if margin >= DELETED:
         return "partly"
-    silent, unspecific = max(r.values()) < DELETED, r["experts"] >= DELETED
+    silent, unspecific = max(shown.values()) < DELETED, experts >= DELETED
     return CANNOT_TELL if silent or unspecific else "deleted"
 
 

@@ -63,7 +63,8 @@ class TestSet:
         """The images start to start + size. Raises ImageError with its name for one that cannot be read."""
         found = [self._read(i) for i in range(start, min(start + size, len(self)))]
         inputs = torch.stack([self._pack.preprocess(image) for image, _ in found])
-        masks = None if found[0][1] is None else np.stack([self._patches(mask) for _, mask in found])
+        drawn = [mask for _, mask in found if mask is not None]
+        masks = np.stack([self._patches(mask) for mask in drawn]) if drawn else None
         return Batch(start, inputs, self.labels[start : start + size], masks)
 
     def batches(self, size: int) -> Iterator[Batch]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,9 +59,11 @@ class Description:
     """What else is said that changes what the SAE computes, such as a normalisation of every token."""
 
 
-_NESTED = ("trainer", "sae", "cfg", "config", "sae_cfg", "sae_config", "hyper_parameters", "metadata", "meta")
-_NESTED += ("args", "hparams", "hyperparameters", "model_config", "model_args", "sae_args", "settings")
-_NESTED += ("activation_fn_kwargs", "activation_kwargs", "activation_state_dict")
+_NESTED = (
+    *("trainer", "sae", "cfg", "config", "sae_cfg", "sae_config", "hyper_parameters", "metadata", "meta"),
+    *("args", "hparams", "hyperparameters", "model_config", "model_args", "sae_args", "settings"),
+    *("activation_fn_kwargs", "activation_kwargs", "activation_state_dict"),
+)
 _ARCHITECTURES = ("architecture", "dict_class", "sae_type", "encoder_type", "autoencoder_type")
 _ACTIVATIONS = ("activation", "activation_fn", "activation_fn_str", "activation_type", "act_fn")
 _FLAGS = {
@@ -188,9 +191,8 @@ def passes_over(name: str, tensor: Tensor) -> bool:
 
 def _architecture(state: dict[str, Tensor], settings: list[Setting], file: str) -> tuple[str, str]:
     """The architecture, and what says so: the first word for anything but TopK, if there is one."""
-    named = [(_word(s.value), str(s)) for s in _named(settings)]
-    named = [(word, by) for word, by in named if word is not None]
-    fires = [(_word(s.value), str(s)) for s in _said(settings, _ACTIVATIONS) if isinstance(s.value, str)]
+    named = _words(_named(settings))
+    fires = _words([s for s in _said(settings, _ACTIVATIONS) if isinstance(s.value, str)])
     if any(word == TOPK for word, _ in fires):  # SAELens's older files: a standard SAE whose activation is TopK
         named = [(TOPK if word == STANDARD else word, by) for word, by in named]
     if any(word == TOPK for word, _ in named):  # a ReLU follows the TopK
@@ -206,6 +208,12 @@ def _architecture(state: dict[str, Tensor], settings: list[Setting], file: str) 
     others = [(word, by) for word, by in told if word != TOPK]
     others.sort(key=lambda other: other[0] == BATCH_TOPK)  # in use it may count as TopK, so it must hide no other
     return (others or told or [(TOPK, file)])[0]
+
+
+def _words(said: list[Setting]) -> list[tuple[str, str]]:
+    """(the architecture meant, what says so), of settings that say one."""
+    found = ((_word(s.value), str(s)) for s in said)
+    return [(word, by) for word, by in found if word is not None]
 
 
 def _told_by_tensors(state: dict[str, Tensor], named: list[tuple[str, str]], file: str) -> Iterator[tuple[str, str]]:
@@ -254,7 +262,7 @@ def _k(state: dict[str, Tensor], settings: list[Setting], file: str, pack: int |
     told += [Setting(f"the name {file}", "k", int(number)) for number in named]
     for setting in told:
         value = setting.value
-        if not (isinstance(value, Real) and 1 <= value < 1 << 31 and value == int(value)):
+        if not (isinstance(value, int | float | np.number) and 1 <= value < 1 << 31 and value == int(value)):
             raise PackError(f"{setting}, expected a whole number above 0")
     if pack is not None:
         told.append(Setting("the pack", "k", pack))

@@ -106,16 +106,18 @@ def load_sae(
     settings = [*own, *(settings or [])]
     everything = {**outer, **state}
     description = describe(everything, settings, file, k)
-    _check(description, file, batch_topk)
+    active = _check(description, file, batch_topk)
     if layer is not None:
         check_place(settings, layer)
-    parts = {part: next((name for name in names if name in state), None) for part, names in NAMES.items()}
-    for part, key in parts.items():
+    parts = {}
+    for part, names in NAMES.items():
+        key = next((name for name in names if name in state), None)
         if key is None:
-            raise PackError(f"{file} is no sparse autoencoder: it has none of {', '.join(NAMES[part])}")
+            raise PackError(f"{file} is no sparse autoencoder: it has none of {', '.join(names)}")
+        parts[part] = key
     _check_left_over(everything, set(parts.values()), description, file)
     weights = {part: _numbers(state[key], key, file) for part, key in parts.items()}
-    return _assembled(weights, parts, description, dim, file)
+    return _assembled(weights, parts, description, active, dim, file)
 
 
 def _opened(found: Any, file: str) -> tuple[dict[str, Tensor], list[Setting], dict[str, Tensor]]:
@@ -128,7 +130,8 @@ def _opened(found: Any, file: str) -> tuple[dict[str, Tensor], list[Setting], di
         raise PackError(f"{file} holds several SAEs, under {several}: keep one in a file")
     _, levels = chains[0] if chains else ("", [found])
     state = unwrap(levels[-1], file)  # says what is wrong where there is none
-    settings, outer = [], {}
+    settings: list[Setting] = []
+    outer: dict[str, Tensor] = {}
     for level in levels if chains else []:
         settings += settings_of(file, {key: value for key, value in level.items() if not isinstance(value, Tensor)})
         if level is not levels[-1]:
@@ -164,8 +167,8 @@ def _without_prefix(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
-def _check(description: Description, file: str, batch_topk: bool) -> None:
-    """Raises PackError for an SAE that is not computed here."""
+def _check(description: Description, file: str, batch_topk: bool) -> int:
+    """The SAE's k. Raises PackError for an SAE that is not computed here."""
     if description.architecture not in (TOPK, *([BATCH_TOPK] if batch_topk else [])):
         kind = description.architecture
         raise PackError(f"{file} is of the kind {kind} ({description.told_by}); only TopK SAEs are computed here")
@@ -173,6 +176,7 @@ def _check(description: Description, file: str, batch_topk: bool) -> None:
         raise PackError(f"{description.beyond[0]}, which is not supported: take an SAE trained without it")
     if description.k is None:
         raise PackError(f"{file} does not say k, the number of active latents")
+    return description.k
 
 
 def _check_left_over(state: dict[str, Tensor], read: set[str | None], description: Description, file: str) -> None:
@@ -195,7 +199,7 @@ def _numbers(tensor: Tensor, name: str, file: str) -> Tensor:
 
 
 def _assembled(
-    weights: dict[str, Tensor], names: dict[str, str], description: Description, dim: int, file: str
+    weights: dict[str, Tensor], names: dict[str, str], description: Description, k: int, dim: int, file: str
 ) -> TopKSAE:
     pre_bias, latent_bias = weights["pre_bias"], weights["latent_bias"]
     latents = latent_bias.numel()
@@ -211,7 +215,7 @@ def _assembled(
     if description.scaled_by_decoder:
         norm = decoder.norm(dim=0)
         encoder, latent_bias, decoder = encoder * norm[:, None], latent_bias * norm, decoder / norm
-    sae = TopKSAE(dim, latents, description.k)
+    sae = TopKSAE(dim, latents, k)
     sae.encoder.weight.data, sae.decoder.weight.data = encoder.contiguous(), decoder.contiguous()
     sae.pre_bias.data, sae.latent_bias.data = pre_bias, latent_bias
     return sae.requires_grad_(False).eval()

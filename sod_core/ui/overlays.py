@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from html import escape
 
@@ -42,7 +42,7 @@ def progress_bar(label: str, share: float | None) -> str:
     return f'<label class="sod-progress">{escape(label)}<progress max="1"{value}></progress></label>'
 
 
-def heat_panels(heat: dict[str, Sequence[float]], grid: int, title: str, selected: int | None) -> str:
+def heat_panels(heat: Mapping[str, Sequence[float]], grid: int, title: str, selected: int | None) -> str:
     """Three heatmaps on one colour scale, and its colour bar.
 
     heat: {model: [N] values}, row by row. The scale ends at the largest value of the original and the

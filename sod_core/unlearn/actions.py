@@ -42,7 +42,7 @@ def _unlearn(options: argparse.Namespace) -> None:
         if threads < 1:
             raise ValueError(f"--threads {threads} is none; give one or more")
         torch.set_num_threads(threads)
-    pack = open_pack(options.pack or (before.pack if before else None), device)
+    pack = open_pack(options.pack or (before.pack if before else ""), device)  # one of the two is there by now
     order = _again(options, before, pack) if before else _order(options, pack)
     file = _name_in(pack, out)
     if options.add:

@@ -108,7 +108,7 @@ def _drawn(pack: Pack, source: Source, work: Path) -> Data:
         if getattr(source, name) < len(canvas.OBJECTS):
             raise ValueError(f"--{name} {getattr(source, name)} is too few: {len(canvas.OBJECTS)} draw each class once")
     sets = {name: drawn_images.load(work, name, getattr(source, name), seed) for name, seed in CANVAS_SEEDS.items()}
-    return Data(**sets, source=source)
+    return Data(sets["train"], sets["check"], sets["test"], source=source)
 
 
 # ---------------------------------------------------------------- folders and tables
@@ -138,15 +138,16 @@ def _divided(pack: Pack, source: Source, found: Pictures, strict: bool) -> Data:
         members = np.flatnonzero(labels == label)
         members = np.random.default_rng((source.split_seed, label)).permutation(members)
         test, check = (max(1, int(share * len(members))) for share in (TEST_SHARE, CHECK_SHARE))
-        for part, chosen in zip(("test", "check", "train"), np.split(members, [test, test + check])):
-            parts[part] += chosen.tolist()
+        for part, places in zip(("test", "check", "train"), np.split(members, [test, test + check])):
+            parts[part] += places.tolist()
     sets = {}
     for part, chosen in parts.items():
         chosen.sort()
         coverage = np.full((len(chosen), pack.shape.grid**2), UNKNOWN, np.uint8)
         zeros = np.zeros(len(chosen), np.int64)
         sets[part] = ImageSet(np.stack([pixels.pop(kept[i]) for i in chosen]), coverage, labels[chosen], zeros)
-    return Data(**sets, source=source, notes=[*found.notes, *broken_note(broken)])
+    notes = [*found.notes, *broken_note(broken)]
+    return Data(sets["train"], sets["check"], sets["test"], source=source, notes=notes)
 
 
 def _check_counts(pack: Pack, source: Source, labels: Sequence[int], broken: Sequence[str]) -> None:
@@ -185,9 +186,9 @@ def _pixels(pack: Pack, image: Image.Image) -> np.ndarray:
 
 def _described(data: ImageSet, target_class: int) -> dict[str, Any]:
     forget = int((data.labels == target_class).sum())
-    digest = hashlib.sha256(np.ascontiguousarray(data.labels))
+    digest = hashlib.sha256(np.ascontiguousarray(data.labels).data)
     for start in range(0, len(data.labels), 1000):
-        digest.update(np.ascontiguousarray(data.pixels[start : start + 1000]))
+        digest.update(np.ascontiguousarray(data.pixels[start : start + 1000]).data)
     return {
         "images": len(data.labels),
         "forget": forget,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..machine import divergence, processes
 from ..models import vit as vits
 from . import fine_tune
-from .task import Stop, Task, descend
+from .task import Stop, Task, descend, gradient
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer as ViT
@@ -72,7 +72,7 @@ def error_maximising_noise(vit: ViT, task: Task, settings: Settings) -> Tensor:
         size = noise.square().sum((1, 2, 3)).mean()
         loss = settings.noise_penalty * size - F.cross_entropy(vits.logits(vit, noise), labels)
         loss.backward()
-        divergence.check(step, loss.detach(), [noise.grad], remedy)
+        divergence.check(step, loss.detach(), [gradient(noise)], remedy)
         optimiser.step()
     divergence.check_weights(settings.noise_steps - 1, [noise], remedy)
     return noise.detach()

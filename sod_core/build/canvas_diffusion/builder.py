@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...erase import benchmark, drawings, judges, unlearncanvas
-from ...erase.edit import Settings
+from ...erase.edit import FIDELITIES, Fidelity, Settings
 from ...erase.manifest import KIND
 from ...erase.pack import ErasePack
 from ...machine import files
@@ -162,7 +162,7 @@ class Builder:
         wanted = unlearncanvas.asked(canvas.OBJECTS, canvas.STYLES, ERASED_SEEDS)
         figures: dict[str, Any] = {"images_a_concept": len(wanted), "steps": STEPS, "guidance": GUIDANCE, "rows": []}
         for id in (erase_sae.SUPERVISED, erase_sae.UNSUPERVISED):
-            for fidelity in ("exact", "reference"):
+            for fidelity in FIDELITIES:
                 results = self._benchmark(pack, id, fidelity, wanted)
                 row = {"sae": id, "fidelity": fidelity} | unlearncanvas.mean(results)
                 by_concept = {r.concept: {"ua": r.ua, "ira": r.ira, "cra": r.cra} for r in results}
@@ -170,7 +170,9 @@ class Builder:
         print("\n".join(table(figures)))
         return figures
 
-    def _benchmark(self, pack: ErasePack, id: str, fidelity: str, wanted: list) -> list[unlearncanvas.ConceptResult]:
+    def _benchmark(
+        self, pack: ErasePack, id: str, fidelity: Fidelity, wanted: list
+    ) -> list[unlearncanvas.ConceptResult]:
         folder = self.work / "erased" / f"{id}-{fidelity}"
 
         def how(concept: str) -> Settings:

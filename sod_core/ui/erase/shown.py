@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from ...erase.edit import Settings
+from ...erase.edit import Fidelity, Settings
 from ...erase.generate import Generated
 
 
@@ -19,7 +19,7 @@ class Asking:
     concepts: tuple[str, ...]
     sae: str
     factor: float
-    fidelity: str
+    fidelity: Fidelity
     start_step: int
     percentile: float
     beta: bool

@@ -7,7 +7,7 @@ import json
 import math
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ def _filled(pack: ErasePack) -> list:
         gr.Dropdown(list(m.concepts), value=object),
         gr.Dropdown([NO_STYLE, *m.styles], value=style or NO_STYLE),
         m.prompt(object, style),
-        gr.Dropdown(list(m.concepts), value=[object]),
+        gr.Dropdown(list(m.concepts), value=[object], multiselect=True),
         gr.Dropdown(panels.sae_choices(m), value=m.saes[0].id),
         _factor(pack, m.saes[0].id, object, setting),
         FIDELITY_NOTES["exact"],
@@ -200,7 +200,7 @@ def _factor(pack: ErasePack, sae: str, concept: str, setting: ConceptSetting) ->
 def _factor_of(pack: ErasePack, sae: str, concept: str, setting: ConceptSetting) -> float:
     """The setting's factor, or the one that its multiplier has on average, as exact as the slider shows it."""
     factor, statistics = setting.factor, pack.statistics(sae)
-    if factor is None and statistics is not None:
+    if factor is None and statistics is not None and setting.multiplier is not None:
         factor = edit.factor_for(statistics, concept, setting.multiplier, setting.percentile)
     return round(-1.0 if factor is None else factor, 1)
 
@@ -319,7 +319,9 @@ def _all_objects(p: Panel, running: Running, name: str, style: str, *values: Any
         yield _idle(p) | {p.preview: "", p.rows: rows}
 
 
-def _watched(p: Panel, running: Running, work: Callable[[Callable, threading.Event], Any]) -> Iterator[dict]:
+def _watched(
+    p: Panel, running: Running, work: Callable[[Callable, threading.Event], Any]
+) -> Generator[dict, None, Any]:
     """Yields what work(tell, cancel) tells as the preview, and gives what it returns.
 
     None where it was cancelled, or where the page began another drawing meanwhile: the buttons are that one's.
@@ -371,7 +373,7 @@ def _file(shown: Shown, kind: str, *pairs: list[Image.Image]) -> str | None:
         return None
     path, frames = Path(shown.folder.name, f"erased.{kind}"), [_side_by_side(*pair) for pair in pairs]
     more = {"save_all": True, "append_images": frames[1:], "duration": 120, "loop": 0} if kind == "gif" else {}
-    frames[0].save(path, **more)
+    frames[0].save(path, None, **more)
     return str(path)
 
 

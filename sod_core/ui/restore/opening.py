@@ -104,7 +104,7 @@ class Opener:
         yield from self._until_overtaken(turn, lambda: self._opened(before, name, values), "pack")
 
     def _opened(self, before: Visitor | None, name: str, values: tuple) -> Iterator[dict]:
-        seen = before and before.controls
+        seen = None if before is None else before.controls
         if before is not None:
             before.sweep += 1
         try:
@@ -125,7 +125,7 @@ class Opener:
 
     def not_opened(self, before: Visitor | None, *_: Any) -> dict:
         """The menu goes back to the pack that is open."""
-        back = {} if before is None else {self.panel.pack: gr.Dropdown(value=before.pack_name)}
+        back = {} if before is None else {self.panel.pack: gr.update(value=before.pack_name)}
         return {self.panel.progress: gr.HTML(visible=False)} | back
 
     def choose_model(self, visitor: Visitor | None, turn: Turn, id: str, *values: Any) -> Iterator[dict]:
@@ -202,7 +202,7 @@ class Opener:
         """The menus go back to the pack and the model that are shown."""
         p, back = self.panel, {}
         if visitor is not None:
-            back = {p.model: gr.Dropdown(value=visitor.entry.id), p.pack: gr.Dropdown(value=visitor.pack_name)}
+            back = {p.model: gr.update(value=visitor.entry.id), p.pack: gr.update(value=visitor.pack_name)}
         return {self.panel.progress: gr.HTML(visible=False)} | back
 
     # ------------------------------------------------------------ parts
@@ -274,7 +274,7 @@ class Opener:
         shown = answers.after(visitor, values, lambda v, _: v.choose_model(id), new_image=True, new_order=True)
         return {
             p.progress: gr.HTML(visible=False),
-            p.pack: gr.Dropdown(value=visitor.pack_name),  # one that was on its way is given up
+            p.pack: gr.update(value=visitor.pack_name),  # one that was on its way is given up
             p.model: gr.Dropdown(model_choices(visitor.entries, visitor.pack), value=id),
             p.own: gr.skip() if visitor.example is None else None,
         } | dict(zip(p.everything, shown))

@@ -109,7 +109,7 @@ def doubt_of_listed(pack: Pack, entry: UnlearnedEntry) -> Doubt | None:
         _, original = _accuracies(pack.original_on_examples(), labels, entry.target_class)
     except PackError:  # no examples, or damaged ones: nothing speaks against it
         return None
-    if working.works(original, entry.retain_accuracy):
+    if original is None or working.works(original, entry.retain_accuracy):
         return None
     images = entry.measured_on or "the recorded images"
     return Doubt(working.NO_VERDICT, _sentence(working.broken_line(original, entry.retain_accuracy, images)))
@@ -133,7 +133,7 @@ def _doubt(
     """`told`: whether `target` is known to be the forgotten class; in outputs of another order it is found wrongly."""
     other = working.renamed(named.numpy(), labels.numpy(), target if told else None, len(classes))
     verdict = working.verdict(original, retain, other)
-    if verdict is None:
+    if verdict is None or original is None or retain is None:
         return None
     if other is None:
         images = int((labels != target).sum())
@@ -156,7 +156,8 @@ def _accuracies(named: Tensor, labels: Tensor, target: int) -> tuple[float | Non
     """(forget, retain), shares; None without any image."""
     hits = (named == labels).float()
     kinds = hits[labels == target], hits[labels != target]
-    return tuple(kind.mean().item() if len(kind) else None for kind in kinds)
+    forget, retain = (kind.mean().item() if len(kind) else None for kind in kinds)
+    return forget, retain
 
 
 def _most_lost(labels: Tensor, named: Tensor, original: Tensor, classes: int) -> int:

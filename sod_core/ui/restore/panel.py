@@ -60,7 +60,7 @@ class Panel(NamedTuple):
 
     @property
     def controls(self) -> list:
-        """What `handling.read` reads."""
+        """What `answers.read` reads."""
         return [self.layer, self.mode, self.alpha, self.tokens, self.features, self.expert_class, self.seed]
 
     @property

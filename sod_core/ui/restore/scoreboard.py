@@ -46,6 +46,8 @@ def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict) -> None:
         """Shows a row's model in the Restore tab, at the layer and mode it was judged at and where it peaks."""
         visitor = answers.there(visitor)
         board = read(visitor.pack)
+        if board is None:
+            raise ValueError("what was stored is gone; measure anew")
         id = event.row_value[HEADERS.index("id")]
         alpha = next(row["alpha"] for row in board["rows"] if row["id"] == id) or 0.0  # None of one without figures
         settings = board["settings"]

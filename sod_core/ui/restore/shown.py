@@ -49,7 +49,7 @@ def _moving(visitor: Visitor, controls: Controls) -> list:
     names = visitor.pack.manifest.classes
     found, curves = visitor.probabilities(controls), visitor.curves(controls)
     latents = visitor.latents(controls)
-    heat = {which: values.tolist() for which, values in visitor.heat(controls, latents).items()}
+    heat: dict[str, list[float]] = {which: values.tolist() for which, values in visitor.heat(controls, latents).items()}
     shown_class = controls.expert_class or visitor.target_name
     latent = visitor.latent(controls.layer)
     title = f"Where the {shown_class} features (experts) fire" if latent is None else f"Where latent {latent} fires"

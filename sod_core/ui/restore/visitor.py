@@ -77,6 +77,10 @@ class Visitor:
     A method that raises leaves the visitor's work as it was.
     """
 
+    entry: UnlearnedEntry
+    """The model that is shown."""
+    _session: Session
+
     def __init__(self, pack_name: str):
         self.lock = threading.RLock()
         self.pack_name = pack_name
@@ -89,7 +93,6 @@ class Visitor:
         """Where a sweep has moved alpha, until the page's own events say the same: those sent meanwhile are behind."""
         self.version = 0
         """Counts what the visitor asked for; the slow part of an answer is dropped once it is overtaken."""
-        self.entry: UnlearnedEntry | None = None
         self.label: int | None = None
         self.example: int | None = None
         self.picture: Image.Image | None = None
@@ -101,7 +104,6 @@ class Visitor:
         self._own_models = OwnModels(self.pack)
         self._listed_doubt: Doubt | None = None
         self._latent: tuple[int, int] | None = None
-        self._session: Session | None = None
         self._yardstick: Session | None = None
         self._curves: dict[tuple, dict[str, Curve]] = {}
         self._choose_first_model()
@@ -171,13 +173,13 @@ class Visitor:
 
     def _choose_first_model(self) -> None:
         """The first model that loads: one damaged file does not close the pack."""
-        problem = None
+        problems = []
         for entry in self.entries:
             try:
                 return self.choose_model(entry.id)
             except PackError as error:
-                problem = problem or error
-        raise problem
+                problems.append(error)
+        raise problems[0]
 
     def choose_model(self, id: str) -> None:
         """Takes another unlearned model; an example of the class it forgot, unless the visitor's own image is up."""
@@ -187,7 +189,7 @@ class Visitor:
         switch = self.picture is None or (self.example is not None and entry.target_class != self.target)
         example = self._first_example(entry.target_class) if switch else None
         yardstick = self._find_yardstick(entry)
-        if self._session is None:
+        if not hasattr(self, "_session"):
             self._session = self.pack.session(model_of)
         else:
             self._session.set_unlearned(model_of)
@@ -298,7 +300,7 @@ class Visitor:
                     return None
                 found = self._curves.setdefault(self._curves_key(controls), {})
                 if key not in found:
-                    session = self._yardstick if key == "retrained" else self._session
+                    session = self._yardstick if key == "retrained" and self._yardstick else self._session
                     found[key] = self._curve(key, session, controls.layer, *edit)
         return self.curves(controls)
 

@@ -118,12 +118,13 @@ def _returns(curve: Curve, target: str) -> str:
 def _headline(by_key: dict[str, Curve], target: str) -> str:
     """ "boat returns at alpha 1.3; with random features it never does." """
     experts, random = by_key["experts"], [by_key[key] for key in ("random", "matched")]
-    first = min((c for c in random if c.returns_at is not None), key=lambda c: c.returns_at, default=None)
-    kind = "random features" if first is None or first.key == "random" else "equally active random features"
+    returned = [(c.returns_at, c.key) for c in random if c.returns_at is not None]
+    at, key = min(returned, key=lambda found: found[0], default=(None, "random"))
+    kind = "random features" if key == "random" else "equally active random features"
     if experts.returns_at is None:
-        tail = "random features do not bring it back either" if first is None else f"{kind} do at {first.returns_at:g}"
+        tail = "random features do not bring it back either" if at is None else f"{kind} do at {at:g}"
     else:
-        tail = f"with {kind} it never does" if first is None else f"with {kind} at {first.returns_at:g}"
+        tail = f"with {kind} it never does" if at is None else f"with {kind} at {at:g}"
     return f"{_returns(experts, target)}; {tail}."
 
 
