@@ -132,13 +132,15 @@ def _doubt(
 ) -> Doubt | None:
     """`told`: whether `target` is known to be the forgotten class; in outputs of another order it is found wrongly."""
     other = working.renamed(named.numpy(), labels.numpy(), target if told else None, len(classes))
-    verdict = working.verdict(original, retain, other)
+    only = working.only_names(named.numpy(), labels.numpy(), target)
+    verdict = working.verdict(original, retain, other, only)
     if verdict is None:
         return None
     lines = []
     if verdict == working.NO_VERDICT and original is not None and retain is not None:
         images = int((labels != target).sum())
-        lines.append(_sentence(working.broken_line(original, retain, f"{images} examples")))
+        name = None if only is None else classes[only]
+        lines.append(_sentence(working.broken_line(original, retain, f"{images} examples", name)))
     if other is not None:
         found = working.order_line([classes[index] for index in other.order], other.accuracy)
         how = "Take that order with the button, or put a config.json with id2label beside the file."
