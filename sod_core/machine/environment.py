@@ -249,6 +249,8 @@ def _check_certificates() -> None:
         path = os.environ.get(name)
         if path and not exists(path):
             raise ValueError(f"{name}={path!r} is not there: correct it, or unset it")
+    if not (os.environ.get("SSL_CERT_FILE") or os.environ.get("SSLKEYLOGFILE")):
+        return
     try:
         ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or None)  # writes to SSLKEYLOGFILE
     except ssl.SSLError as error:
