@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -14,6 +15,7 @@ from conftest import Server, serving, tab
 from PIL import Image
 from playwright.sync_api import BrowserContext, Page, expect
 
+from sod_core.erase.edit import Settings
 from sod_core.erase.pack import ErasePack
 from sod_core.ui.erase import figures
 from sod_core.ui.erase import tab as erase_tab
@@ -150,7 +152,7 @@ def test_a_second_drawing_ends_the_first_and_cancel_finds_it(page: Page) -> None
     assert page.locator("#erase-headline h3").count() == 0
 
 
-def test_what_gradio_refuses_leaves_no_bar_behind(page: Page) -> None:
+def test_a_number_that_is_refused_leaves_no_bar_behind(page: Page) -> None:
     page.get_by_role("button", name="Advanced").locator("visible=true").click()
     seed = page.get_by_label("Seed").locator("visible=true").first
     seed.fill("-1")
@@ -188,6 +190,7 @@ def test_controls_are_read_with_care() -> None:
     assert erase_tab.read(tuple(good)).seed == 7
     assert erase_tab.read(tuple([*good[:8], 10_000, 4, 7])).steps == 100
     wrong = (0, " ", "prompt"), (6, None, "percentile"), (10, None, "seed"), (8, None, "steps"), (5, 25, "nothing")
+    wrong += (10, -1, "seed -1"), (10, 10**20, "seed 10+ is out of range")
     for place, value, said in wrong:
         with pytest.raises(ValueError, match=said):
             erase_tab.read(tuple([*good[:place], value, *good[place + 1 :]]))
@@ -209,3 +212,19 @@ def test_judge_bars_mark_what_is_erased() -> None:
     assert [list(trace.y) for trace in figure.data] == [[0.9, 0.1], [0.2, 0.8]]
     assert list(figure.data[0].x) == ["<b>▸ cat</b>", "dog"]
     assert figures.judge_bars({}, ("cat",)) is None
+
+
+def shown(left_out: str = "", **how: object) -> SimpleNamespace:
+    settings = Settings(("cat",), **{"factor": 0.0, **how})
+    return SimpleNamespace(how=settings, left_out=left_out, judged={}, drawn=SimpleNamespace(heat=None))
+
+
+def test_the_headline_claims_no_erasure_that_there_is_not() -> None:
+    assert figures.headline(shown()).startswith("### cat erased")
+    assert figures.headline(shown(factor=1.0)).startswith("### Nothing is erased.")
+    assert figures.headline(shown(factor=1.0, fidelity="reference")).startswith("### cat erased")  # the error's sign
+
+
+def test_a_headline_stays_short_whatever_was_not_read() -> None:
+    said = figures.headline(shown("red sail " + "in the evening sun " * 90 + "and a boat"))
+    assert len(said) < 300 and "“red sail in" in said and " ... " in said and "and a boat”" in said

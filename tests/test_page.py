@@ -508,6 +508,8 @@ def test_a_phone(browser, server):
         for part in ("#bars", "#heat", "#curves", "#alpha", "#picker"):
             box = page.locator(part).bounding_box()
             assert 0 <= box["x"] and box["x"] + box["width"] <= 390
+        page.evaluate("() => document.querySelector('#curves').scrollIntoView()")
+        eventually(page, lambda: 0 <= page.locator("#alpha").bounding_box()["y"] < 100)  # alpha stays in sight
 
 
 def luminance(page: Page, selector: str, property: str) -> float:
@@ -522,6 +524,7 @@ def test_themes(window, server, theme):
     with opened(window, server, f"?__theme={theme}") as page:
         for selector, property in (
             ("#verdict h3", "color"),
+            ("#verdict p", "color"),
             ("#bars .xtick text", "fill"),
             ("#curves .ytick text", "fill"),
         ):

@@ -18,6 +18,7 @@ from sod_core.restore import report, working
 from sod_core.restore.judged import CONTROLS
 from sod_core.restore.pack import Pack
 from sod_core.ui.restore import figures, scoreboard
+from sod_core.ui.restore.visitor import Controls
 
 PATIENCE = 20_000
 NAMES = ("experts", *CONTROLS)
@@ -176,6 +177,15 @@ def test_models_without_figures_have_their_rows(scored):
     assert [trace.name for trace in figure.data] == ["suppressed", "deleted", working.NO_VERDICT]
 
 
+def test_the_controls_go_back_where_a_rows_model_cannot_be_shown():
+    names = ("progress", "pack", "model", "alpha", "layer", "mode")
+    opener = SimpleNamespace(panel=SimpleNamespace(**{name: name for name in names}))
+    opener.not_chosen = lambda visitor: {"pack": visitor and visitor.pack_name}
+    visitor = SimpleNamespace(pack_name="fruit", controls=Controls(3, "add", 2.5))
+    assert scoreboard._not_opened(opener, visitor) == {"pack": "fruit", "alpha": 2.5, "layer": 3, "mode": "add"}
+    assert scoreboard._not_opened(opener, None) == {"pack": None}
+
+
 # ---------------------------------------------------------------- in a browser
 
 
@@ -241,6 +251,9 @@ def test_the_tab(page, own_server):
     wait_for(page, ["suppressed", "deleted"])
     expect(page.locator("#board-note")).to_contain_text("30 images (examples), layer 2")
     expect(page.locator("#board-plot .js-plotly-plot .points path").first).to_be_visible()
+    page.set_viewport_size({"width": 390, "height": 844})  # the table scrolls, the page does not
+    page.wait_for_function("() => document.documentElement.scrollWidth === 390")
+    page.set_viewport_size({"width": 1600, "height": 1000})
     expect(page.get_by_role("button", name="Download as CSV")).to_be_visible()
     page.locator("#board [role=row][data-index] >> text=deleted").first.click()
     expect(page.get_by_role("tab", name="Restore")).to_have_attribute("aria-selected", "true")

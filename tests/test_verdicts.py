@@ -299,6 +299,31 @@ def test_the_app_says_what_does_not_work(visitor, checkpoints):
     assert visitor.entry is shown_last is not before
 
 
+def test_no_verdict_waits_for_no_curves(visitor, checkpoints):
+    controls = Controls(LAYERS[0], "inject", 1.0)
+    visitor.choose_model(visitor.add_model(checkpoints / "constant.pth", "constant", 0))
+    assert shown.moving(visitor, controls)[0].startswith(f"### {BROKEN.capitalize()}.\nIt names ")
+    visitor.choose_model(next(iter(UNLEARNED)))
+    assert visitor.doubt is None and "Measuring" in shown.moving(visitor, controls)[0]
+
+
+@pytest.mark.parametrize(
+    ("target", "images"), [(0, "0.0% of 6 examples of the other classes"), (None, "of 9 examples")]
+)
+def test_the_offer_names_the_images_that_it_was_found_on(visitor, checkpoints, target, images):
+    visitor.choose_model(visitor.add_model(checkpoints / "rotated.pth", "mine", target))
+    line = visitor.doubt.line
+    assert images in line and "in that order it is right on 100.0% of them" in line and "Usual causes" not in line
+
+
+def test_controls_that_are_refused_leave_the_last_that_were_shown(visitor):
+    sound = Controls(LAYERS[0], "inject", 1.0)
+    shown.moving(visitor, sound)
+    with pytest.raises(ValueError, match="seed -1"):
+        shown.moving(visitor, Controls(LAYERS[0], "inject", 1.0, features="random", seed=-1))
+    assert visitor.controls is sound
+
+
 def test_a_listed_model_without_numbers_leaves_the_page_as_it_was(visitor, checkpoints, monkeypatch):
     before, controls = visitor.entry, Controls(LAYERS[0], "inject", 1.0)
     figures = visitor.probabilities(controls)

@@ -722,6 +722,7 @@ def test_what_goes_wrong_for_one_is_nothing_to_the_others(place, tmp_path):
         lambda: other.send("heat", data={"pick": "first"}),
         lambda: other.send("heat", data={}),
         lambda: other.send("pack", "moss"),
+        lambda: other.send("Show the heat of one latent (its id, then Enter)", -3),
         lambda: other.send("Seed of the random features", -1),
     ]
 
@@ -1005,6 +1006,9 @@ def test_the_owner_allows_uploads(monkeypatch, pack_folder, tmp_path):
     path.write_bytes(bytes(10**6))
     for local in (True, False):
         assert intake.own_model("", str(path), local) == path
+        assert intake.own_model("own.pth#ema", str(path), local) == Path(f"{path}#ema")
+        assert intake.own_model(" #ema", str(path), local) == Path(f"{path}#ema")
+        assert intake.own_model("hub:user/repo/other.pth#ema", str(path), local) == path  # these words mean another
     assert intake.own_model("hub:user/repo/own.pth@v2", None, False) == parse_hub("hub:user/repo/own.pth@v2")
     with pytest.raises(PackError, match="only at the computer"):  # uploads are one thing, the server's files another
         intake.own_model(str(path), None, False)

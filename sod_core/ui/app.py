@@ -86,7 +86,7 @@ def launch_options() -> dict:
     """Arguments for Blocks.launch: looks, and the bounds on uploads."""
     theme = gr.themes.Base(
         primary_hue="orange", neutral_hue="slate", font=_FONTS, font_mono=["ui-monospace", "monospace"]
-    )
+    ).set(body_text_color_subdued="*neutral_500")  # Gradio's own grey is too pale to read on white
     return {
         "theme": theme,
         "css_paths": _HERE / "style.css",

@@ -51,13 +51,16 @@ def at_this_computer(request: gr.Request) -> bool:
 def own_model(text: str, upload: str | None, local: bool) -> hub.HubFile | Path:
     """What a visitor's words or upload name: a file that is here, or one on the hub. Raises PackError.
 
+    An upload goes before words; these may say which of its models is meant, as FILE#key or #key.
     `local`: the visitor sits at this computer. Anybody else may neither name paths of the server nor, unless the
     owner allows it, make it download.
     """
     if upload is not None:
         if not uploads_allowed():
             raise PackError("this server takes no uploads of models: its owner has not set SOD_ALLOW_UPLOADS=1")
-        return _bounded(Path(upload))
+        uploaded = _bounded(Path(upload))
+        name, hash, key = text.strip().rpartition("#")
+        return Path(f"{uploaded}#{key}") if hash and name in ("", uploaded.name) else uploaded
     text = text.strip()
     if not text:
         raise PackError("name a checkpoint: a path, or hub:user/repo/file")

@@ -17,6 +17,8 @@ from ..theme import ACCENT, ORIGINAL, calm
 from .panel import SIDE
 from .shown import Shown
 
+_ENDS = 60
+"""Characters that are shown from each end of what of a prompt was not read."""
 _NAMES = 8
 """A judge's bars show so many names at most."""
 
@@ -35,7 +37,10 @@ def most_likely(row: dict[str, float]) -> str:
 def headline(shown: Shown) -> str:
     """What the judges saw, in a sentence; and what of the prompt the model did not see."""
     concepts = " and ".join(shown.how.concepts)
-    unread = f"\n\nThe prompt is too long for this model: it did not read “{shown.left_out}”." if shown.left_out else ""
+    left_out = _abridged(shown.left_out)
+    unread = f"\n\nThe prompt is too long for this model: it did not read “{left_out}”." if left_out else ""
+    if concepts and shown.how.factor == 1 and shown.how.fidelity == "exact":
+        return f"### Nothing is erased.\nA factor of 1 changes nothing.{unread}"
     if not concepts:
         return f"### Nothing is erased.\nChoose a concept.{unread}"
     title = f"### {concepts} erased"
@@ -48,6 +53,11 @@ def headline(shown: Shown) -> str:
     how = f"factor {shown.how.factor:g}" if shown.how.factor is not None else f"multiplier {shown.how.multiplier:.3g}"
     note = f"{how}, {shown.how.fidelity}; its latent fires in {cut:.0%} of the steps.{unread}"
     return f"{title}\nThe judges: {'; '.join(said)}. {note}" if said else f"{title}\n{note}"
+
+
+def _abridged(text: str) -> str:
+    """Its beginning and its end, if it is long."""
+    return text if len(text) <= 2 * _ENDS else f"{text[:_ENDS].rstrip()} ... {text[-_ENDS:].lstrip()}"
 
 
 def preview(images: Sequence[Image.Image], step: int, steps: int) -> str:

@@ -89,15 +89,12 @@ def layout(first: str) -> Panel:
                 with gr.Accordion("Advanced", open=False):
                     start_step = gr.Slider(0, 49, value=0, step=1, label="First denoising step that is edited")
                     percentile = gr.Number(
-                        Settings.percentile,
-                        minimum=0,
-                        maximum=100,
-                        label="Percentile: latents whose score lies above count",
+                        Settings.percentile, label="Percentile: latents whose score lies above count"
                     )
                     beta = gr.Checkbox(label="Scale by norms (beta) in place of the mean latent; reference only")
                     steps = gr.Slider(2, 100, value=m.steps, step=1, label="Denoising steps")
                     guidance = gr.Slider(0, 15, value=m.guidance, step=0.5, label="Guidance")
-                    seed = gr.Number(0, precision=0, minimum=0, maximum=2**31, label="Seed")
+                    seed = gr.Number(0, precision=0, label="Seed")
         with gr.Column(scale=9, min_width=320):
             headline = gr.Markdown(elem_id="erase-headline", elem_classes="sod-verdict")
             with gr.Row():

@@ -109,6 +109,6 @@ def scoreboard(rows: Sequence[dict]) -> go.Figure:
             hovertemplate="%{text}: R %{y:.2f}, retain %{x:.1%}<extra>" + verdict + "</extra>",
         )
     figure.update_layout(height=380)
-    figure.update_xaxes(title="retain accuracy of the unlearned model", tickformat=".0%")
+    figure.update_xaxes(title="retain accuracy", tickformat=".0%")
     figure.update_yaxes(title="R of the experts", range=[-0.15, 1.15], tickvals=[0, 0.5, 1])
     return calm(figure)

@@ -134,18 +134,19 @@ def _doubt(
     other = working.renamed(named.numpy(), labels.numpy(), target if told else None, len(classes))
     only = working.only_names(named.numpy(), labels.numpy(), target)
     verdict = working.verdict(original, retain, other, only)
-    if verdict is None:
+    if verdict is None or original is None or retain is None:
         return None
-    lines = []
-    if verdict == working.NO_VERDICT and original is not None and retain is not None:
-        images = int((labels != target).sum())
-        name = None if only is None else classes[only]
-        lines.append(_sentence(working.broken_line(original, retain, f"{images} examples", name)))
-    if other is not None:
-        found = working.order_line([classes[index] for index in other.order], other.accuracy)
-        how = "Take that order with the button, or put a config.json with id2label beside the file."
-        lines.append(f"{_sentence(found)}. {how}")
-    return Doubt(verdict, " ".join(lines), other and other.order)
+    if other is None:
+        images, name = int((labels != target).sum()), None if only is None else classes[only]
+        return Doubt(verdict, _sentence(working.broken_line(original, retain, f"{images} examples", name)))
+    counted = labels != target if told else torch.ones_like(labels, dtype=torch.bool)
+    right = (named == labels)[counted].float().mean().item()
+    found = working.order_line([classes[index] for index in other.order], other.accuracy)
+    line = (
+        f"It names {right:.1%} of {int(counted.sum())} examples{' of the other classes' if told else ''} rightly, but "
+        f"{found}. Take that order with the button, or put a config.json with id2label beside the file."
+    )
+    return Doubt(verdict, line, other.order)
 
 
 def _sentence(text: str) -> str:

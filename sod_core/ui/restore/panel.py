@@ -141,9 +141,7 @@ def layout(default_pack: str) -> Panel:
                 classes = [FORGOTTEN, *((name, name) for name in manifest.classes)]
                 expert_class = gr.Dropdown(classes, value="", label="Experts of which class")
                 seed = gr.Number(0, precision=0, label="Seed of the random features")
-                latent = gr.Number(
-                    None, precision=0, minimum=0, label="Show the heat of one latent (its id, then Enter)"
-                )
+                latent = gr.Number(None, precision=0, label="Show the heat of one latent (its id, then Enter)")
                 details = gr.Markdown(elem_classes="sod-quiet")
         with gr.Column(scale=9, min_width=320):
             verdict = gr.Markdown(elem_id="verdict", elem_classes="sod-verdict")

@@ -60,12 +60,21 @@ def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict) -> None:
         yield from opener.show_model(visitor, turn, id, at)
 
     table.select(
-        handling.kept_stream(open_row, lambda event, *arguments: opener.not_chosen(*arguments)),
+        handling.kept_stream(open_row, lambda event, visitor, *_: _not_opened(opener, visitor)),
         [opener.visitor, opener.turn, *panel.controls],
         outputs,
         concurrency_limit=32,
         **PRIVATE,
     ).then(**settled)
+
+
+def _not_opened(opener: Opener, visitor: Visitor | None) -> dict:
+    """The menus, and the controls that went ahead, go back to what is shown."""
+    panel, back = opener.panel, opener.not_chosen(visitor)
+    if visitor is not None and visitor.controls is not None:
+        shown = visitor.controls
+        back |= {panel.alpha: shown.alpha, panel.layer: shown.layer, panel.mode: shown.mode}
+    return back
 
 
 def read(pack: Pack) -> dict[str, Any] | None:

@@ -36,10 +36,16 @@ def _picker(visitor: Visitor) -> str:
 
 
 def moving(visitor: Visitor, controls: Controls) -> list:
-    """Everything that alpha moves. While the curves are not measured yet, their picture stays as it was."""
+    """Everything that alpha moves. While the curves are not measured yet, their picture stays as it was.
+
+    The controls are the visitor's only once they can be shown: refused ones leave the last that were.
+    """
+    found = [words.NO_IMAGE, None, "", None, ""] if visitor.picture is None else _moving(visitor, controls)
     visitor.controls = controls
-    if visitor.picture is None:
-        return [words.NO_IMAGE, None, "", None, ""]
+    return found
+
+
+def _moving(visitor: Visitor, controls: Controls) -> list:
     names = visitor.pack.manifest.classes
     found, curves = visitor.probabilities(controls), visitor.curves(controls)
     latents = visitor.latents(controls)
@@ -49,10 +55,12 @@ def moving(visitor: Visitor, controls: Controls) -> list:
     title = f"Where the {shown_class} features (experts) fire" if latent is None else f"Where latent {latent} fires"
     bars = figures.prediction_bars(names, found, visitor.target)
     panels = overlays.heat_panels(heat, visitor.pack.shape.grid, title + ". Click a patch.", visitor.patch)
-    if curves is None:
-        verdict, picture = words.measuring(found, visitor.target, visitor.target_name), gr.skip()
-    else:
+    if curves is not None:
         verdict, picture = measured(visitor, controls, curves, found)
+    elif visitor.doubt is not None:  # no curve changes it
+        verdict, picture = words.no_verdict(visitor.doubt), gr.skip()
+    else:
+        verdict, picture = words.measuring(found, visitor.target, visitor.target_name), gr.skip()
     return [verdict, bars, panels, picture, _inspector(visitor, controls, latents)]
 
 
