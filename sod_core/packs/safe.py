@@ -3,7 +3,8 @@
 A pickle may call any function and claim any size. So every pickle is walked through here first, by a reader that knows
 few operations and few names and refuses all others. The pickled `.npy` files are read by that walk alone. Checkpoints
 are walked through without their data and then read by `torch.load(weights_only=True)`: torch alone runs no code from
-them either, but allocates whatever they ask for.
+them either, but allocates whatever they ask for. What its reader does not know of pickle, newer protocols above
+all, the walk reads itself.
 """
 
 from __future__ import annotations
