@@ -55,12 +55,12 @@ def _moving(visitor: Visitor, controls: Controls) -> list:
     title = f"Where the {shown_class} features (experts) fire" if latent is None else f"Where latent {latent} fires"
     bars = figures.prediction_bars(names, found, visitor.target)
     panels = overlays.heat_panels(heat, visitor.pack.shape.grid, title + ". Click a patch.", visitor.patch)
-    if curves is None and visitor.doubt is None:
-        verdict, picture = words.measuring(found, visitor.target, visitor.target_name), gr.skip()
-    elif curves is None:  # no curve changes it
+    if curves is not None:
+        verdict, picture = measured(visitor, controls, curves, found)
+    elif visitor.doubt is not None:  # no curve changes it
         verdict, picture = words.no_verdict(visitor.doubt), gr.skip()
     else:
-        verdict, picture = measured(visitor, controls, curves, found)
+        verdict, picture = words.measuring(found, visitor.target, visitor.target_name), gr.skip()
     return [verdict, bars, panels, picture, _inspector(visitor, controls, latents)]
 
 
