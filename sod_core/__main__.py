@@ -12,7 +12,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  told before an older Python meets
 
 from .build import command as build
 from .erase import command as erase
-from .machine import environment
+from .machine import sentences
 from .packs import command as packs
 from .restore import command as restore
 from .unlearn import command as unlearn
@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns 0, or 2 for what the user can mend (one line on standard error)."""
-    environment.say_everything()
+    sentences.say_everything()
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
@@ -39,12 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("sod_core"):
             raise
-        print(f"sod_core {options.verb}: {environment.not_installed(error)}", file=sys.stderr)
+        print(f"sod_core {options.verb}: {sentences.not_installed(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:  # PackError, ImageError and ours are ValueErrors with one sentence each
-        print(f"sod_core {options.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"sod_core {options.verb}: {sentences.said(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -405,6 +405,9 @@ def test_what_diffusers_corrects_while_it_loads_is_corrected():
         ({"_class_name": "DDPMScheduler", "beta_schedule": "sigmoid"}, "sigmoid"),
         ({"_class_name": "DDIMScheduler", "beta_end": float("nan")}, "no noise schedule"),
         ({"_class_name": "DDIMScheduler", "num_train_timesteps": "many"}, "make no scheduler"),
+        ({"_class_name": "DDIMScheduler", "num_train_timesteps": 0}, "from 1 to"),
+        ({"_class_name": "DDIMScheduler", "num_train_timesteps": 10**9}, "from 1 to"),
+        ({"_class_name": "DDIMScheduler", "trained_betas": [], "rescale_betas_zero_snr": True}, "make no scheduler"),
         ({"_class_name": "DDIMScheduler", "timestep_spacing": "odd"}, "make no scheduler"),
         ({"_class_name": "DDIMScheduler", "trained_betas": [0.1], "num_train_timesteps": 9}, "no noise schedule"),
         ({}, "without a name"),
@@ -478,17 +481,117 @@ def integers(tensors):
     return tensors | {name: tensors[name].to(torch.int8)}
 
 
+def other_shape(tensors):
+    name = next(iter(tensors))
+    return tensors | {name: torch.zeros(3, 3, 3)}
+
+
 @pytest.mark.parametrize("name", ["unet", "vae", "text_encoder"])
 @pytest.mark.parametrize(
     ("edit", "said"),
-    [(extra, "lora_A"), (one_less, "lack"), (not_finite, "not finite"), (integers, "as I8")],
-    ids=("left over", "missing", "not finite", "integers"),
+    [
+        (extra, "lora_A"),
+        (one_less, "lack"),
+        (not_finite, "not finite"),
+        (integers, "as I8"),
+        (other_shape, "other shapes than its config.json"),
+    ],
+    ids=("left over", "missing", "not finite", "integers", "shapes"),
 )
 def test_weights_are_read_whole_or_refused(folder, name, edit, said):
     rewrite(weights(folder, name), edit)
     with pytest.raises(ValueError, match=said) as caught:
         diffusion.load(folder)
     assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def shard(folder, name: str, more: dict | None = None) -> None:
+    """Divides a part's weights into two files and an index, which does not name `more`."""
+    path = weights(folder, name)
+    tensors, named = load_file(path), {}
+    for number in (1, 2):
+        held = {key: tensors[key] for key in sorted(tensors)[number - 1 :: 2]}
+        file = f"{path.stem}-{number:05}-of-00002.safetensors"
+        save_file(held | (more or {}), path.with_name(file), {"format": "pt"})
+        named |= dict.fromkeys(held, file)
+        more = None
+    path.with_name(f"{path.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": named}))
+    path.unlink()
+
+
+@pytest.mark.parametrize("name", ["unet", "text_encoder"])
+def test_shards_are_read_whole_or_refused(folder, name):
+    shipped, whole = before(folder), weights(folder, name)
+    kept = shutil.copy(whole, folder / "kept")
+    shard(folder, name)
+    assert np.array_equal(before(folder), shipped)
+    shutil.copy(kept, whole)
+    with pytest.raises(ValueError, match="whole and in shards"):
+        diffusion.load(folder)
+    shard(folder, name, {"conv_in.lora_A.weight": torch.zeros(2)})
+    with pytest.raises(ValueError, match="lora_A.weight, which its index does not name"):
+        diffusion.load(folder)
+    whole.with_name(f"{whole.name}.index.json").unlink()
+    with pytest.raises(ValueError, match="index.json is missing"):
+        diffusion.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
+        (b"", "is empty"),
+        (b"<html>", "web page"),
+    ],
+)
+def test_what_is_there_in_place_of_weights_is_named(folder, content, said):
+    weights(folder, "unet").write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        diffusion.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda place: (place / "tokenizer.json").unlink(), "has no words"),
+        (lambda place: (place / "tokenizer.json").write_text("<html>"), "cannot be loaded"),
+        (lambda place: (place / "tokenizer_config.json").unlink(), "tokenizer_config.json is missing"),
+        (lambda place: change(place / "tokenizer_config.json", model_max_length=10**30), "model_max_length"),
+        (lambda place: change(place / "tokenizer_config.json", model_max_length=25), "reads 24"),
+    ],
+    ids=("words", "damaged", "settings", "no length", "too long"),
+)
+def test_a_tokenizer_is_read_whole_or_refused(folder, spoil, said):
+    """transformers would make up one without words, which draws another picture."""
+    spoil(folder / "tokenizer")
+    with pytest.raises(ValueError, match=said) as caught:
+        diffusion.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_of_fewer_words_is_another_models(folder):
+    path = folder / "tokenizer" / "tokenizer.json"
+    found = json.loads(path.read_text())
+    words = found["model"]["vocab"]
+    words["<|endoftext|>"] = words.pop("z</w>")  # so that the numbers still have no gap
+    found["added_tokens"] = [word for word in found["added_tokens"] if word["content"] in words]
+    for word in found["added_tokens"]:
+        word["id"] = words[word["content"]]
+    path.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="tokenizer knows .* another model's"):
+        diffusion.load(folder)
+
+
+def test_a_part_that_is_not_read_is_refused(folder):
+    change(folder / "model_index.json", controlnet=["diffusers", "ControlNetModel"])
+    with pytest.raises(ValueError, match="'controlnet'"):
+        diffusion.load(folder)
+
+
+def test_a_unet_that_does_not_say_its_size_is_refused(folder):
+    change(folder / "unet" / "config.json", sample_size=None)
+    with pytest.raises(ValueError, match="sample_size"):
+        diffusion.load(folder)
 
 
 def test_what_a_text_encoder_never_reads_is_passed_over(folder):
@@ -506,6 +609,8 @@ def test_what_a_text_encoder_never_reads_is_passed_over(folder):
         "pytorch_lora_weights.safetensors",
         "learned_embeds.safetensors",
         "unet/pytorch_lora_weights.safetensors",
+        "unet/pytorch_lora_weights.bin",
+        "unet/pytorch_attn_procs.bin",
         "text_encoder/adapter_config.json",
     ],
 )

@@ -19,8 +19,8 @@ import httpx
 import pytest
 from conftest import ROOT, serving
 
-from sod_core.machine import devices, environment
-from sod_core.packs import hub
+from sod_core.machine import devices, environment, sentences
+from sod_core.packs import find, hub
 from sod_core.packs.errors import PackError
 from sod_core.packs.hub import HubFile
 
@@ -74,8 +74,14 @@ def free_port() -> int:
         *(("HF_ENDPOINT", address) for address in ("huggingface.co", "ftp://x", "https://")),
         ("GRADIO_NUM_PORTS", "many"),
         ("GRADIO_NUM_WORKERS", ""),
+        ("GRADIO_DEFAULT_CONCURRENCY_LIMIT", "abc"),
+        ("GRADIO_ANALYTICS_CACHE_FREQUENCY", "often"),
+        *(("GRADIO_ROOT_PATH", path) for path in ("app", "a path", "https:/x", "ftp://x/app")),
         ("GRADIO_TEMP_DIR", "/proc/nowhere"),
         ("SSL_CERT_FILE", "/nowhere.pem"),
+        ("SSL_CERT_FILE", str(ROOT / "LICENSE")),
+        ("SSLKEYLOGFILE", "/nowhere/keys"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "ten"),
         ("WORLD_SIZE", "two"),
     ],
 )
@@ -153,6 +159,46 @@ def test_without_a_proxy_nothing_is_set(clean):
     clean(GRADIO_SERVER_PORT=str(free_port()))
     environment.prepare()
     assert not [name for name in os.environ if name.lower() == "no_proxy"]
+
+
+def test_a_blank_proxy_is_none(clean, caplog):
+    clean(HTTPS_PROXY=" ", GRADIO_SERVER_PORT=str(free_port()))
+    environment.prepare()
+    assert "HTTPS_PROXY" not in os.environ and not caplog.text
+    environment.check_network()
+    httpx.Client(verify=False).close()
+
+
+@pytest.mark.parametrize("path", ["/sub/app", "https://example.org/app/", "https://example.org", ""])
+def test_a_root_path_is_taken(clean, path):
+    clean(GRADIO_ROOT_PATH=path, GRADIO_DEFAULT_CONCURRENCY_LIMIT="None", GRADIO_SERVER_PORT=str(free_port()))
+    environment.prepare()
+
+
+def test_a_folder_that_is_gone_is_said(clean, tmp_path, monkeypatch):
+    clean(GRADIO_SERVER_PORT=str(free_port()))
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ValueError, match="started in is gone"):
+        environment.prepare()
+
+
+def test_a_service_without_output_is_served(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    sentences.say_everything()
+    print("to nobody")
+    print("to nobody", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        assert not stream.isatty()
+        stream.close()
+
+
+def test_an_error_of_the_system_is_said_without_its_number():
+    with pytest.raises(OSError) as caught:
+        open("/nowhere/a.json")
+    assert sentences.said(caught.value) == "/nowhere/a.json: No such file or directory"
 
 
 @pytest.mark.parametrize("entry", ["[::1]", "::1/128", "fe80::/10", "[::1]:80", "host:*", "é.fr", "http://[::1"])
@@ -255,7 +301,7 @@ def test_a_device_that_is_not_there_ends_the_app(clean, pack_folder, tmp_path):
 
     shutil.copytree(pack_folder, tmp_path / "peaches")  # no other test has opened it
     clean(SOD_PACKS=str(tmp_path), SOD_DEFAULT_PACK="peaches", SOD_DEVICE="cuda:99")
-    with pytest.raises(SystemExit) as ended, environment.one_sentence("app.py"):
+    with pytest.raises(SystemExit) as ended, sentences.one_sentence("app.py"):
         app.default_pack()
     assert ended.value.code == 2
 
@@ -296,3 +342,17 @@ def test_ctrl_c_ends_quietly():
     pressed = "environment.prepare = lambda: signal.raise_signal(signal.SIGINT)"
     ended = started("import signal", heard, "from sod_core.machine import environment", pressed)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+def test_a_packs_folder_that_may_not_be_looked_at_is_a_warning(clean, caplog, monkeypatch, tmp_path):
+    closed = tmp_path / "closed" / "packs"
+
+    def stat(path, *, follow_symlinks=True, dir_fd=None, real=os.stat):
+        if str(path) == str(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, follow_symlinks=follow_symlinks, dir_fd=dir_fd)
+
+    clean(SOD_PACKS=str(closed), GRADIO_SERVER_PORT=str(free_port()))
+    monkeypatch.setattr(os, "stat", stat)
+    environment.prepare()
+    assert str(closed) in caplog.text and "canvas" in find.folders()

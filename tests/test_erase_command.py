@@ -174,6 +174,15 @@ def test_mistakes_are_one_line(run, erase_folder, tmp_path, options, said) -> No
     assert re.search(said, found.err)
 
 
+def test_statistics_that_cannot_be_written_are_not_drawn(run, folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(concepts, "gather", None)
+    found = run("erase", "statistics", "--pack", folder, "--out", tmp_path)
+    assert found.code == 2 and found.err.count("\n") == 1 and "is a folder" in found.err
+    (tmp_path / "file").touch()
+    found = run("erase", "statistics", "--pack", folder, "--out", tmp_path / "file" / "one.safetensors")
+    assert found.code == 2 and found.err.count("\n") == 1 and str(tmp_path / "file") in found.err
+
+
 def test_a_pack_without_statistics_says_how_to_make_them(run, folder, tmp_path) -> None:
     (folder / "sae" / "statistics.safetensors").unlink()
     call = ["erase", "image", "--pack", folder, "--prompt", "x", "--concept", "dog"]
@@ -206,6 +215,9 @@ def test_what_is_not_read_of_a_long_prompt_is_told(run, erase_folder, tmp_path) 
         (["--factor", "1e30", "--fidelity", "reference"], "beyond all finite numbers"),
         (["--factor", "nan"], "finite number"),
         (["--factor", "inf"], "finite number"),
+        (["--factor", "1e39"], "finite number"),
+        (["--multiplier", "1e300"], "finite number"),
+        (["--prompt", "a \udcff"], "no text"),
         (["--multiplier", "nan"], "finite number"),
         (["--percentile", "nan"], "percentile must be from 0 to 100"),
         (["--percentile", "101"], "percentile must be from 0 to 100"),

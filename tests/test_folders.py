@@ -218,6 +218,16 @@ def test_a_test_part_without_classes_is_none(tmp_path, pack):
     assert open_set(pack, str(tmp_path), None).name == str(tmp_path / "val")
 
 
+def test_held_out_images_without_classes_are_said(tmp_path, pack):
+    """As competitions publish them: the labels are in a table beside."""
+    fill(tmp_path / "train")
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "0.png").write_bytes(png(0, 0))
+    with pytest.raises(ValueError, match="val, which holds no folder of a class"):
+        open_set(pack, str(tmp_path), None)
+    assert len(open_set(pack, str(tmp_path), None, split="train")) == sum(WHOLE)
+
+
 def test_classes_beside_parts_are_refused(read, fruit):
     fill(fruit / "train")
     said = read(fruit).refused
@@ -251,6 +261,8 @@ NO_FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file": (lambda place: (place.rmdir(), place.write_bytes(b"x")), "is a file and no folder"),
     "missing": (lambda place: place.rmdir(), "is no folder"),
     "a folder more": (lambda place: fill(place / "data"), "'data', which holds the classes"),
+    "two folders more": (lambda place: fill(place / "a" / "data"), "'a/data', which holds the classes"),
+    "a divided folder more": (lambda place: fill(place / "a" / "b" / "train"), "'a/b', which holds the classes"),
 }
 
 
@@ -430,6 +442,20 @@ def class_label(*names: str) -> dict:
 def test_a_tables_own_order_of_labels_is_followed(pack, table):
     write_table(table, [0, 1, 2, 2], told=class_label("plum", "Apple", "pear"))
     assert open_set(pack, SOURCE, None).labels.tolist() == [2, 0, 1, 1]
+
+
+def test_a_number_without_a_name_is_of_no_class(pack, table):
+    write_table(table, [0, 1, 2, 2], told=class_label("plum", "apple"))
+    found = open_set(pack, SOURCE, None)
+    assert found.labels.tolist() == [2, 0] and "2 rows of no class" in " ".join(found.notes)
+    write_table(table, [0, 1, 2, 2], told={"class_label": {"names": {"0": "plum", "1": "pear", "2": "apple"}}})
+    assert open_set(pack, SOURCE, None).labels.tolist() == [2, 1, 0, 0]  # as in a data set's card
+
+
+def test_a_column_that_is_there_twice_is_refused(read, table):
+    column = pyarrow.array([0, 1, 2])
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([column] * 3, ["image", "label", "label"]), table)
+    assert "2 columns called 'label'" in read(SOURCE).refused
 
 
 def test_names_of_labels_that_fit_no_class_are_refused(read, table):

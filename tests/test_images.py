@@ -402,3 +402,19 @@ def test_a_file_that_may_not_be_read_is_a_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "read_bytes", no)
     assert "Permission denied" in refused(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xef\xbb\xbf<?xml version='1.0'?><svg/>", "SVG"),
+        (b"%PDF-1.7", "a PDF"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (b"PK\x03\x04", "ZIP"),
+        (b"\0\x05\x16\x07\0\2", "a Mac"),
+    ],
+)
+def test_what_is_no_image_that_is_read_is_named(content, said):
+    assert said in refused(content + b"\0" * 50)

@@ -21,7 +21,7 @@ from sod_core.models import vit as vits
 from sod_core.packs import safe
 from sod_core.packs.hub import HubFile
 from sod_core.restore.pack import Pack
-from sod_core.unlearn import data, random_labels, record, retrain, scrub
+from sod_core.unlearn import data, random_labels, record, retrain, salun, scrub, ssd
 from sod_core.unlearn.data import Source
 from sod_core.unlearn.task import Stop
 from sod_core.worlds.drawn import UNKNOWN
@@ -198,12 +198,30 @@ def test_settings_are_typed_by_their_field():
         ("lr=nan", "no finite number"),
         ("stop.steps=0", "steps and every must be above 0"),
         ("=3", "no setting ''"),
+        ("temperature=0", "temperature='0' is no temperature"),
+        ("opening=-1", "opening='-1' is below 0"),
+        ("lr=-1", "lr='-1' is below 0"),
     ],
 )
 def test_a_wrong_setting_is_one_line(run, options, text, says):
     with pytest.raises(ValueError, match=says.replace("(", r"\(")):
         record.changed(scrub.Settings(), text)
     assert_one_line(run(*arguments(options | {"--method": "scrub", "--set": text})), says)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text", "says"),
+    [
+        (salun.Settings(), "salient_share=-1", "from 0 to 1"),
+        (salun.Settings(), "saliency_batches=0", "is none"),
+        (ssd.Settings(), "batches=0", "is none"),
+        (retrain.Settings(), "recipe.steps=0", "is none"),
+        (scrub.Settings(opening=0, max_steps=0), "min_steps=0", "needs a step"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(settings, text, says):
+    with pytest.raises(ValueError, match=says):
+        record.changed(settings, text)
 
 
 @pytest.mark.parametrize("settings", [random_labels.Settings(lr=2.0), retrain.Settings(), scrub.Settings(batch=3)])

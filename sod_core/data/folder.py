@@ -21,7 +21,10 @@ from .pictures import Pictures, counted, some
 
 TRAIN = ("train", "training")
 HELD_OUT = ("val", "valid", "validation", "test", "testing")
-WASTE = ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information", "lost+found")
+WASTE = (
+    *("__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "#recycle", "lost+found"),
+    "system volume information",
+)
 """What systems leave in folders, besides names that begin with a dot."""
 WHAT = "--data is canvas, a folder with a folder of images for each class, or hub:user/dataset/file.parquet"
 
@@ -88,6 +91,12 @@ def _place(folder: Path, names: Names, use: Sequence[str], split: str | None) ->
     if len(fitting) > 1:
         fitting = [path for path in fitting if _holds_classes(path, names)]
     if not fitting:
+        flat = [path.name for path in inside if path not in parts and _called(path) in use]
+        if flat:
+            raise ValueError(
+                f"{folder} has {known} and {flat[0]}, which holds no folder of a class: sort its images into such "
+                "folders, or say with --split which part to use"
+            )
         wanted = "to train on" if use is TRAIN else "held out"
         raise ValueError(f"{folder} is divided into {known}, none of which is {wanted}: say with --split which to use")
     if len(fitting) > 1:
@@ -142,9 +151,20 @@ def _check_stranger(place: Path, path: Path, contents: _Contents, names: Names) 
     is_empty = not contents.others and path.suffix.lower() not in images.SUFFIXES
     if not contents.pictures and not is_empty:
         return
-    if _holds_classes(path, names):
-        raise ValueError(f"{place} has a folder {path.name!r}, which holds the classes: give that folder")
+    deeper = _with_classes(path, names)
+    if deeper is not None:
+        raise ValueError(f"{place} has a folder {_name(place, deeper)!r}, which holds the classes: give that folder")
     raise ValueError(f"{place} has a folder {path.name!r}, {names.stranger(path.name)}")
+
+
+def _with_classes(folder: Path, names: Names, levels: int = 4) -> Path | None:
+    """The folder itself or the first one below it, so many levels down, that holds classes or parts with classes."""
+    inside = [path for path in _entries(folder) if os.path.isdir(path)]
+    parts = [path for path in inside if _is_part(path, names)]
+    if _holds_classes(folder, names) or any(_holds_classes(part, names) for part in parts):
+        return folder
+    below = (_with_classes(path, names, levels - 1) for path in inside if levels > 1)
+    return next((found for found in below if found is not None), None)
 
 
 def _walk(folder: Path) -> _Contents:

@@ -37,10 +37,19 @@ OVERSHOOT = 1.1
 DARKEST = 16
 """The largest value of an image of floats from 0 to 255 is at least this, or nobody can tell."""
 _NO_IMAGES = {
+    b"<svg": "a drawing (SVG): save it as PNG",
+    b"%PDF": "a PDF: save its pictures as PNG",
+    b"\xff\x0a": "JPEG XL: save it as PNG or JPEG",
+    b"\0\0\0\x0cJXL ": "JPEG XL: save it as PNG or JPEG",
+    b"\0\0\0\x0cjP  ": "JPEG 2000: save it as PNG or JPEG",
+    b"PK\x03\x04": "a ZIP archive: unpack it",
+    b"\0\x05\x16\x07": "what a Mac stores beside a file: leave it out",
     b"<": "a web page or another text: download it again",
     b"{": "a text, maybe a server's answer: download it again",
     b"version https://git-lfs": "a Git LFS pointer: fetch what it stands for with `git lfs pull`",
 }
+_HEIF = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
+"""Of a file's first bytes, from the fifth on. AVIF, which is read, may begin with the last two as well."""
 
 
 class ImageError(ValueError):
@@ -167,6 +176,10 @@ def _no_image(content: bytes) -> str:
     if not content:
         return "this file is not an image: it is empty"
     start = content[:200].removeprefix(b"\xef\xbb\xbf").lstrip()
+    if content[4:12] in _HEIF:
+        return "this file is not an image that can be read but HEIC: save it as JPEG"
+    if b"<svg" in content[:2000]:
+        start = b"<svg"
     for begin, what in _NO_IMAGES.items():
         if start.startswith(begin):
             return f"this file is not an image but {what}"

@@ -46,6 +46,8 @@ class Table:
             for name in (self._image, label):
                 if name not in there:
                     raise KeyError(name)
+                if there.count(name) > 1:
+                    raise ValueError(f"{self.path.name} has {there.count(name)} columns called {name!r}: leave one")
             values = file.read(columns=[label])[label].to_pylist()
         except KeyError as error:
             raise ValueError(
@@ -61,10 +63,10 @@ class Table:
         self._starts = np.cumsum([0, *rows])
         return file, values
 
-    def _label(self, row: int, value: Any, told: list[str] | None, names: Names) -> int:
+    def _label(self, row: int, value: Any, told: list[str | None] | None, names: Names) -> int:
         is_number = isinstance(value, int) and not isinstance(value, bool)
-        if is_number and told is not None and 0 <= value < len(told):
-            value, is_number = told[value], False
+        if is_number and told is not None:  # a number without a name is of no class, whatever the pack's order is
+            value, is_number = (told[value] if 0 <= value < len(told) else None) or value, False
         if is_number and 0 <= value < len(names.classes):
             return value
         if isinstance(value, str):
@@ -111,15 +113,15 @@ def read(path: Path, image: str, label: str, names: Names, place: str) -> Pictur
     return Pictures(table.labels, table.read, [path], place, strangers=list(table.strangers.values()))
 
 
-def _told(file: ParquetFile, label: str) -> list[str] | None:
+def _told(file: ParquetFile, label: str) -> list[str | None] | None:
     """The names of the label's numbers, which `datasets` keeps in the file; None where it has none, or only digits."""
     try:
         features = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])["info"]["features"]
-        found = features[label]["names"]
-    except (KeyError, TypeError, ValueError, RecursionError):
+        found = features[label].get("class_label", features[label])["names"]
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return None
     if isinstance(found, dict):  # {"0": "cat"}, as in the data set's card
         found = [found.get(str(number)) for number in range(len(found))]
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+    if not isinstance(found, list) or not all(name is None or isinstance(name, str) for name in found):
         return None
     return None if found == [str(number) for number in range(len(found))] else found

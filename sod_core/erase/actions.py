@@ -94,13 +94,16 @@ def statistics(options: argparse.Namespace) -> None:
         if entry.statistics is None:
             raise ValueError(f"pack {pack.manifest.name} names no statistics for {id}; give --out FILE")
         out = pack.manifest.path(entry.statistics).with_suffix(".safetensors")
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder: give the name of a file in it")
+    out.parent.mkdir(parents=True, exist_ok=True)  # before the drawing, which takes long
     steps, guidance = _sampling(pack, options)
     prompts = drawings.statistics_prompts(pack, options.seeds)
     (found,) = concepts.gather(
         pack.pipeline(), pack.manifest.hook_point, [pack.sae(id)], prompts, steps, guidance, entry.residual, _told
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    erase_pack.write_statistics(found, out)
+    with files.whole(out) as part:
+        erase_pack.write_statistics(found, part)
     print(f"{out}: {len(found.names)} concepts, {steps} steps, {int(found.counts[0])} images each")
 
 

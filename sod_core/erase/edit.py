@@ -9,7 +9,6 @@ method says; `Eraser` has both formulas.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,8 @@ from ..sparse.topk import TopKSAE
 
 Fidelity = Literal["exact", "reference"]
 FIDELITIES: tuple[Fidelity, ...] = ("exact", "reference")
+LARGEST = 3e38
+"""A scale beyond it is infinite in float32."""
 TINY = 1e-8
 """Added to every denominator, as the released code does."""
 
@@ -113,8 +114,8 @@ class Settings:
             raise ValueError(f"the start step must be 0 or later, not {self.start_step}")
         if self.concepts and (self.factor is None) == (self.multiplier is None):
             raise ValueError("give either a factor or a multiplier, one of the two")
-        if not all(math.isfinite(scale) for scale in (self.factor, self.multiplier) if scale is not None):
-            raise ValueError("the factor or multiplier must be a finite number")
+        if not all(abs(scale) <= LARGEST for scale in (self.factor, self.multiplier) if scale is not None):
+            raise ValueError(f"the factor or multiplier must be a finite number of at most {LARGEST:.0g}")
         if self.beta and self.multiplier is None:
             raise ValueError("beta scaling is a multiple of a norm: give it a multiplier, not a factor")
 

@@ -15,10 +15,8 @@ import os
 import re
 import shutil
 import socket
-import sys
+import ssl
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -31,11 +29,13 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 """In any case; the HTTP client behind Gradio and the hub reads all of them whenever it is made."""
 HERE = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 """Hosts that no proxy reaches: Gradio calls itself once it has started."""
+MAY_BE_NONE = ("GRADIO_DEFAULT_CONCURRENCY_LIMIT",)
 WHOLE_NUMBERS = (
     *("GRADIO_NUM_PORTS", "GRADIO_NUM_WORKERS", "GRADIO_NODE_SERVER_PORT", "GRADIO_NODE_NUM_PORTS"),
-    *("GRADIO_DEBUG", "GRADIO_ANALYTICS_MAX_EVENTS"),
+    *("GRADIO_DEBUG", "GRADIO_ANALYTICS_MAX_EVENTS", "GRADIO_ANALYTICS_CACHE_FREQUENCY", *MAY_BE_NONE),
+    *("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"),
 )
-"""Gradio's own, which it reads with int()."""
+"""Gradio's own and the hub client's, which they read with int()."""
 
 _set_aside: dict[str, str] = {}
 """Proxies that were taken out of the environment, since no HTTP client can be made while they are there."""
@@ -199,15 +199,20 @@ def prepare() -> Address:
 
     Raises ValueError, with one sentence, for a setting that can only be wrong.
     """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ValueError("the folder that this was started in is gone: change to one that is there") from error
     device(), memory_gb(), most_upload_bytes(), processes()
     found = address()
     for name in WHOLE_NUMBERS:
         _whole_number(name)
+    _check_root_path()
     _check_certificates()
     _check_hub()
     _temporary_folder()
     for folder in packs():
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # unlike Path.is_dir: no error where one may not look
             log.warning("SOD_PACKS names a folder that is not there: %s", folder)
     if os.environ.get("SOD_ALLOW_UPLOADS", "0") not in ("", "0", "1"):
         log.warning("SOD_ALLOW_UPLOADS is not 1: visitors may not bring checkpoints")
@@ -223,10 +228,19 @@ def prepare() -> Address:
 
 def _whole_number(name: str) -> None:
     text = os.environ.get(name, "0")
+    if name in MAY_BE_NONE and text.lower() in ("", "none"):
+        return
     try:
         int(text)
     except ValueError:
         raise ValueError(f"{name}={text!r} is no whole number: correct it, or unset it") from None
+
+
+def _check_root_path() -> None:
+    """Raises ValueError for a GRADIO_ROOT_PATH with which no page could be made."""
+    text = os.environ.get("GRADIO_ROOT_PATH", "")
+    if text and not re.fullmatch(r"(https?://[^\s/]+)?(/\S*)?", text):
+        raise ValueError(f"GRADIO_ROOT_PATH={text!r} is no path of a page: it begins with / or https://, or unset it")
 
 
 def _check_certificates() -> None:
@@ -235,6 +249,17 @@ def _check_certificates() -> None:
         path = os.environ.get(name)
         if path and not exists(path):
             raise ValueError(f"{name}={path!r} is not there: correct it, or unset it")
+    if not (os.environ.get("SSL_CERT_FILE") or os.environ.get("SSLKEYLOGFILE")):
+        return
+    try:
+        ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or None)  # writes to SSLKEYLOGFILE
+    except ssl.SSLError as error:
+        raise ValueError(
+            f"SSL_CERT_FILE={os.environ.get('SSL_CERT_FILE')!r} holds no certificates: unset it"
+        ) from error
+    except OSError as error:
+        path = os.environ.get("SSLKEYLOGFILE")
+        raise ValueError(f"SSLKEYLOGFILE={path!r} cannot be written: correct it, or unset it") from error
 
 
 def _check_hub() -> None:
@@ -290,7 +315,11 @@ def check_network() -> None:
 
 
 def _proxies() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.lower() in PROXIES and value}
+    """Variable -> value of every proxy; spaces alone are none, and go, since the HTTP client would read them."""
+    found = {name: value for name, value in os.environ.items() if name.lower() in PROXIES and value}
+    for name in [name for name, value in found.items() if value.isspace()]:
+        del os.environ[name], found[name]
+    return found
 
 
 def _unusable_proxies() -> dict[str, str]:
@@ -343,43 +372,3 @@ def _bare(entry: str) -> str:
 
 def _readable(entry: str) -> bool:
     return entry.isascii() and (_is_ipv6(entry) or re.fullmatch(r"([a-z]+://)?[^:\[\]]*(:\d+)?", entry) is not None)
-
-
-# ---------------------------------------------------------------- one sentence
-
-
-@contextmanager
-def one_sentence(program: str) -> Iterator[None]:
-    """Inside the `with`, what a user can mend ends the process with status 2 and one line on standard error.
-
-    Ctrl-C ends it quietly. What else goes wrong is a defect, and keeps its traceback.
-    """
-    say_everything()
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except ImportError as error:
-        if (error.name or "").startswith("sod_core"):
-            raise
-        _end(program, not_installed(error))
-    except (ValueError, OSError) as error:
-        _end(program, str(error))
-
-
-def not_installed(error: ImportError) -> str:
-    """A sentence for a package that is not there, or not as it should be."""
-    what = f"{error.name} is not installed" if isinstance(error, ModuleNotFoundError) else str(error)
-    return f"{what}: `make run` installs what is needed, or `pip install -r requirements.txt`"
-
-
-def say_everything() -> None:
-    """Names that the terminal's encoding lacks (in the locale C) are written in escapes, in place of an error."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _end(program: str, sentence: str) -> None:
-    print(f"{program}: {' '.join(sentence.split())}", file=sys.stderr)
-    sys.exit(2)

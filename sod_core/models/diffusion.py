@@ -8,6 +8,7 @@ diffusers is imported where it is used, for it takes seconds.
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 import threading
 import weakref
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 FOLDERS = (*parts.PARTS, "tokenizer", "tokenizer_2", "scheduler")
+NOT_ASKED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts that are left out, since nothing here asks them."""
 TURN = 0.2
 """Seconds between looks at `cancel` while another run has the pipeline."""
 
@@ -71,12 +74,13 @@ def load(
 
     for library in (diffusers, transformers):  # what goes wrong raises; the rest is not for users
         library.utils.logging.disable_progress_bar()
-        library.utils.logging.set_verbosity_error()
+        library.utils.logging.set_verbosity(logging.CRITICAL)
     folder = _folder(source, download)
     index = parts.index(folder)
     kind = index.get("_class_name")
     if kind not in PIPELINES:
-        raise ValueError(f"{source} is a {kind}; erase works on {' and '.join(PIPELINES)}")
+        raise ValueError(f"{source} is a {kind or 'pipeline without a name'}; erase works on {' and '.join(PIPELINES)}")
+    parts.refuse_others(index, (*FOLDERS, *NOT_ASKED))
     with _loading:
         pipeline = getattr(diffusers, kind)(**_components(folder, index, large=kind == PIPELINES[1]))
     pipeline.set_progress_bar_config(disable=True)
@@ -125,9 +129,10 @@ def _tokenizer(folder: Path, index: dict[str, Any], name: str) -> Any:
         raise ValueError(f"the pipeline's {name} is a {library}.{kind}; CLIPTokenizer can be read")
     if not (folder / name).is_dir():
         raise ValueError(f"the pipeline's {name} is missing: there is no {folder / name}")
+    parts.refuse_made_up(folder / name)
     try:
         return transformers.CLIPTokenizer.from_pretrained(str(folder / name), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the tokenizers' library raises no narrower kind for a damaged file
         raise ValueError(f"{folder / name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
 
 
@@ -243,6 +248,8 @@ class Order:
     def __post_init__(self):
         if not self.prompts or len(self.prompts) != len(self.seeds):
             raise ValueError(f"one seed a prompt: there are {len(self.prompts)} prompts and {len(self.seeds)} seeds")
+        if any("\ud800" <= letter <= "\udfff" for prompt in self.prompts for letter in prompt):
+            raise ValueError("the prompt holds bytes that are no text: give it in UTF-8")
         if self.steps < 1:
             raise ValueError(f"at least one denoising step is needed, not {self.steps}")
         if not (math.isfinite(self.guidance) and self.guidance >= 0):

@@ -10,25 +10,29 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from ..data.names import Names
+
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer as ViT
 
 
-def parse(text: str, classes: Sequence[str]) -> list[int]:
+def parse(text: str, classes: Names | Sequence[str]) -> list[int]:
     """ "car,boat,..." (with quotes around a name that has a comma) -> [classes]: the class that each row stands for.
 
     Every class of the pack has to be named once. Raises ValueError.
     """
-    names = [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
-    unknown = next((name for name in names if name not in classes), None)
+    names = Names.of(classes)
+    said = next(csv.reader([text], skipinitialspace=True), [])
+    unknown = next((name.strip() for name in said if names.meant(name) is None), None)
     if unknown is not None:
-        raise ValueError(f"the label order names {unknown!r}; the classes are {', '.join(classes)}")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    lacking = [name for name in classes if name not in names]
+        raise ValueError(f"the label order names {unknown!r}; the classes are {', '.join(names.classes)}")
+    order = [label for name in said if (label := names.meant(name)) is not None]
+    twice = next((names.classes[number] for number in order if order.count(number) > 1), None)
+    lacking = [name for number, name in enumerate(names.classes) if number not in order]
     if twice is not None or lacking:
         what = f"lacks {', '.join(lacking)}" if twice is None else f"names {twice} more than once"
         raise ValueError(f"the label order {what}; name every class once, in the order of the model's outputs")
-    return [classes.index(name) for name in names]
+    return order
 
 
 def text(names: Sequence[str]) -> str:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..packs import recognise
+
 log = logging.getLogger(__name__)
 
 
@@ -37,7 +39,9 @@ PARTS = {
 }
 VARIANTS = ("fp16", "bf16")
 """Which is read where the plain weights are not there, first choice first; else the only one there is."""
-BESIDE = re.compile(r"(.*lora.*|adapter_model.*|learned_embeds.*|.*textual_inversion.*)\.(safetensors|bin|pt)", re.I)
+BESIDE = re.compile(
+    r"(.*lora.*|adapter_model.*|.*attn_procs.*|learned_embeds.*|.*textual_inversion.*)\.(safetensors|bin|pt)", re.I
+)
 """Files that change a pipeline without being part of it."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 UNREAD = re.compile(r"(.*\.)?(position_ids|text_projection\.weight)")
@@ -55,13 +59,17 @@ def index(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} describes no pipeline")
+    _refuse_beside(folder)
+    return found
+
+
+def _refuse_beside(folder: Path) -> None:
     for beside in sorted(folder.iterdir()):
         if BESIDE.fullmatch(beside.name):
             raise ValueError(
                 f"{beside} would change the pipeline and is not part of it: fuse it into the weights and save them, "
                 "or take it out of the folder"
             )
-    return found
 
 
 def class_of(index: dict[str, Any], name: str) -> tuple[str, str]:
@@ -70,6 +78,25 @@ def class_of(index: dict[str, Any], name: str) -> tuple[str, str]:
     if not (isinstance(found, list) and len(found) == 2 and all(isinstance(word, str) for word in found)):
         raise ValueError(f"the pipeline's {name} is missing: model_index.json names none")
     return found[0], found[1]
+
+
+def refuse_others(index: dict[str, Any], known: tuple[str, ...]) -> None:
+    """Raises ValueError for a part that the pipeline would have, and that is not read."""
+    for name, found in index.items():
+        if name not in known and isinstance(found, list) and any(found):
+            raise ValueError(
+                f"model_index.json names a part {name!r} ({'.'.join(map(str, found))}), which is not read and may "
+                "change the pipeline: take it out if nothing is lost with it"
+            )
+
+
+def refuse_made_up(tokenizer: Path) -> None:
+    """Raises ValueError for a tokenizer's folder without its words, which transformers would fill with none."""
+    there = {path.name for path in tokenizer.iterdir()}
+    if "tokenizer.json" not in there and not {"vocab.json", "merges.txt"} <= there:
+        raise ValueError(f"{tokenizer} has no words: tokenizer.json is missing, or vocab.json and merges.txt")
+    if "tokenizer_config.json" not in there:
+        raise ValueError(f"{tokenizer} does not say how texts are filled up: tokenizer_config.json is missing")
 
 
 def read(folder: Path, index: dict[str, Any], name: str) -> nn.Module:
@@ -84,6 +111,7 @@ def read(folder: Path, index: dict[str, Any], name: str) -> nn.Module:
     if not (place / "config.json").is_file():
         raise ValueError(f"the pipeline's {name} is missing: there is no {place / 'config.json'}")
     _refuse_quantised(place)
+    _refuse_beside(place)
     variant = _variant(place, part.stem)
     options = {"low_cpu_mem_usage": False} if library == "diffusers" else {}
     try:
@@ -97,6 +125,8 @@ def read(folder: Path, index: dict[str, Any], name: str) -> nn.Module:
             **options,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if "mismatch" in str(error):
+            raise ValueError(f"the weights in {place} have other shapes than its config.json says") from error
         raise ValueError(f"{place} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     _refuse_half_read(place, told, kind)
     _refuse_not_finite(place, model)
@@ -108,7 +138,7 @@ def _variant(place: Path, stem: str) -> str | None:
 
     Raises ValueError where there are none, or only pickles, or others that would change these.
     """
-    form = re.compile(rf"{stem}(?:\.(\w+))??(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors")
+    form = re.compile(rf"{stem}(?:\.(\w+))??(-\d+-of-\d+)?(?:\.(\w+))?\.safetensors")
     files = sorted(place.glob("*.safetensors"))
     fits = {file: form.fullmatch(file.name) for file in files}
     for file, fit in fits.items():
@@ -117,7 +147,7 @@ def _variant(place: Path, stem: str) -> str | None:
                 f"{file} is none of the weights that are read ({stem}.safetensors): if it belongs to them, fuse it "
                 "into them; if not, take it out of the folder"
             )
-        _refuse_integers(file)
+    held = {file: _keys(file) for file in files}
     if not files:
         pickles = sorted((*place.glob("*.bin"), *place.glob("*.pt"), *place.glob("*.ckpt")))
         if pickles:
@@ -125,14 +155,37 @@ def _variant(place: Path, stem: str) -> str | None:
                 f"{pickles[0]} is a pickle, which can run code when it is read; convert it to .safetensors first"
             )
         raise ValueError(f"{place} has no weights: {stem}.safetensors is missing")
-    there = {fit[1] or fit[2] for fit in fits.values() if fit}
-    if None in there:
-        return None
-    found = next((name for name in VARIANTS if name in there), None) or (there.pop() if len(there) == 1 else None)
-    if found is None:
-        raise ValueError(f"{place} has weights of several kinds ({', '.join(sorted(there))}): leave one")
-    log.info("%s: the weights are there as %s only", place, found)
+    kinds = {file: fit[1] or fit[3] for file, fit in fits.items() if fit}
+    there = set(kinds.values())
+    found = next((name for name in (None, *VARIANTS) if name in there), kinds[files[0]])
+    if found not in (None, *VARIANTS) and len(there) > 1:
+        raise ValueError(f"{place} has weights of several kinds ({', '.join(sorted(map(str, there)))}): leave one")
+    chosen = [file for file, kind in kinds.items() if kind == found]
+    shards = [file for file in chosen if (fit := fits[file]) and fit[2]]
+    if shards and shards != chosen:
+        raise ValueError(f"{place} holds the weights whole and in shards ({shards[0].name}): leave one of the two")
+    if shards:
+        _refuse_unnamed(place, {file: held[file] for file in shards}, stem)
+    if found is not None:
+        log.info("%s: the weights are there as %s only", place, found)
     return found
+
+
+def _refuse_unnamed(place: Path, shards: dict[Path, set[str]], stem: str) -> None:
+    """Raises ValueError for weights in shards that no index names: they would not be read."""
+    named: dict[str, set[str]] = {}
+    for path in sorted(place.glob(f"{stem}*.index*.json")):
+        try:
+            for key, file in json.loads(path.read_text(encoding="utf-8"))["weight_map"].items():
+                named.setdefault(file, set()).add(key)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path} cannot be read as an index of shards ({type(error).__name__})") from error
+    if not named:
+        raise ValueError(f"the weights in {place} are in shards, and {stem}.safetensors.index.json is missing")
+    for file, keys in shards.items():
+        over = sorted(keys - named.get(file.name, set()))
+        if over:
+            raise ValueError(f"{file} holds {_some(over)}, which its index does not name: save the weights again")
 
 
 def _refuse_quantised(place: Path) -> None:
@@ -148,11 +201,15 @@ def _refuse_quantised(place: Path) -> None:
         raise ValueError(f"{place} holds an adapter (adapter_config.json): merge it into the weights and save them")
 
 
-def _refuse_integers(file: Path) -> None:
-    """Raises ValueError for weights that are no floats: they need scales, which nobody would apply."""
+def _keys(file: Path) -> set[str]:
+    """The names of a file's weights. Raises ValueError for weights that are no floats: nobody would apply scales."""
     from safetensors import SafetensorError, safe_open
 
     try:
+        with file.open("rb") as begun:
+            what = recognise.other(begun.read(recognise.HEAD))
+        if what is not None:
+            raise ValueError(f"{file} is {what}")
         with safe_open(file, "pt") as opened:
             kinds = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}
     except (OSError, SafetensorError) as error:
@@ -160,6 +217,7 @@ def _refuse_integers(file: Path) -> None:
     for key, kind in kinds.items():
         if kind not in FLOATS and not key.endswith("position_ids"):
             raise ValueError(f"{file} holds {key} as {kind}, and weights are floats: quantised ones are not read")
+    return set(kinds)
 
 
 def _refuse_half_read(place: Path, told: dict[str, Any], kind: str) -> None:
@@ -205,6 +263,8 @@ def fit_together(unet: Any, vae: Any, encoders: list[tuple[Any, Any]], added: st
         raise ValueError("the UNet projects an adapter's or an image's features (encoder_hid_proj), which erase lacks")
     if getattr(unet, "class_embedding", None) is not None:
         raise ValueError("the UNet reads class labels (class_embed_type), and erase draws from a text alone")
+    if not config.sample_size:
+        raise ValueError("the UNet's config.json does not say sample_size, the size of what it draws")
     if config.addition_embed_type not in (None, "text", added):
         raise ValueError(
             f"the UNet reads {config.addition_embed_type!r} beside the text, and the pipeline gives {added!r}"
@@ -218,4 +278,15 @@ def fit_together(unet: Any, vae: Any, encoders: list[tuple[Any, Any]], added: st
             raise ValueError(
                 f"the tokenizer knows {len(tokenizer)} words and the text encoder {words}: words that were added "
                 "(by textual inversion) have no embedding in its weights"
+            )
+        if len(tokenizer) < words:
+            raise ValueError(
+                f"the tokenizer knows {len(tokenizer)} words and the text encoder {words}: it is another model's, or "
+                "lacks words that were added"
+            )
+        most = encoder.config.max_position_embeddings
+        if tokenizer.model_max_length > most:
+            raise ValueError(
+                f"the tokenizer fills texts up to {tokenizer.model_max_length} words and the text encoder reads {most}:"
+                " correct model_max_length in tokenizer_config.json"
             )

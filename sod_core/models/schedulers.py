@@ -42,6 +42,8 @@ OTHERS_DO = {
 }
 """What a scheduler does that does not know the setting."""
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
+MOST_TIMESTEPS = 100_000
+"""Betas are made one by one: a slip of the pen must not take minutes and all memory."""
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
@@ -82,6 +84,9 @@ def ddim(config: Mapping[str, Any], named: str | None = None, stable_diffusion: 
         settings["set_alpha_to_one"] = False
     if stable_diffusion:
         settings |= {"clip_sample": False, "steps_offset": 1}
+    timesteps = settings["num_train_timesteps"]
+    if isinstance(timesteps, int) and not 1 <= timesteps <= MOST_TIMESTEPS:
+        raise ValueError(f"num_train_timesteps is {timesteps}; it has to be from 1 to {MOST_TIMESTEPS}")
     if settings["prediction_type"] not in PREDICTIONS:
         raise ValueError(
             f"the UNet predicts {settings['prediction_type']!r}, with which DDIM cannot sample; it knows "
@@ -94,7 +99,7 @@ def ddim(config: Mapping[str, Any], named: str | None = None, stable_diffusion: 
         kept = torch.as_tensor(found.alphas_cumprod)
         sound = kept.ndim == 1 and bool(((kept >= 0) & (kept <= 1)).all()) and bool((kept.diff() <= 0).all())
         found.set_timesteps(1)  # refuses an unknown spacing
-    except (TypeError, ValueError, RuntimeError, NotImplementedError, ArithmeticError) as error:
+    except (TypeError, ValueError, LookupError, RuntimeError, NotImplementedError, ArithmeticError) as error:
         raise ValueError(f"its settings make no scheduler ({str(error).splitlines()[0] or error!r})") from error
     if not sound or len(kept) != settings["num_train_timesteps"]:
         raise ValueError("its betas are no noise schedule of num_train_timesteps steps")

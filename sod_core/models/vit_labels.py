@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from ..data.names import Names
 from ..packs.checkpoint import Checkpoint, containers, named
 from ..packs.errors import PackError
+from ..packs.pickles import printable
 from .vit import LAYER_NORM_EPS, ViTShape
 
 _NAMES = (
@@ -32,11 +33,6 @@ _KINDS = ("vit", "deit", "vit_msn")
 """Values of model_type whose ViTs compute the same."""
 
 
-def plain(name: str) -> str:
-    """What two spellings of one class have in common: case, spaces, underscores and hyphens do not count."""
-    return re.sub(r"[\s_-]+", "", name).casefold()
-
-
 def statements(found: Any) -> list[tuple[str, dict]]:
     """(what says so, what it says): the config beside a checkpoint, and every dictionary inside of it."""
     if not isinstance(found, Checkpoint):
@@ -49,60 +45,89 @@ def _inside(found: Any) -> list[tuple[tuple[str, ...], dict]]:
     return list(containers(found)) if isinstance(found, (dict, list, tuple)) else []
 
 
-def row_names(found: Any, rows: int, file: str) -> list[str] | None:
-    """The class of each row of the head as the checkpoint states it, None if it does not. Raises PackError."""
+def row_names(found: Any, names: Names, file: str) -> list[str] | None:
+    """The class of each row of the head as the checkpoint states it, None if it does not. Raises PackError.
+
+    Where nothing has a known key, any list of all classes counts, and any dictionary that numbers them.
+    """
     told: list[str] | None = None
-    for who, said in statements(found):
-        for key in (*_NAMES, *_NUMBERS, *_LISTS):
-            names = _listed(key, said.get(key), rows, f"{file}: {key} of {who}")
-            if names is None:
-                continue
-            if told is not None and list(map(plain, told)) != list(map(plain, names)):
-                raise PackError(f"{file}: {key} of {who} contradicts what else is said of the order of its classes")
-            told = names
+    said_by = statements(found)
+    keyed = [(key, who, said[key]) for who, said in said_by for key in (*_NAMES, *_NUMBERS, *_LISTS) if key in said]
+    for key, who, value in keyed:
+        told = _agreeing(told, _listed(key, value, names, f"{file}: {key} of {who}"), names, f"{file}: {key} of {who}")
+    if told is None:
+        for who, said in said_by:
+            for key, value in said.items():
+                told = _agreeing(told, _all_classes(value, names), names, f"{file}: {printable(str(key))} of {who}")
     return told
 
 
-def _listed(key: str, said: Any, rows: int, what: str) -> list[str] | None:
-    """The names by row; None for what names no classes. Raises PackError for numbers that are not the rows'."""
+def _agreeing(told: list[str] | None, more: list[str] | None, names: Names, what: str) -> list[str] | None:
+    """What both say. Raises PackError."""
+    if told is None or more is None:
+        return told or more
+    for one, other in zip(told, more):
+        if one != other and (names.meant(one) is None or names.meant(one) != names.meant(other)):
+            raise PackError(f"{what} contradicts what else is said of the order of its classes")
+    return told
+
+
+def _numbered(said: Any, by_name: bool) -> dict[str, Any] | None:
+    """{number: name} of what is said, the numbers as text; None for what numbers nothing."""
     if isinstance(said, np.ndarray):
         said = said.tolist()
-    if isinstance(said, dict) and key in _NUMBERS:
-        said = (
-            {number: name for name, number in said.items()} if len(set(map(str, said.values()))) == len(said) else said
-        )
+    unique = isinstance(said, dict) and all(isinstance(number, int | str) for number in said.values())
+    if by_name and unique and len(set(map(str, said.values()))) == len(said):
+        said = {number: name for name, number in said.items()}
     if isinstance(said, dict):
-        numbered = {str(number): name for number, name in said.items()}
-    elif isinstance(said, (list, tuple)):
-        numbered = {str(number): name for number, name in enumerate(said)}
-    else:
+        return {str(number): name for number, name in said.items()}
+    return {str(row): name for row, name in enumerate(said)} if isinstance(said, (list, tuple)) else None
+
+
+def _listed(key: str, said: Any, names: Names, what: str) -> list[str] | None:
+    """The names by row; None for what names no classes. Raises PackError for numbers that are not the rows'."""
+    rows = len(names.classes)
+    numbered = _numbered(said, key in _NUMBERS)
+    if not numbered:
         return None
-    texts = bool(numbered) and all(isinstance(name, str) for name in numbered.values())
+    texts = all(isinstance(name, str) for name in numbered.values())
     if key in _LISTS and not (texts and len(numbered) == rows):
-        return None
+        return _all_classes(said, names)
     if not texts:
-        if not numbered:
-            return None
         raise PackError(f"{what} does not say a name for each number")
-    if all(_GENERIC.fullmatch(name.strip()) for name in numbered.values()):
+    if all(_GENERIC.fullmatch(name.strip()) and names.meant(name) is None for name in numbered.values()):
         return None
     if set(numbered) != {str(row) for row in range(rows)}:
         raise PackError(f"{what} numbers {len(numbered)} classes, and its head has {rows} rows, counted from 0")
     return [numbered[str(row)] for row in range(rows)]
 
 
-def in_order(head: dict[str, Tensor], found: Any, classes: Sequence[str], file: str) -> tuple[dict[str, Tensor], bool]:
-    """Tensors with a row a class, in the order of `classes`; whether that moved any. Raises PackError."""
+def _all_classes(said: Any, names: Names) -> list[str] | None:
+    """The names by row where all classes are listed, or numbered from 0; else None."""
+    rows = len(names.classes)
+    if rows < 2 or not isinstance(said, (dict, list, tuple, np.ndarray)) or len(said) != rows:
+        return None
+    for by_name in (False, True):
+        numbered = _numbered(said, by_name) or {}
+        told = [name for row in range(rows) if isinstance(name := numbered.get(str(row)), str)]
+        if len(told) == rows and {names.meant(name) for name in told} == set(range(rows)):
+            return told
+    return None
+
+
+def in_order(head: dict[str, Tensor], found: Any, names: Names, file: str) -> tuple[dict[str, Tensor], bool]:
+    """Tensors with a row a class, in the order of the classes; whether that moved any. Raises PackError."""
+    classes = names.classes
     rows = len(classes)
-    told = row_names(found, rows, file)
+    told = row_names(found, names, file)
     if told is None:
         return head, False
-    known = {plain(name): number for number, name in enumerate(classes)}
     places: dict[int, int] = {}
     for row, name in enumerate(told):
-        number = classes.index(name) if name in classes else known.get(plain(name))
+        number = names.meant(name)
         if number is None:
-            raise PackError(f"{file} says that row {row} of its head is {name[:80]!r}; known: {', '.join(classes)}")
+            known = f"known: {', '.join(classes)}"
+            raise PackError(f"{file} says that row {row} of its head is {name[:80]!r}; correct the name there, {known}")
         if number in places:
             raise PackError(f"{file} says that rows {places[number]} and {row} of its head are both {name[:80]!r}")
         places[number] = row
@@ -117,6 +142,7 @@ def epsilon(found: Any, shape: ViTShape, file: str) -> float:
         "num_attention_heads": (shape.heads,),
         "qkv_bias": (True,),
         "global_pool": ("token", "cls", "", False),
+        "gp": ("token", "cls", ""),  # the same in the options of timm's training script
         "quantization_config": ({},),
         "model_type": _KINDS,
     }

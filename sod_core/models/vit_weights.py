@@ -1,8 +1,9 @@
 """Foreign names of a ViT's weights to timm's, whatever file they come from.
 
 Understood: Hugging Face transformers 4 (`vit.encoder.layer.0.attention.attention.query`) and 5
-(`vit.layers.0.attention.q_proj`), and timm's own, under any prefix and inside of any containers. What lies beside the
-expected tensors and could change what the model computes is a reason to refuse the file.
+(`vit.layers.0.attention.q_proj`), torchvision (`encoder.layers.encoder_layer_0.self_attention.in_proj_weight`),
+ViT-pytorch (`transformer.encoder.layer.0.attn.query`), and timm's own, under any prefix and inside of any containers.
+What lies beside the expected tensors and could change what the model computes is a reason to refuse the file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..data.names import Names
 from ..packs import checkpoint
 from ..packs.errors import PackError
 from . import vit as vits
@@ -52,12 +54,47 @@ _HF_QKV = {
     "attention.q_proj": "q",
     "attention.k_proj": "k",
     "attention.v_proj": "v",
+    "attn.query": "q",
+    "attn.key": "k",
+    "attn.value": "v",
+}
+_OUTSIDE = {
+    **_HF_OUTSIDE,
+    "fc": "head",
+    # torchvision
+    "class_token": "cls_token",
+    "encoder.pos_embedding": "pos_embed",
+    "conv_proj": "patch_embed.proj",
+    "encoder.ln": "norm",
+    "heads.head": "head",
+    "heads": "head",
+    # ViT-pytorch
+    "embeddings.patch_embeddings": "patch_embed.proj",
+    "encoder.encoder_norm": "norm",
+}
+_BLOCK = {
+    **_HF_BLOCK,
+    # torchvision, newer and older
+    "ln_1": "norm1",
+    "ln_2": "norm2",
+    "self_attention.in_proj": "attn.qkv",
+    "self_attention.out_proj": "attn.proj",
+    "mlp.0": "mlp.fc1",
+    "mlp.3": "mlp.fc2",
+    "mlp.linear_1": "mlp.fc1",
+    "mlp.linear_2": "mlp.fc2",
+    # ViT-pytorch
+    "attention_norm": "norm1",
+    "ffn_norm": "norm2",
+    "attn.out": "attn.proj",
+    "ffn.fc1": "mlp.fc1",
+    "ffn.fc2": "mlp.fc2",
 }
 
 
-_ANCHOR = r"(?:embeddings\.)?cls_token"
+_ANCHOR = r"(?:embeddings\.)?cls_token|class_token"
 """What every ViT here has, and nothing else does."""
-_HEADS = ("head", "classifier", "fc")
+_HEADS = ("head", "classifier", "fc", "heads.head", "heads")
 """What the classifier is called, inside of the ViT or beside it."""
 _MEANINGS = {
     "cls_token": "the width of a token",
@@ -72,7 +109,7 @@ def new_vit(
     shape: ViTShape,
     found: Any,
     file: str,
-    classes: Sequence[str] = (),
+    classes: Names | Sequence[str] = (),
     say: Callable[[str], object] = log.warning,
 ) -> ViT:
     """A ViT with a checkpoint's weights in it, in evaluation mode. Arguments and errors are `load_vit`'s."""
@@ -90,7 +127,7 @@ def load_vit(
     vit: ViT,
     found: Any,
     file: str,
-    classes: Sequence[str] = (),
+    classes: Names | Sequence[str] = (),
     say: Callable[[str], object] = log.warning,
 ) -> None:
     """Puts a checkpoint (a checkpoint.Checkpoint or its contents, whatever its names) into a timm ViT.
@@ -104,9 +141,10 @@ def load_vit(
     if blocks and all(key in state for key in expected):
         raise PackError(f"{file} has more blocks than the {len(vit.blocks)} expected, for example {blocks[0]!r}")
     fitted = weights.fit(state, expected, file, outside, _MEANINGS)
-    if classes:
+    names = Names.of(classes)
+    if names.classes:
         head = {key: fitted[key] for key in ("head.weight", "head.bias")}
-        moved, other = vit_labels.in_order(head, found, classes, file)
+        moved, other = vit_labels.in_order(head, found, names, file)
         fitted |= moved
         if other:
             say(f"{file} says in which order its classes are: the rows of its head were put into the pack's")
@@ -134,7 +172,12 @@ def _state(found: Any, file: str, say: Callable[[str], object]) -> tuple[dict[st
             for kind in ("weight", "bias"):
                 if f"{above}{heads[0]}.{kind}" in outside:
                     state[f"head.{kind}"] = outside.pop(f"{above}{heads[0]}.{kind}")
-    return to_timm(state, file), outside
+    if not any(f"{head}.weight" in state for head in _HEADS):
+        for where, other in checkpoint.state_dicts(found).items():  # a head in a dictionary of its own
+            beside = checkpoint.named(where[:-1]) == model.where.rpartition(".")[0]
+            if where and where[-1] in _HEADS and beside and other.keys() <= {"weight", "bias"}:
+                state |= {f"head.{kind}": value for kind, value in other.items()}
+    return to_timm(state, file), outside | checkpoint.laid_over(found, models, model)
 
 
 HEAD_DIM = 64
@@ -167,21 +210,23 @@ def to_timm(state: dict[str, Tensor], file: str) -> dict[str, Tensor]:
     qkv: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
         name = key
-        block = re.match(r"(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)$", key)
+        block = re.match(
+            r"(?:encoder\.layer|layers|encoder\.layers\.encoder_layer)[._](\d+)\.(.+)[._](weight|bias)$", key
+        )
         if block:
             number, part, kind = block.groups()
             part = part.removeprefix("mlp.") if part.endswith(".dense") else part
             if part in _HF_QKV:
                 qkv.setdefault(f"blocks.{number}.attn.qkv.{kind}", {})[_HF_QKV[part]] = value
                 continue
-            if part in _HF_BLOCK:
-                name = f"blocks.{number}.{_HF_BLOCK[part]}.{kind}"
+            if part in _BLOCK:
+                name = f"blocks.{number}.{_BLOCK[part]}.{kind}"
         else:
             stem, _, kind = key.rpartition(".")
-            if key in _HF_OUTSIDE:
-                name = _HF_OUTSIDE[key]
-            elif stem in _HF_OUTSIDE:
-                name = f"{_HF_OUTSIDE[stem]}.{kind}"
+            if key in _OUTSIDE:
+                name = _OUTSIDE[key]
+            elif stem in _OUTSIDE:
+                name = f"{_OUTSIDE[stem]}.{kind}"
         if name in renamed:
             raise PackError(f"{file} holds {name} twice, under two names")
         renamed[name] = value

@@ -16,7 +16,11 @@ _QUANTISED = re.compile(
 )
 _UNUSED = re.compile(r"(^|\.)(pooler\.dense\.(weight|bias)|position_ids|mask_token)$")
 """What classifying an image never reads: a pooler, the numbers of the positions, what stands for a masked patch."""
-_AROUND = re.compile(r"^(.*\.)?((\w+_)?(criterion|loss|acc|accuracy|metrics?)(_\w+)?)\.", re.IGNORECASE)
+_AROUND = re.compile(
+    r"^(.*\.)?((\w+_)?(criterion|loss|acc|accuracy|metrics?|f1|auc|auroc|precision|recall|conf_?mat|confusion|top[15])"
+    r"(_\w+)?\.|(class|pos|loss|ce)_weights?$)",
+    re.IGNORECASE,
+)
 """What belongs to training: a loss's weights, what a metric has counted."""
 
 
@@ -53,7 +57,19 @@ def fit(
         if not found[key].isfinite().all():
             bad = (~found[key].isfinite()).sum().item()
             raise PackError(f"{file}: {key} holds {bad} values that are no finite numbers (NaN or infinite)")
+    _check_filled(found, file)
     return found
+
+
+def _check_filled(found: dict[str, Tensor], file: str) -> None:
+    """Weights that nothing was ever written to, and those that only say which of others count."""
+    matrices = {key: value for key, value in found.items() if value.ndim > 1 and key.endswith("weight")}
+    matrices.pop("head.weight", None)  # one that names nothing is a model that does not work
+    empty = next((key for key, value in matrices.items() if not value.any()), None)
+    if empty is not None:
+        raise PackError(f"{file}: {empty} holds nothing but zeros: the file is damaged, or was never filled")
+    if matrices and all(((value == 0) | (value == 1)).all() for value in matrices.values()):
+        raise PackError(f"{file} is a mask, not a model: its weights are all 0 or 1")
 
 
 def _check_kinds(state: dict[str, Tensor], expected: dict[str, Tensor], left: dict[str, Tensor], file: str) -> None:

@@ -24,12 +24,28 @@ from .pickles import printable
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """What a folder of weights holds, in the order in which transformers looks for it."""
 CONFIG, INDEX = "config.json", ".index.json"
+_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".bin", ".tar")
 _LARGEST_JSON = 8 << 20
 _DEEPEST, _LONGEST_NAME, _MOST_MODELS = 8, 1000, 64
 """Of containers in containers, of a tensor's name, in a file: no real one comes near."""
 _WRITTEN_AROUND = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch writes into names for its own wrappers, before all of them or in the middle."""
-_AVERAGE = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|shadow|teacher)(?![a-z])", re.IGNORECASE)
+_SECOND = re.compile(
+    r"(?<![a-z])(ema|swa|avg|averaged?|shadow|teacher|orig(inal)?|init(ial(ization)?)?|pre_?train(ed)?|ref(erence)?|"
+    r"before|old|base|source)(?![a-z])",
+    re.IGNORECASE,
+)
+"""Of what lies beside the model that is meant: an average of it, or what it was made from."""
+_CHANGE = re.compile(
+    r"(?<![a-z])(([ldv]o|ve)ra|lo(ha|kr)|ia3|adapters?|deltas?|diffs?|task_?vectors?|prompts?|masks?)(?![a-z])", re.I
+)
+"""Of what is laid over a model's weights to change it."""
+_TRAINING = re.compile(
+    r"(?<![a-z])(opt|adamw?|sgd|exp_avg(_sq)?|momentum|sched(uler)?|scaler|fisher|importances?|grads?|gradients?|hess"
+    r"(ian)?|rng|random|metrics?|loss(es)?|criterion|callbacks?|history|ema|swa|avg|averaged?|shadow)(?![a-z])",
+    re.IGNORECASE,
+)
+"""Of what a training keeps for itself."""
 
 
 class Checkpoint(NamedTuple):
@@ -77,13 +93,26 @@ def weights_file(path: Path) -> Path | None:
     """The file itself, or a folder's weights or index; None where there are none. Raises PackError for an adapter."""
     if not path.is_dir():
         return path
+    if (path / "adapter_config.json").is_file():  # transformers would load it on top of the weights beside it
+        raise PackError(f"{path.name} holds an adapter, not a whole model: merge it into its model and save that")
     for name in WEIGHTS:
         if (path / name).is_file():
             return path / name
-    if (path / "adapter_config.json").is_file():
-        raise PackError(f"{path.name} holds an adapter, not a whole model: merge it into its model and save that")
     indices = sorted(path.glob(f"*{INDEX}"))
     return indices[0] if len(indices) == 1 else None
+
+
+def no_weights(folder: Path) -> str:
+    """What to say of a folder without weights: what in it may be meant."""
+    if (folder / "data.pkl").is_file():
+        return f"{folder.name} is a checkpoint that was unpacked, as some browsers do: download the file itself"
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    meant = [path.name for path in inside if path.is_dir() and any((path / name).is_file() for name in WEIGHTS)]
+    meant = meant or [path.name for path in inside if path.suffix.lower() in _SUFFIXES and path.is_file()]
+    if meant:
+        several = ", ".join(map(printable, meant[:3])) + (" ..." if len(meant) > 3 else "")
+        return f"{folder.name} holds none of {', '.join(WEIGHTS)}, but {several}: name what is meant"
+    return f"{folder.name} holds no weights: expected one of {', '.join(WEIGHTS)}"
 
 
 def files(path: str | Path) -> list[Path]:
@@ -101,7 +130,7 @@ def read(path: str | Path) -> Checkpoint:
     place, key = split(path)
     file = weights_file(place)
     if file is None:
-        raise PackError(f"{place.name} holds no weights: expected one of {', '.join(WEIGHTS)}")
+        raise PackError(no_weights(place))
     if file.name.endswith(INDEX):
         content: Any = {}
         for shard in _shards(file):
@@ -146,7 +175,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_JSON:
             raise ValueError(f"it is larger than {_LARGEST_JSON >> 20} MiB")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise PackError(f"{path.name} in {path.parent} cannot be read: {error}") from error
     if not isinstance(found, dict):
@@ -204,7 +233,7 @@ def unwrap(found: Any, file: str) -> dict[str, Tensor]:
     states = state_dicts(found)
     if not states:
         raise PackError(nothing(found, file))
-    state = states[min(states, key=lambda where: (bool(_AVERAGE.search(named(where))), len(where)))]
+    state = states[min(states, key=lambda where: (bool(_SECOND.search(named(where))), len(where)))]
     while True:
         first = {key.partition(".")[0] for key in state}
         if len(first) > 1 or not all("." in key for key in state):
@@ -250,7 +279,8 @@ def models(found: Any, anchor: str) -> list[Model]:
 
 
 def pick(found: list[Model], wanted: str, file: str, say: Callable[[str], object]) -> Model:
-    """The model called `wanted`, or of several the outermost that is no average (EMA, SWA), the first of those.
+    """The model called `wanted`, or of several the outermost that is no average (EMA, SWA) and no original, the
+    first of those.
 
     `say` is told where there was a choice. Raises PackError for a name that none has.
     """
@@ -270,6 +300,30 @@ def pick(found: list[Model], wanted: str, file: str, say: Callable[[str], object
     return chosen
 
 
+def laid_over(found: Any, every: list[Model], read: Model) -> dict[str, Tensor]:
+    """What lies in other dictionaries and looks like a change of the model that is read: an adapter, a difference.
+
+    By the keys that lead there: what is called so, and what bears the names of the model's own layers.
+    """
+    layers = {key.rpartition(".")[0] for key in read.tensors}
+    layers = {f".{layer}." for layer in layers if "." in layer}
+    whole = {model.where for model in every}
+    over = {}
+    for where, state in state_dicts(found).items():
+        place = named(where)
+        for key, value in state.items():
+            name = f"{place}.{key}" if place else key
+            if place in whole:
+                changes = place != read.where and bool(_CHANGE.search(place))
+            else:
+                changes = not _TRAINING.search(name) and (
+                    bool(_CHANGE.search(name)) or any(layer in f".{key}." for layer in layers)
+                )
+            if changes and value.numel() > 1:
+                over[name] = value
+    return over
+
+
 def _rank(model: Model) -> tuple[bool, int]:
     """`min` takes the first of equals."""
-    return bool(_AVERAGE.search(model.label)), model.where.count(".") + bool(model.where)
+    return bool(_SECOND.search(model.label)), model.where.count(".") + bool(model.where)

@@ -28,7 +28,7 @@ def read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > LARGEST:
             raise PackError(f"{name} was refused: it is larger than {LARGEST >> 20} MiB")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except PackError:
         raise
     except (OSError, ValueError, RecursionError) as error:

@@ -26,7 +26,7 @@ def folders(kind: str | None = None) -> dict[str, Path]:
 
     A name in SOD_PACKS (folders, split as PATH is) hides an embedded one.
     """
-    roots = [ASSETS, *environment.packs()]
+    roots = [root for root in (ASSETS, *environment.packs()) if os.path.isdir(root)]
     found = {}
     for root in roots:
         for path in sorted(root.glob("*/pack.json")):

@@ -53,7 +53,11 @@ def find(text: str) -> Path | None:
     place, _ = checkpoint.split(text)
     if os.path.isfile(place):  # unlike Path.is_file: no error for impossible names
         return Path(text)
-    return Path(text) if os.path.isdir(place) and checkpoint.weights_file(place) else None
+    if not os.path.isdir(place) or not os.listdir(place):
+        return None
+    if checkpoint.weights_file(place) is None:
+        raise PackError(checkpoint.no_weights(place))
+    return Path(text)
 
 
 def fetch(file: HubFile) -> Path:

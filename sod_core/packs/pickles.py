@@ -151,7 +151,7 @@ class Walk:
 
     def build(self, made: Any, state: Any) -> None:
         """Sets the state of an object: here, the versions that torch hangs on a state dict."""
-        if type(made) is plain.Record and type(state) is dict:
+        if type(made) is plain.Record and type(state) in (dict, plain.Record):
             made.update(state)
             return
         if type(made) is not OrderedDict or type(state) is not dict or list(state) != ["_metadata"]:
@@ -231,7 +231,8 @@ def _put(container: Any, items: list[Any]) -> None:
     """Fills a list, a set or, by keys and values in turn, a dictionary."""
     by_kind: dict[type, list[Any]] = {list: [], set: items}
     keys = by_kind.get(type(container), items[::2])
-    if type(container) not in (list, set, dict, OrderedDict) or not all(type(key) in _KEYS for key in keys):
+    kinds = (list, set, dict, OrderedDict, plain.Record)
+    if type(container) not in kinds or not all(type(key) in _KEYS for key in keys):
         raise Refused("it holds a container that is not plain")
     if type(container) is list:
         container.extend(items)

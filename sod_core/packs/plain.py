@@ -11,7 +11,7 @@ class Record(dict):
     """What a namespace holds, by name."""
 
     def __setstate__(self, state: Any) -> None:
-        if type(state) is not dict:
+        if type(state) not in (dict, Record):
             raise ValueError("a namespace's state is no dictionary")
         self.update(state)
 
@@ -44,9 +44,15 @@ _ARGUMENTS += [f"datetime {name}" for name in ("datetime", "date", "time", "time
 _ARGUMENTS += ["decimal Decimal", "fractions Fraction"]
 _ARGUMENTS += [f"{module} {name}" for module in ("builtins", "__builtin__") for name in ("slice", "range", "xrange")]
 _ARGUMENTS += ["builtins complex", "__builtin__ complex"]
+_DICTIONARIES = ["easydict EasyDict", "yacs.config CfgNode", "munch Munch", "addict.addict Dict", "attrdict AttrDict"]
+_DICTIONARIES += [f"{m}.config ConfigDict" for m in ("mmcv.utils", "mmengine")]
+_DICTIONARIES += [f"{m}.utilities.parsing AttributeDict" for m in ("pytorch_lightning", "lightning.pytorch")]
+_DICTIONARIES += [f"{m}.utilities.data AttributeDict" for m in ("lightning_fabric", "lightning.fabric")]
+_DICTIONARIES += ["mmengine.config.config ConfigDict"]
+"""Dictionaries whose keys may be written as attributes, too, in which libraries keep a training's settings."""
 STAND_INS: dict[str, Callable | type] = {
     **dict.fromkeys(_ARGUMENTS, arguments),
-    **dict.fromkeys(("argparse Namespace", "types SimpleNamespace", "uuid UUID"), Record),
+    **dict.fromkeys(("argparse Namespace", "types SimpleNamespace", "uuid UUID", *_DICTIONARIES), Record),
     "collections Counter": counted,
     "collections deque": empty_list,
 }

@@ -25,12 +25,19 @@ _MAGIC = {
 }
 
 
+def is_safetensors(head: bytes) -> bool:
+    """Its first eight bytes are the length of the JSON that follows, which may look like another file's mark."""
+    return head[3:9] == b"\0\0\0\0\0{"
+
+
 def other(head: bytes) -> str | None:
     """What a file is that begins so, to follow "NAME is "; None for what may be a model, an array or a pickle."""
     if not head:
         return "empty, its download may have been truncated: download it again"
     if len(head) > 16 and not head.strip(b"\0"):
         return "nothing but zeros where it begins, its download was cut off: download it again"
+    if is_safetensors(head):
+        return None
     for magic, what in _MAGIC.items():
         if head.startswith(magic):
             return what

@@ -15,7 +15,7 @@ import stat
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -54,14 +54,16 @@ def read_torch(path: Path) -> Any:
 
 
 def _is_safetensors(head: bytes, suffix: str) -> bool:
-    """Its first eight bytes are the length of the JSON that follows."""
-    told = head[3:9] == b"\0\0\0\0\0{"
-    return told or (suffix.lower() == ".safetensors" and not head.startswith((_ZIP, _PICKLE, _NUMPY)))
+    return recognise.is_safetensors(head) or (
+        suffix.lower() == ".safetensors" and not head.startswith((_ZIP, _PICKLE, _NUMPY))
+    )
 
 
 def _is_plain_pickle(head: bytes) -> bool:
     """Whether pickle itself wrote the file: torch's own begin with a number."""
-    return head[:1] == _PICKLE and _MAGIC_NUMBER.to_bytes(10, "little") not in head[:16]
+    return (
+        head[:1] == _PICKLE and _MAGIC_NUMBER.to_bytes(10, "little") not in head[:32]
+    )  # from protocol 4 on a frame begins before it
 
 
 def _plain_pickle(file: BinaryIO, size: int) -> dict:
@@ -133,11 +135,17 @@ def _opened(path: Path, largest: int = _LARGEST_FILE) -> Iterator[tuple[BinaryIO
 
 
 class _Checkpoint(Arrays):
-    """Knows the storages of a checkpoint, here without their data; figures beside them may be numpy's."""
+    """Knows the storages of a checkpoint, without their data unless they are given; what lies beside may be numpy's."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, data: dict[str, Any] | None = None) -> None:
         super().__init__(size, _checkpoint)
         self.storages: dict[str, Any] = {}
+        """Without data."""
+        self.data = data
+        self.contents = b""
+        """The pickle that holds the tensors, once it was found."""
+        self.bytes_of: Callable[[str], bytes] = lambda key: b""
+        """The data of a storage, once its place is known."""
 
     def stored(self, id: Any) -> Any:
         import torch
@@ -151,7 +159,17 @@ class _Checkpoint(Arrays):
         known = self.storages.setdefault(key, found)
         if known.dtype != dtype or len(known) != elements:
             raise Refused("it claims one storage to be two")
-        return known
+        return known if self.data is None else self.data[key]
+
+    def filled(self, size: int) -> Any:
+        """What the contents hold, with the data. Only after a walk without."""
+        import torch
+
+        data = {key: torch.empty(len(storage), dtype=storage.dtype) for key, storage in self.storages.items()}
+        for key, storage in data.items():
+            if len(storage):
+                storage.copy_(torch.frombuffer(bytearray(self.bytes_of(key)), dtype=storage.dtype))
+        return _Checkpoint(size, data).load(io.BytesIO(self.contents))
 
 
 def _checkpoint(file: BinaryIO, size: int) -> Any:
@@ -173,6 +191,10 @@ def _checkpoint(file: BinaryIO, size: int) -> Any:
         with warnings.catch_warnings(action="ignore"):  # of an unusual pickle protocol
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if (
+            walk.contents
+        ):  # it knows fewer operations of pickle's newer protocols, and less of dictionaries, than the walk
+            return walk.filled(size)
         raise Refused(
             "torch's safe reader cannot read it (UnpicklingError): save it with torch.save's own protocol"
         ) from error
@@ -200,7 +222,7 @@ def _numpy_names() -> list[Any]:
 def _walk_zip(walk: _Checkpoint, file: BinaryIO, size: int) -> None:
     """A zip file of torch. It stores every member as it is; what is compressed could expand a thousandfold."""
     _check_directory(file, size)
-    with zipfile.ZipFile(file) as archive:
+    with zipfile.ZipFile(file) as archive:  # closing it leaves the file open
         members = archive.infolist()
         sizes = {member.filename.lower(): member.file_size for member in members}  # torch minds no case
         top = members[0].filename.split("/")[0] if members else ""
@@ -215,7 +237,17 @@ def _walk_zip(walk: _Checkpoint, file: BinaryIO, size: int) -> None:
             raise Refused("its members claim more than the file holds")
         if archive.getinfo(f"{top}/data.pkl").file_size > LARGEST:
             raise Refused(f"its pickle is larger than {LARGEST >> 20} MiB: save tensors, not arrays")
-        walk.load(io.BytesIO(archive.read(f"{top}/data.pkl")))
+        if not any(member.CRC for member in members):  # torch was told to write none
+            for member in members:
+                member.CRC = None  # type: ignore[assignment]  # then it is not looked at
+        damaged = archive.testzip()  # torch would not notice
+        if damaged is not None:
+            raise Refused(f"its part {printable(damaged)} is damaged (its checksum does not fit): download it again")
+        walk.contents = archive.read(f"{top}/data.pkl")
+        walk.load(io.BytesIO(walk.contents))
+        walk.bytes_of = lambda key: zipfile.ZipFile(file).read(f"{top}/data/{key}")
+        if f"{top}/byteorder" in archive.namelist() and archive.read(f"{top}/byteorder") != b"little":
+            raise Refused("its numbers are stored with their first byte last: save it on another machine")
     if any(sizes[f"{top}/data/{key}".lower()] != storage.nbytes for key, storage in walk.storages.items()):
         raise Refused("its tensors are not as long as their data")
 
@@ -238,8 +270,23 @@ def _walk_legacy(walk: _Checkpoint, file: BinaryIO, size: int) -> None:
     pickles = io.BytesIO(file.read(LARGEST))
     if walk.load(pickles) != _MAGIC_NUMBER:
         raise Refused("it is no checkpoint of torch")
-    *_, keys = [walk.load(pickles) for _ in range(4)]  # version, machine, contents, keys
+    walk.load(pickles)  # the version
+    machine, begin = walk.load(pickles), pickles.tell()
+    walk.load(pickles)
+    walk.contents = pickles.getvalue()[begin : pickles.tell()]
+    keys = walk.load(pickles)
     if any(type(key) is not str for key in keys) or set(keys) != set(walk.storages):
         raise Refused("it claims tensors that it does not hold")
     if pickles.tell() + sum(8 + storage.nbytes for storage in walk.storages.values()) > size:
         raise EOFError
+    if type(machine) is dict and machine.get("little_endian") is False:
+        raise Refused("its numbers are stored with their first byte last: save it on another machine")
+    places, at = {}, pickles.tell()
+    for key in keys:  # before the data of each, its length
+        places[key], at = at + 8, at + 8 + walk.storages[key].nbytes
+
+    def bytes_of(key: str) -> bytes:
+        file.seek(places[key])
+        return file.read(walk.storages[key].nbytes)
+
+    walk.bytes_of = bytes_of

@@ -204,7 +204,7 @@ def _own_model(pack: Pack, path: Path, label_order: str | None) -> Callable[[], 
     """What gives the model in a file, its outputs in the pack's order. Raises ValueError for another order's names."""
     if label_order is None:
         return partial(pack.model_at, path)
-    order = head_rows.parse(label_order, pack.manifest.classes)
+    order = head_rows.parse(label_order, pack.manifest.names)
     return lambda: head_rows.reordered_head(pack.model_at(path), order)
 
 

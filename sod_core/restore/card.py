@@ -81,7 +81,8 @@ def _caution(pack: Pack, layer: int) -> Caution | None:
 def card(pack: Pack) -> str:
     """Markdown: what the pack is, how well its SAEs fit, and what its models do on its example images.
 
-    Files that are not on this computer are named as such. Raises PackError for damaged ones.
+    Files that are not on this computer are named as such, and so are unlearned models that are damaged. Raises
+    PackError for other damaged files.
     """
     m = pack.manifest
     parts = [f"# {m.title}\n", f"{len(m.classes)} classes: {', '.join(m.classes)}.\n"]
@@ -148,6 +149,9 @@ def _measured(pack: Pack, entry: UnlearnedEntry) -> tuple[str, str]:
         return "not on this computer", ""
     if not pack.examples():
         return "no examples", ""
-    forget, retain = pack.accuracy_on_examples(pack.unlearned(entry.id), entry.target_class)
+    try:
+        forget, retain = pack.accuracy_on_examples(pack.unlearned(entry.id), entry.target_class)
+    except PackError as error:
+        return f"cannot be measured: {error}", ""
     shown = ["no examples" if share is None else f"{share:.1%}" for share in (forget, retain)]
     return shown[0], shown[1]

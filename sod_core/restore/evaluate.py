@@ -57,7 +57,7 @@ def run(
     problems = {subject.id: found.problem(subject) for subject in judged}
     scored = [subject for subject in judged if problems[subject.id] is None]
     readouts = {subject.id: _readout(found, subject) for subject in scored}
-    sound = [subject for subject in scored if working.works(*_retained(found, subject))]
+    sound = [s for s in scored if working.verdict(*_retained(found, s), None, _only(found, s)) is None]
     return [
         _row(found, subject, readouts[subject.id], _yardstick(subject, sound, readouts))
         if subject in scored
@@ -85,6 +85,11 @@ def _retained(found: Predictions, subject: Subject) -> tuple[float, float]:
     return float(original), float(unlearned)
 
 
+def _only(found: Predictions, subject: Subject) -> int | None:
+    """The class that it names whatever the images of the others show."""
+    return working.only_names(found.named[subject.id], found.data.labels.numpy(), subject.target)
+
+
 def _row(found: Predictions, subject: Subject, readout: float, yardstick: float | None) -> Row:
     """The numbers of one model; `yardstick` is the readout of one retrained without the class."""
     labels, classes = found.data.labels.numpy(), found.pack.manifest.classes
@@ -105,6 +110,10 @@ def _row(found: Predictions, subject: Subject, readout: float, yardstick: float 
     retained = (everybody == labels)[:, ~members].mean(1)
     retain_original, retain_unlearned = _retained(found, subject)
     renamed = working.renamed(found.named[subject.id], labels, subject.target, len(classes))
+    only = _only(found, subject)
+    no_verdict = working.verdict(retain_original, retain_unlearned, renamed, only)
+    if not working.known(float(original.mean()), retain_original):
+        no_verdict = working.NO_ORIGINAL
     return Row(
         id=subject.id,
         method=subject.method,
@@ -129,10 +138,11 @@ def _row(found: Predictions, subject: Subject, readout: float, yardstick: float 
         curves={name: hits.mean((0, 2)).tolist() for name, hits in right.items()} | {"retain": retained.tolist()},
         confusion_before=_shares(found.named[subject.id][members], len(classes)),
         confusion_after=_shares(everybody[best, members], len(classes)),
-        verdict=working.verdict(retain_original, retain_unlearned, renamed)
+        verdict=no_verdict
         or scores.verdict({name: score.value for name, score in r.items()}, readout, yardstick or 0.0),
         label_order=renamed and [classes[index] for index in renamed.order],
         label_order_retain=renamed and renamed.accuracy,
+        only_names=None if only is None else classes[only],
     )
 
 

@@ -113,6 +113,8 @@ class Row:
     (`working.renamed`)."""
     label_order_retain: float | None = None
     """Accuracy on all other classes in that order."""
+    only_names: str | None = None
+    """The class that the model names on nearly all images of the others, whatever they show."""
 
     @classmethod
     def without_scores(cls, pack: Pack, subject: Subject, data: TestSet, problem: str) -> Row:

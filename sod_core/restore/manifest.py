@@ -112,7 +112,7 @@ class Manifest:
 
     @property
     def names(self) -> Names:
-        """What folders of images, and labels of tables, may call the classes."""
+        """What folders, tables, checkpoints, expert lists and users may call the classes."""
         return Names(self.classes, self.folder_names, f"pack {self.name}")
 
     def path(self, file: str) -> Path:
@@ -136,6 +136,9 @@ class Manifest:
             return self.classes.index(text)
         if text.isdecimal() and int(text) < len(self.classes):
             return int(text)
+        label = self.names.meant(text)
+        if label is not None:
+            return label
         raise PackError(f"unknown class {text!r} in pack {self.name}; known: {', '.join(self.classes)}")
 
     def entry(self, id: str) -> UnlearnedEntry:

@@ -160,7 +160,7 @@ class Pack:
         said: list[str] = []
         found = checkpoint.read(path)
         name = checkpoint.split(path)[0].name
-        vit = vit_weights.new_vit(self.shape, found, name, self.manifest.classes, said.append)
+        vit = vit_weights.new_vit(self.shape, found, name, self.manifest.names, said.append)
         _notes[str(self.manifest.folder), str(path)] = "; ".join(said)
         if said:
             log.warning("%s", "; ".join(said))
@@ -229,7 +229,7 @@ class Pack:
         def load() -> dict[int, list[Expert]]:
             self._check_layer(layer)
             path = self.layer_file("experts", layer)
-            lists = expert_lists.load_experts(figures.read_figures(path), self.manifest.classes, path.name)
+            lists = expert_lists.load_experts(figures.read_figures(path), self.manifest.names, path.name)
             highest = max((e.feature_id for found in lists.values() for e in found), default=0)
             if highest >= self.sae(layer).latents:
                 width = self.sae(layer).latents

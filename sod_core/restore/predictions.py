@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..machine import files, gpu
 from ..models import vit as vits
 from ..packs.errors import PackError
+from ..sparse import forms
 from . import edit as restore
 from . import working
 from .judged import ALPHAS, Edit, Settings, Subject, edits
@@ -129,10 +130,8 @@ class Predictions:
         labels = self.data.labels.tolist()
         models: list[Any] = [[subject.id, subject.target, subject.file] for subject in self.judged]
         pack, layer = self.pack, self.settings.layer
-        paths = [
-            pack.file(pack.manifest.files["original"]),
-            *(pack.layer_file(kind, layer) for kind in ("sae", "stats")),
-        ]
+        paths = [pack.manifest.folder / "pack.json", pack.file(pack.manifest.files["original"])]
+        paths += [*forms.files(pack.layer_file("sae", layer)), pack.layer_file("stats", layer)]
         models += [[stamp(path) for path in paths], pack.sae(layer).normalised]
         data = [self.data.name, self.data.stamp]
         what: dict[str, Any] = {"pack": str(pack.manifest.folder), "data": data, "labels": labels, "edits": found}

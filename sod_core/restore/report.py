@@ -32,9 +32,11 @@ DEFINITION = (
     f"deleted, between partly; but {scores.SUPPRESSED_AFTER!r} where R is not enough for suppressed and the readout "
     f"exceeds the retrained model's (if it is judged too) by {scores.SUPPRESSED}, and {scores.CANNOT_TELL!r} where no "
     f"edit, state_copy included, has an R of {scores.DELETED}, or where random or matched features restore as much as "
-    f"the experts; {working.NO_VERDICT!r} where its retain accuracy is below {working.LEAST_RETAINED} of the "
-    f"original's, {working.OTHER_ORDER!r} where another order is right on {working.RENAMED} of the other classes' "
-    f"images and better by {working.CLEARLY}, and {working.CANNOT_SCORE!r} where it could not be loaded or its outputs "
+    f"the experts; {working.NO_ORIGINAL!r} where the original's accuracy on the class or on the others is below "
+    f"{working.LEAST_KNOWN}, {working.NO_VERDICT!r} where its retain accuracy is below {working.LEAST_RETAINED} of the "
+    f"original's or it names one class on {working.ONE_CLASS} of the other classes' images, {working.OTHER_ORDER!r} "
+    f"where another order is right on {working.RENAMED} of the other classes' images and better by {working.CLEARLY}, "
+    f"and {working.CANNOT_SCORE!r} where it could not be loaded or its outputs "
     "are not numbers. "
     "Readout: the original's later blocks on the unlearned "
     "model's hidden state; share of the class's images that they name rightly, less that of the others that they take "
@@ -209,9 +211,13 @@ def caution(rows: Sequence[dict[str, Any]]) -> str:
 def _doubts(row: dict[str, Any]) -> Iterator[str]:
     """Whether a model works, and whether its outputs are in another order."""
     original, unlearned = row["retain_original"], row["retain_unlearned"]
-    if not working.works(original, unlearned):
+    if row["verdict"] == working.NO_ORIGINAL:
+        yield f"No verdict on {row['id']}: {working.unknown_line(row['original'], original)}\n"
+        return
+    only = row.get("only_names")
+    if not working.works(original, unlearned) or only is not None:
         images = f"{row['images'] - row['target_images']} images"
-        yield f"No verdict on {row['id']}: {working.broken_line(original, unlearned, images)}\n"
+        yield f"No verdict on {row['id']}: {working.broken_line(original, unlearned, images, only)}\n"
     order = row.get("label_order")  # not in what was stored before
     if order is not None:
         again = f"--label-order {shlex.quote(head_rows.text(order))}"

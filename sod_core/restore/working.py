@@ -12,6 +12,12 @@ from ..models import head_rows
 LEAST_RETAINED = 0.5
 """Share of the original's retain accuracy: a model that has less does not work, and gets no verdict."""
 NO_VERDICT = "no verdict: the model does not work"
+LEAST_KNOWN = 0.25
+"""Of the original: with a lower accuracy on the class, or on the others, there is nothing to compare with."""
+NO_ORIGINAL = "no verdict: the original does not know these images"
+ONE_CLASS, ONE_CLASS_TRUE = 0.95, 0.8
+"""A model that names one class on at least the first share of the others' images, of which less than the second show
+it, does not work, however many are right by that."""
 OTHER_ORDER = "no verdict: its outputs seem to be in another order"
 CANNOT_SCORE = "cannot be scored"
 """Opens the verdict of a model without figures; why follows a colon."""
@@ -39,6 +45,20 @@ def not_numbers(model: str) -> str:
     return (
         f"the outputs of {model} are not numbers (NaN or infinite): its training diverged, or its file is damaged or "
         "was read as something else"
+    )
+
+
+def known(original: float, retain_original: float) -> bool:
+    """Whether the original knows the forgotten class and the others, by its accuracies (shares) on both."""
+    return min(original, retain_original) >= LEAST_KNOWN
+
+
+def unknown_line(original: float, retain_original: float) -> str:
+    """What is said where it does not."""
+    return (
+        f"the original itself names {original:.1%} of the class's images rightly and {retain_original:.1%} of the "
+        "others: either the images or their classes are not what the pack's models were made for, or they are "
+        "normalised otherwise."
     )
 
 
@@ -85,15 +105,38 @@ def renamed(named: np.ndarray, labels: np.ndarray, target: int | None, classes: 
     return Renamed(stands_for.tolist(), accuracy)
 
 
-def verdict(original: float | None, unlearned: float | None, other_order: Renamed | None) -> str | None:
-    """Why there is nothing to say of what a model forgot; None where there is. Retain accuracies (shares)."""
-    if not works(original, unlearned):
+def only_names(named: np.ndarray, labels: np.ndarray, target: int | None) -> int | None:
+    """The class that a model names whatever the image of another class than `target` shows; None where it does not."""
+    others = named >= 0 if target is None else (named >= 0) & (labels != target)
+    if not others.any():
+        return None
+    one = int(np.bincount(named[others]).argmax())
+    names, shows = (named[others] == one).mean(), (labels[others] == one).mean()
+    return one if names >= ONE_CLASS and shows < ONE_CLASS_TRUE else None
+
+
+def verdict(
+    original: float | None, unlearned: float | None, other_order: Renamed | None, only: int | None = None
+) -> str | None:
+    """Why there is nothing to say of what a model forgot; None where there is.
+
+    Retain accuracies (shares); `only` as `only_names` gives it.
+    """
+    if not works(original, unlearned) or only is not None:
         return NO_VERDICT
     return None if other_order is None else OTHER_ORDER
 
 
-def broken_line(original: float, unlearned: float, images: str) -> str:
-    """What is said of a model that does not work, by retain accuracies (shares) on `images` ("900 images")."""
+def broken_line(original: float, unlearned: float, images: str, only: str | None = None) -> str:
+    """What is said of a model that does not work, by retain accuracies (shares) on `images` ("900 images").
+
+    `only`: the class that it names on nearly all of them.
+    """
+    if only is not None and works(original, unlearned):
+        return (
+            f"it names {only} on nearly all of {images} of the other classes, whatever they show: such a model does "
+            f"not work, and what it forgot cannot be judged. {CAUSES}."
+        )
     return (
         f"it names {unlearned:.1%} of {images} of the other classes rightly, the original {original:.1%}: with less "
         f"than {LEAST_RETAINED:.0%} of the original's accuracy a model does not work, and what it forgot cannot be "

@@ -109,7 +109,7 @@ _TELLTALES = {
     "group_sizes": MATRYOSHKA,
     "bias": STANDARD,  # dictionary_learning's AutoEncoder has it in place of b_dec
 }
-_KS = ("k", "top_k", "topk")
+_KS = ("k", "top_k", "topk", "k_active", "n_active", "num_active", "num_active_latents")
 _DIMS = ("d_in", "activation_dim", "act_size")
 _WIDTHS = ("d_sae", "dict_size", "n_dirs_local", "num_latents", "n_latents")
 _PRE_BIAS = ("apply_b_dec_to_input", "pre_enc_bias")
@@ -283,10 +283,13 @@ def _check_widths(settings: list[Setting], file: str, dim: int | None, latents: 
 def _beyond(state: dict[str, Tensor], settings: list[Setting]) -> list[Setting]:
     """The settings that change what is computed and are not understood here."""
     understood = {*_FLAGS, *_PRE_BIAS, _BY_DECODER, *_ARCHITECTURES, *_HOOKS}
+    if state.keys() & {"finetuning_scaling_factor", "scaling_factor"}:  # the tensor tells
+        understood |= {"finetuning_scaling_factor"}
     found = [s for s in _said(settings, ("hook_head_index",))]
     found += [s for s in _said(settings, ("postact_fn",)) if str(s.value).lower() != "relu"]
     if "latents_activation_frequency" in state:  # OpenAI's Autoencoder, which normalises tokens wherever it is TopK
-        found += [s for s in _said(settings, _ACTIVATIONS) if s.value == "TopK"]
+        topk = [s for s in _said(settings, _ACTIVATIONS) if s.value == "TopK"]
+        found += [Setting(f"{s.where}, of OpenAI's library, which normalises tokens,", s.key, s.value) for s in topk]
     for setting in settings:
         name = setting.key.lower()
         if setting.key not in understood and _COMPUTES.search(name) and not _TRAINING.search(name):

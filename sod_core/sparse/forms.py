@@ -38,7 +38,7 @@ WEIGHTS = tuple(_LIBRARIES)
 """What the libraries call the weights in an SAE's folder."""
 CONFIGS = ("cfg.json", "config.json")
 """What they call the description beside it."""
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npz")
 _SAE_KEYS = {"k", "top_k", "d_sae", "dict_size", "dict_class", "trainer", "num_latents", "expansion_factor"}
 _SAE_KEYS |= {"n_dirs_local", "feature_size", "normalize_activations", "activation_fn_str", "sae_type"}
 
@@ -50,12 +50,17 @@ def read_sae(path: Path, k: int | None, dim: int, layer: int | None = None) -> T
     place that is no block's output. Raises PackError.
     """
     settings = []
-    for config in (path.with_name(name) for name in CONFIGS):
-        told = read_config(config) if config.is_file() else []
+    for config in files(path)[1:]:
+        told = read_config(config)
         # config.json beside a pack's files may be another model's
         own = path.name in WEIGHTS or config.name == "cfg.json" or any(setting.key in _SAE_KEYS for setting in told)
         settings += told if own else []
     return load_sae(read_figures(path), k, dim, shown(path), settings, layer)
+
+
+def files(path: Path) -> list[Path]:
+    """Every file that `read_sae` may read: what to look at to see whether one has changed."""
+    return [path, *(config for name in CONFIGS if (config := path.with_name(name)).is_file())]
 
 
 def config_beside(weights: str) -> str | None:
@@ -195,6 +200,8 @@ def _numbers(tensor: Tensor, name: str, file: str) -> Tensor:
     numbers = tensor.float()
     if not numbers.isfinite().all():
         raise PackError(f"{file}: {name} holds values that are not finite (NaN or infinity)")
+    if numbers.ndim == 2 and not numbers.any():
+        raise PackError(f"{file}: {name} holds nothing but zeros: the file is damaged, or was never filled")
     return numbers
 
 

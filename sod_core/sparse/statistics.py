@@ -16,7 +16,10 @@ from .topk import TokenStats
 
 _KINDS = {"patch": "patch", "patches": "patch", "patch_tokens": "patch", "cls": "cls", "cls_token": "cls"}
 _FIGURES = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std", "var": "var", "variance": "var"}
+_FIGURES |= {"means": "mean", "stds": "std", "stddev": "std", "stdev": "std", "sd": "std"}
 _REMARKS = re.compile(r"(^|_)(counts?|n|num|min|max|median|layers?|classes|labels)(_|$)")
+_ALL = ("", "token", "tokens", "all", "all_tokens", "global", "running")
+_CHANGES = re.compile("scal|norm|factor")
 _WRAPPERS = ("stats", "statistics", "state_dict")
 
 
@@ -81,8 +84,11 @@ def _flat(found: dict) -> list[tuple[str, Any]]:
 
 def _name(key: str) -> str | None:
     """The name here of `patches_sigma` or `std`; None where it is none."""
-    kind, _, figure = key.strip().lower().replace(".", "_").rpartition("_")
-    if figure not in _FIGURES or kind not in ("", "token", "tokens", *_KINDS):
+    word = key.strip().lower().replace(".", "_")
+    kind, _, figure = word.rpartition("_")
+    if figure not in _FIGURES:  # mean_patch
+        figure, _, kind = word.partition("_")
+    if figure not in _FIGURES or kind not in (*_ALL, *_KINDS):
         return None
     return f"{_KINDS[kind]}_{_FIGURES[figure]}" if kind in _KINDS else _FIGURES[figure]
 
@@ -90,6 +96,8 @@ def _name(key: str) -> str | None:
 def _is_remark(key: str, value: Any) -> bool:
     """Whether it changes no normalisation: a word, a single number, or a count or range beside the statistics."""
     several = isinstance(value, Tensor | np.ndarray | list | tuple) and len(np.atleast_1d(value)) > 1
+    if not several and _CHANGES.search(key.lower()) and value not in (None, False, 1, "none", "None"):
+        return False
     return not several or bool(_REMARKS.search(key.lower()))
 
 

@@ -58,9 +58,9 @@ def own_model(text: str, upload: str | None, local: bool) -> hub.HubFile | Path:
     if upload is not None:
         if not uploads_allowed():
             raise PackError("this server takes no uploads of models: its owner has not set SOD_ALLOW_UPLOADS=1")
-        path = _bounded(Path(upload))
+        uploaded = _bounded(Path(upload))
         name, hash, key = text.strip().rpartition("#")
-        return Path(f"{path}#{key}") if hash and name in ("", path.name) else path
+        return Path(f"{uploaded}#{key}") if hash and name in ("", uploaded.name) else uploaded
     text = text.strip()
     if not text:
         raise PackError("name a checkpoint: a path, or hub:user/repo/file")

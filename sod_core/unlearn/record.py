@@ -200,6 +200,14 @@ def _typed(text: str, kind: type, key: str) -> Any:
         raise ValueError(f"{key}={text!r} is too large for weights in float32; give at most {LARGEST:g}")
     if key.endswith("batch") and value < 1:
         raise ValueError(f"{key}={text!r} is no batch; give one image or more")
+    if key.endswith(("batches", "recipe.steps")) and value < 1:
+        raise ValueError(f"{key}={text!r} is none; give 1 or more")
+    if key.endswith("temperature") and value <= 0:
+        raise ValueError(f"{key}={text!r} is no temperature; give a number above 0")
+    if key.endswith("_share") and not 0 <= value <= 1:
+        raise ValueError(f"{key}={text!r} is no share; give a number from 0 to 1")
+    if value < 0 and (kind is int and not key.startswith("stop.") or key.endswith("lr")):
+        raise ValueError(f"{key}={text!r} is below 0; give 0 or more")
     return value
 
 

@@ -44,6 +44,10 @@ class Settings:
     stop: Stop = Stop(steps=500, every=50)
     """`every` is a round, so that the model is looked at after its min steps."""
 
+    def __post_init__(self):
+        if self.opening + self.max_steps + self.min_steps < 1:
+            raise ValueError("a round needs a step: opening, max_steps and min_steps are all 0")
+
 
 def unlearn(vit: nn.Module, task: Task, settings: Settings) -> nn.Module:
     """Minimises the loss of each step's kind."""

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 import torch
-from PIL import Image
 
 from ...erase import drawings, edit, generate
 from ...erase.pack import ConceptSetting, ErasePack, folders, shared_erase_pack
@@ -22,7 +19,7 @@ from ...erase.unlearncanvas import Asked
 from ...models import diffusion
 from ...packs.errors import PackError
 from .. import handling
-from . import figures
+from . import downloads, figures
 from . import panel as panels
 from .drawing import Running, Watched
 from .panel import NO_STYLE, Panel
@@ -271,9 +268,9 @@ def _generate(p: Panel, state: gr.State, running: Running, name: str, *values: A
         p.step: gr.Slider(maximum=asking.steps - 1, value=best, visible=shown.drawn.heat is not None),
         p.curve: figures.curve(shown, best),
         p.bars: figures.judge_bars(shown.judged, asking.concepts),
-        p.png: gr.DownloadButton(value=_file(shown, "png", pair), visible=True),
-        p.gif: gr.DownloadButton(value=_file(shown, "gif", *shown.frames), visible=bool(shown.frames)),
-        p.json: gr.DownloadButton(value=_json(shown), visible=True),
+        p.png: gr.DownloadButton(value=downloads.picture(shown, "png", pair), visible=True),
+        p.gif: gr.DownloadButton(value=downloads.picture(shown, "gif", *shown.frames), visible=bool(shown.frames)),
+        p.json: gr.DownloadButton(value=downloads.as_json(shown), visible=True),
     }
 
 
@@ -362,40 +359,3 @@ def _at_step(shown: Shown | None, step: int) -> list:
         return [gr.skip(), gr.skip()]
     step = min(int(step), len(shown.drawn.heat) - 1)
     return [figures.heat(shown, step), figures.curve(shown, step)]
-
-
-# ------------------------------------------------------------ files
-
-
-def _file(shown: Shown, kind: str, *pairs: list[Image.Image]) -> str | None:
-    """A picture of before and after side by side, or an animation of several."""
-    if not pairs:
-        return None
-    path, frames = Path(shown.folder.name, f"erased.{kind}"), [_side_by_side(*pair) for pair in pairs]
-    more = {"save_all": True, "append_images": frames[1:], "duration": 120, "loop": 0} if kind == "gif" else {}
-    frames[0].save(path, None, **more)
-    return str(path)
-
-
-def _side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
-    left, right = figures.enlarged(before), figures.enlarged(after)
-    found = Image.new("RGB", (left.width + right.width, left.height))
-    found.paste(left, (0, 0))
-    found.paste(right, (left.width, 0))
-    return found
-
-
-def _json(shown: Shown) -> str:
-    """Everything that draws the same images again, and what was measured on them."""
-    asking = asdict(shown.asking)
-    data = {"pack": shown.pack_name} | {name: asking[name] for name in ("prompt", "sae", "steps", "guidance", "seed")}
-    data |= {
-        "left_out": shown.left_out,
-        "settings": asdict(shown.how),
-        "judged": {w: dict(zip(("before", "after"), r)) for w, r in shown.judged.items()},
-    }
-    if shown.drawn.heat is not None:
-        data["latent_by_step"] = [round(v, 5) for v in shown.drawn.heat[:, 0].mean((1, 2)).tolist()]
-    path = Path(shown.folder.name, "erased.json")
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    return str(path)

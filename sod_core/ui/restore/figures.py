@@ -81,6 +81,7 @@ _VERDICTS = {  # colour, symbol: told apart without colour too
     "deleted": ("#5d7590", "square"),
     scores.CANNOT_TELL: ("#a3b5c8", "circle-open"),
     working.NO_VERDICT: ("#8a8f96", "x-thin-open"),
+    working.NO_ORIGINAL: ("#8a8f96", "asterisk-open"),
     working.OTHER_ORDER: ("#8a8f96", "cross-thin-open"),
 }
 

@@ -132,12 +132,13 @@ def _doubt(
 ) -> Doubt | None:
     """`told`: whether `target` is known to be the forgotten class; in outputs of another order it is found wrongly."""
     other = working.renamed(named.numpy(), labels.numpy(), target if told else None, len(classes))
-    verdict = working.verdict(original, retain, other)
+    only = working.only_names(named.numpy(), labels.numpy(), target)
+    verdict = working.verdict(original, retain, other, only)
     if verdict is None or original is None or retain is None:
         return None
     if other is None:
-        images = int((labels != target).sum())
-        return Doubt(verdict, _sentence(working.broken_line(original, retain, f"{images} examples")))
+        images, name = int((labels != target).sum()), None if only is None else classes[only]
+        return Doubt(verdict, _sentence(working.broken_line(original, retain, f"{images} examples", name)))
     counted = labels != target if told else torch.ones_like(labels, dtype=torch.bool)
     right = (named == labels)[counted].float().mean().item()
     found = working.order_line([classes[index] for index in other.order], other.accuracy)
