@@ -652,8 +652,11 @@ def test_what_names_no_file_on_the_hub(text):
 def test_an_own_checkpoint_is_a_path_or_comes_from_the_hub(fake, tmp_path):
     (tmp_path / "own.pth").write_bytes(OTHER)
     assert own.find(str(tmp_path / "own.pth")) == tmp_path / "own.pth"
-    for text in (str(tmp_path), str(tmp_path / "missing.pth"), "retrain-pear", "", "x" * 5000, "a\x00b"):
+    (tmp_path / "empty").mkdir()
+    for text in (str(tmp_path / "empty"), str(tmp_path / "missing.pth"), "retrain-pear", "", "x" * 5000, "a\x00b"):
         assert own.find(text) is None
+    with pytest.raises(PackError, match="own.pth.*name what is meant"):
+        own.find(str(tmp_path))
     assert fake.requests == []
     path = own.find("hub:user/repo/folder/model.pth")
     assert path.read_bytes() == CONTENT and path == hub.cached(FILE)

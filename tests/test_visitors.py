@@ -31,7 +31,6 @@ from conftest import (
     Server,
     random_vit,
     serving,
-    transformers_4_names,
     write_manifest,
 )
 from fake_hub import FakeHub
@@ -765,22 +764,28 @@ def leave(page: Page, menu: str) -> None:
 def test_a_model_by_its_path_is_its_visitors_alone(place, window, tmp_path):
     """And it stays, with an image of theirs and with alpha, when a menu is left without a choice."""
     path = tmp_path / "mine.pth"
-    torch.save(transformers_4_names(random_vit(8)), path)
+    original = vits.new(SHAPE)
+    original.load_state_dict(torch.load(place.server.packs / "grove" / "vit_fruit_original.pth"))
+    torch.save(forgetful(original, 2), path)  # it works, so that there is a verdict
     other = Tab(place)
     with opened(window, place.server) as page:
+        choose_pack(page, GROVE)
+        expect_pack(page, GROVE, TREES[0])
         before = traces(page, "bars")
         page.get_by_role("button", name="Your own unlearned model").click()
         expect(page.locator("#own-model")).to_be_visible()
         expect(page.locator("input[type=file]")).to_have_count(0)  # checkpoints are not uploaded here
         page.locator("#own-model input, #own-model textarea").fill(str(path))
-        choose(page, "It forgot", "plum")
+        choose(page, "It forgot", TREES[2])
         page.get_by_role("button", name="Load and measure it").click()
         model = page.get_by_role("combobox", name="Unlearned model")
-        expect(model).to_have_value("Own: mine.pth, forgot plum")
-        expect(page.locator(".sod-note-model").first).to_contain_text("Forget accuracy (plum)")
+        expect(model).to_have_value(f"Own: mine.pth, forgot {TREES[2]}")
+        expect(page.locator(".sod-note-model").first).to_contain_text(f"Forget accuracy ({TREES[2]})")
         expect(page.locator(".sod-note-model").first).to_contain_text("on 9 examples")
         expect(page.locator("#progress progress")).to_have_count(0)
-        assert settled(page)[2][2] == "<b>▸ plum</b>" and traces(page, "bars")["unlearned"] != before["unlearned"]
+        assert (
+            settled(page)[2][2] == f"<b>▸ {TREES[2]}</b>" and traces(page, "bars")["unlearned"] != before["unlearned"]
+        )
         page.get_by_role("button", name="Your own image").click()
         page.locator("#own input[type=file]").set_input_files(noise(tmp_path / "own.png", 2))
         expect(page.locator("#verdict h3")).to_contain_text("Your image")
@@ -790,7 +795,7 @@ def test_a_model_by_its_path_is_its_visitors_alone(place, window, tmp_path):
         for menu in ("Unlearned model", "Mode", "Pack"):
             leave(page, menu)
             expect(page.locator("#alpha input[type=number]")).to_have_value("1")
-            expect(model).to_have_value("Own: mine.pth, forgot plum")
+            expect(model).to_have_value(f"Own: mine.pth, forgot {TREES[2]}")
             assert settled(page) == shown
 
 
@@ -858,7 +863,9 @@ def test_what_does_not_fit_is_told_with_both_shapes(place, tmp_path):
     (tmp_path / "words.pth").write_text("words")
     refused(tmp_path / "words.pth", "words.pth")
     refused(tmp_path / "nothing.pth", "there is no file")
-    refused(tmp_path, "there is no file")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "there is no file")
+    refused(tmp_path, "five.pth", "name what is meant")
     refused("  ", "name a checkpoint")
     refused("hub:user/repo", "hub:user/repo/file")
     assert tab.send("alpha", 3).figures() != before

@@ -50,6 +50,8 @@ def find(text: str) -> Path | None:
     """
     if text.startswith(PREFIX):
         return fetch(parse_hub(text))
+    if not text.strip():  # a path of nothing would be the current folder
+        return None
     place, _ = checkpoint.split(text)
     if os.path.isfile(place):  # unlike Path.is_file: no error for impossible names
         return Path(text)
