@@ -277,7 +277,7 @@ import runpy, time
 from sod_core.ui.restore import visitor
 quick = visitor.Visitor.__init__
 def slow(self, name):
-    time.sleep(4)
+    time.sleep(2)
     quick(self, name)
 visitor.Visitor.__init__ = slow
 runpy.run_path("app.py", run_name="__main__")
