@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..packs.errors import PackError
-from ..packs.source import Source, inside, read_source
+from ..packs.source import Source, inside, read_manifest, read_source
 from .judges import JudgeSpec
 
 KIND = "erase"
@@ -95,20 +94,7 @@ class ErasePackManifest:
 
 def read(folder: Path) -> ErasePackManifest:
     """Reads folder/pack.json. Raises PackError with one sentence that says what is wrong in it."""
-    path = folder / "pack.json"
-    try:
-        found = _parse(folder, json.loads(path.read_text(encoding="utf-8")))
-    except PackError:
-        raise
-    except FileNotFoundError as error:
-        raise PackError(f"{folder} is no pack: it has no pack.json") from error
-    except KeyError as error:
-        raise PackError(f"{path} lacks the key {error.args[0]!r}") from error
-    except (OSError, RecursionError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise PackError(f"{path} cannot be read: {error}") from error
-    for wrong, sentence in _faults(found):
-        if wrong:
-            raise PackError(f"{path}: {sentence}")
+    found = read_manifest(folder, _parse, _faults)
     for file in _files(found):
         found.path(file)  # refuses names that lead elsewhere
     return found

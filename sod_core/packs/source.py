@@ -1,13 +1,45 @@
-"""What every pack.json may say: where on the hub its files lie, and names that stay inside the pack's folder."""
+"""What every pack.json has: JSON that is checked, the hub's place of its files, names that stay inside its folder."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import PackError
 from .hub import HubFile
+
+T = TypeVar("T")
+
+
+def read_manifest(
+    folder: Path, parse: Callable[[Path, dict[str, Any]], T], faults: Callable[[T], Iterable[tuple[bool, str]]]
+) -> T:
+    """What `parse` makes of folder/pack.json, if `faults` (whether it is one, a sentence) finds nothing wrong in it.
+
+    Raises PackError with one sentence that says what is wrong.
+    """
+    path = folder / "pack.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PackError(f"{folder} is no pack: it has no pack.json") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise PackError(f"{path} cannot be read: {error}") from error
+    try:
+        found = parse(folder, data)
+    except PackError:
+        raise
+    except KeyError as error:
+        raise PackError(f"{path} lacks the key {error.args[0]!r}") from error
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise PackError(f"{path} has a value of the wrong kind: {error}") from error
+    for wrong, sentence in faults(found):
+        if wrong:
+            raise PackError(f"{path}: {sentence}")
+    return found
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from ..data.names import Names
 from ..models.vit import ViTShape
 from ..packs.errors import PackError
 from ..packs.hub import HubFile
-from ..packs.source import Source, inside, read_source
+from ..packs.source import Source, inside, read_manifest, read_source
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 WORLDS = ("canvas",)
@@ -152,25 +151,7 @@ class Manifest:
 
 def read(folder: Path) -> Manifest:
     """Reads folder/pack.json. Raises PackError with one sentence that says what is wrong in it."""
-    path = folder / "pack.json"
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise PackError(f"{folder} is no pack: it has no pack.json") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise PackError(f"{path} cannot be read: {error}") from error
-    try:
-        found = _parse(folder, data)
-    except PackError:
-        raise
-    except KeyError as error:
-        raise PackError(f"{path} lacks the key {error.args[0]!r}") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise PackError(f"{path} has a value of the wrong kind: {error}") from error
-    for wrong, sentence in _faults(found):
-        if wrong:
-            raise PackError(f"{path}: {sentence}")
-    return found
+    return read_manifest(folder, _parse, _faults)
 
 
 def _parse(folder: Path, data: dict[str, Any]) -> Manifest:

@@ -336,10 +336,7 @@ class Pack:
         Raises PackError for a pack without examples.
         """
         labels = torch.tensor([example.label for example in self.examples()])
-        hits = (self.example_predictions(model) == labels).float()
-        kinds = hits[labels == target_class], hits[labels != target_class]
-        forget, retain = (kind.mean().item() if len(kind) else None for kind in kinds)
-        return forget, retain
+        return accuracies(self.example_predictions(model), labels, target_class)
 
     def example_peaks(self, layer: int) -> Tensor:
         """[examples, F]: each latent's largest value on any patch of each example, in the original model."""
@@ -375,6 +372,14 @@ class Pack:
 
 def _bytes(model: nn.Module) -> int:
     return sum(weight.nbytes for weight in model.parameters())
+
+
+def accuracies(named: Tensor, labels: Tensor, target: int) -> tuple[float | None, float | None]:
+    """(forget, retain), shares, of the classes named [n] against the true ones [n]; None without any image."""
+    hits = (named == labels).float()
+    kinds = hits[labels == target], hits[labels != target]
+    forget, retain = (kind.mean().item() if len(kind) else None for kind in kinds)
+    return forget, retain
 
 
 def open_pack(name: str, device: torch.device | None = None) -> Pack:

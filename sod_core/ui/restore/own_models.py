@@ -14,7 +14,7 @@ from ...models import head_rows
 from ...packs.errors import PackError
 from ...restore import working
 from ...restore.manifest import UnlearnedEntry
-from ...restore.pack import Pack
+from ...restore.pack import Pack, accuracies
 
 
 class Doubt(NamedTuple):
@@ -72,8 +72,8 @@ class OwnModels:
             named, original = pack.example_predictions(model), pack.original_on_examples()
             if target_class is None:
                 target_class = _most_lost(labels, named, original, len(pack.manifest.classes))
-            forget, retain = _accuracies(named, labels, target_class)
-            _, retain_original = _accuracies(original, labels, target_class)
+            forget, retain = accuracies(named, labels, target_class)
+            _, retain_original = accuracies(original, labels, target_class)
             doubt = _doubt(pack.manifest.classes, retain_original, retain, named, labels, target_class, told)
         elif target_class is None:
             raise PackError("say which class this model forgot: there are no example images to find out")
@@ -106,7 +106,7 @@ def doubt_of_listed(pack: Pack, entry: UnlearnedEntry) -> Doubt | None:
         return None
     try:
         labels = torch.tensor([example.label for example in pack.examples()])
-        _, original = _accuracies(pack.original_on_examples(), labels, entry.target_class)
+        _, original = accuracies(pack.original_on_examples(), labels, entry.target_class)
     except PackError:  # no examples, or damaged ones: nothing speaks against it
         return None
     if original is None or working.works(original, entry.retain_accuracy):
@@ -151,14 +151,6 @@ def _doubt(
 
 def _sentence(text: str) -> str:
     return text[0].upper() + text[1:]
-
-
-def _accuracies(named: Tensor, labels: Tensor, target: int) -> tuple[float | None, float | None]:
-    """(forget, retain), shares; None without any image."""
-    hits = (named == labels).float()
-    kinds = hits[labels == target], hits[labels != target]
-    forget, retain = (kind.mean().item() if len(kind) else None for kind in kinds)
-    return forget, retain
 
 
 def _most_lost(labels: Tensor, named: Tensor, original: Tensor, classes: int) -> int:
