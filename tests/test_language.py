@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import language_families as tiny
 import pytest
-import tiny_language as tiny
 import torch
+from language_families import BOS, CONTEXT, DEPTH, EOS, PAD, WIDTH, WORDS, plain_generate, plain_logits
 from safetensors.torch import load_file, save_file
-from tiny_language import BOS, CONTEXT, DEPTH, EOS, PAD, WIDTH, WORDS, plain_generate, plain_logits
 from torch import Tensor, nn
 
 from sod_core.models import decoder_layers, language
