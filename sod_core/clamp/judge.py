@@ -199,7 +199,8 @@ def wilson(right: int, n: int, confidence: float = CONFIDENCE) -> Share:
     z, p = NormalDist().inv_cdf(0.5 + confidence / 2), right / n
     middle, spread = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     scale = 1 + z * z / n
-    return Share(p, max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale), n)
+    low, high = (middle - spread) / scale, (middle + spread) / scale
+    return Share(p, low if right else 0.0, high if right < n else 1.0, n)
 
 
 def accuracy(found: Answers, fields: Collection[str] | None = None, confidence: float = CONFIDENCE) -> Share:
