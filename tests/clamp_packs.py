@@ -156,8 +156,10 @@ def write(folder: Path, **changes: Any) -> Path:
     words.save_pretrained(folder / "model")
     model(words).save_pretrained(folder / "model")
     other = model(words, seed=1).state_dict()
-    save_file({"model.layers.2.mlp.down_proj.weight": other["model.layers.2.mlp.down_proj.weight"].half()},
-              folder / "retrained.safetensors")
+    save_file(
+        {"model.layers.2.mlp.down_proj.weight": other["model.layers.2.mlp.down_proj.weight"].half()},
+        folder / "retrained.safetensors",
+    )
     texts = {
         "forget": statements("potions"),
         "retain": statements("rivers") + statements("clocks"),

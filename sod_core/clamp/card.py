@@ -98,6 +98,7 @@ def _card(pack: ClampPack) -> Iterator[str]:
         yield "\n| preset | method | SAE | latents | value | threshold | refusal |\n|---|---|---|---|---|---|---|"
         for preset in m.presets:
             value = preset.value if isinstance(preset.value, float) else "one each"
+            value = "" if preset.method == "refusal" else value  # the harmful latents stay
             refusal = "" if preset.refusal is None else f"{preset.refusal} to {preset.refusal_value:g}"
             latents = " ".join(map(str, preset.latents))
             yield (

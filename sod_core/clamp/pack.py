@@ -80,7 +80,8 @@ class ClampPack:
             raise PackError(
                 f"the SAE {entry.id} is not on this computer: `python -m sod_core packs get {self.manifest.name}`"
             )
-        return codes.read_code(place, language.width, entry.layer).to(self.device)
+        found: Any = codes.read_code(place, language.width, entry.layer)  # a module, whichever code it is
+        return found.to(self.device)
 
     def survey(self, sae: str) -> Survey | None:
         """How often an SAE's latents fire on the pack's corpora; None where the pack has none. Raises PackError."""

@@ -42,9 +42,10 @@ def _written(
 ) -> Iterator[dict[str, Any]]:
     """One entry a row; None is the untouched model."""
     clamps = [None if row is None else row.clamp for row in rows]
-    generated, texts = [()] * len(rows), [""] * len(rows)  # of a model that ends at once
+    generated: tuple[tuple[int, ...], ...] = ((),) * len(rows)  # of a model that ends at once
+    texts = ("",) * len(rows)
     for step in session.texts(clamps, tokens, temperature, seed) if rows else ():
-        generated, texts = list(step.generated), list(step.texts)
+        generated, texts = step.generated, step.texts
     for row, clamp, ids, written in zip(rows, clamps, generated, texts):
         if row is None or clamp is None:
             plain = [{"id": id, "text": piece} for id, piece in zip(ids, session.pieces(ids))]

@@ -112,12 +112,12 @@ def listing(repo_id: str, revision: str = "main", repo_type: str = "model") -> l
     what = HubFile(repo_id, "the list of files", revision, repo_type)
     try:
         environment.check_network()
-        paths = HfApi().list_repo_files(repo_id, revision=revision, repo_type=repo_type)
+        found = HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type)
     except PackError:
         raise
     except Exception as error:
         raise _explained(what, error) from error
-    return [HubFile(repo_id, path, revision, repo_type) for path in paths]
+    return [HubFile(repo_id, one.rfilename, revision, repo_type) for one in found.siblings or ()]
 
 
 def shown_by(bar: tqdm) -> Progress:
