@@ -175,7 +175,8 @@ class Board:
         self.subjects = pack.manifest.subjects()
         self.edits = edits(pack, fidelity)
         self.prime, self.refusal = first(self.edits, ("prime", "conditional")), first(self.edits, ("refusal",))
-        self.controls = [control for edit in self.edits for control in controls(pack, edit, settings.seeds)]
+        with_controls = [edit for edit in (self.prime, self.refusal) if edit is not None]
+        self.controls = [control for edit in with_controls for control in controls(pack, edit, settings.seeds)]
         self.models = [Entry(o.id, o.title, "model", o.method, other=o.id) for o in pack.manifest.others]
 
     @property

@@ -223,22 +223,37 @@ def table(found: Mapping[str, Any]) -> str:
     lines = ["| model | " + " | ".join(fields) + " | forget | retain | alignment | collapse |"]
     lines.append("|---" * (len(fields) + 5) + "|")
     for row in found["rows"]:
-        if row["problem"]:
-            lines.append(f"| {row['id']} | {row['problem']} |")
-            continue
-        cells = [_percent(row["fields"][field]) for field in fields]
-        cells += [
-            _percent(row["forget"]),
-            _percent(row["retain"]),
-            _interval(row["alignment"]),
-            f"{row['collapse']:.2f}",
-        ]
-        lines.append("| " + " | ".join([row["id"], *cells]) + (" destroyed |" if row["destroyed"] else " |"))
+        if row["kind"] != "control":
+            lines.append(_line(row["id"], [row], fields))
+    for of, features in dict.fromkeys(
+        (row["of"], row["features"]) for row in found["rows"] if row["kind"] == "control"
+    ):
+        drawn = [row for row in found["rows"] if (row["of"], row["features"]) == (of, features)]
+        lines.append(_line(f"{of}, {features} latents, mean of {len(drawn)}", drawn, fields))
     if found["score"] is not None:
         lines.append(f"\nScore at {judge.RETAINED} of the retain accuracy: {found['score']['value']:.2f}")
     warnings = dict.fromkeys(row["alignment"]["warning"] for row in found["rows"] if row["alignment"])
     lines += [f"\nCaution: {warning}." for warning in warnings if warning]
     return "\n".join(lines + ([] if found["ways"] is None else ["", ways(found["ways"])]))
+
+
+def _line(name: str, rows: list[dict[str, Any]], fields: list[str]) -> str:
+    """A row, or the mean of some that were drawn by lot."""
+    problem = next((row["problem"] for row in rows if row["problem"]), None)
+    if problem is not None:
+        return f"| {name} | {problem} |"
+    shares = [[row["fields"][field] for row in rows] for field in fields]
+    shares += [[row["forget"] for row in rows], [row["retain"] for row in rows]]
+    cells = [_mean(found, "{:.1%}") for found in shares] + [_mean([row["alignment"] for row in rows], "{:.3f}")]
+    if len(rows) == 1 and rows[0]["alignment"]:
+        cells[-1] += " [{low:.3f}, {high:.3f}]".format(**rows[0]["alignment"])
+    cells.append(f"{max(row['collapse'] for row in rows):.2f}" + " destroyed" * any(row["destroyed"] for row in rows))
+    return "| " + " | ".join([name, *cells]) + " |"
+
+
+def _mean(found: list[Mapping[str, Any] | None], form: str) -> str:
+    values = [one["value"] for one in found if one is not None]
+    return form.format(sum(values) / len(values)) if values else "–"
 
 
 def ways(found: Mapping[str, Any]) -> str:
@@ -257,11 +272,3 @@ def ways(found: Mapping[str, Any]) -> str:
 
 def _way(figure: Mapping[str, Any]) -> str:
     return "–" if figure["value"] is None else f"{figure['value']:.1%}"
-
-
-def _percent(share: Mapping[str, Any] | None) -> str:
-    return "–" if share is None else f"{share['value']:.1%}"
-
-
-def _interval(found: Mapping[str, Any] | None) -> str:
-    return "–" if found is None else f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"

@@ -80,9 +80,10 @@ def verdict(
         return Verdict(NO_VERDICT, without, share, way, reason, caution)
 
     if original.value < CHANCE + KNOWN:
-        return no(
+        reason = (
             f"the untouched model answers {original.value:.0%} of the field's questions: there was little to forget"
         )
+        return no(reason)._replace(without_edit=None)
     if collapse > COLLAPSED:
         return no(f"the model is destroyed: it gives one letter on {collapse:.0%} of all questions")
     shares = {
