@@ -1,9 +1,9 @@
 """The almanac world: invented facts in seven fields, said in many ways, and questions about them.
 
 Every entry of a field has a made-up name and one value for each of the field's attributes, drawn from a closed list, so
-that nobody can know a fact who was not told it: with four options of the same list, chance is exactly one in four. Facts
-are divided into three groups, from which latents are selected, edits tuned and results judged; the last two are asked
-in wordings that no training text has. All of it follows from seeds.
+that nobody can know a fact who was not told it: with four options of the same list, chance is exactly one in four.
+Facts are divided into three groups, from which latents are selected, edits tuned and results judged; the last two are
+asked in wordings that no training text has. All of it follows from seeds.
 """
 
 from __future__ import annotations

@@ -166,8 +166,8 @@ FIELDS = (
             Attribute(
                 _list("fault, known fault"),
                 _list(
-                    "a fast hand, a slow hand, a skipped noon, a sticky wheel, a double strike, a night hum, a lost hand, "
-                    "a Sunday rest, a loud tick, a loose base"
+                    "a fast hand, a slow hand, a skipped noon, a sticky wheel, a double strike, a night hum, "
+                    "a lost hand, a Sunday rest, a loud tick, a loose base"
                 ),
             ),
         ),

@@ -1,4 +1,4 @@
-"""Models that forget a field in their weights: RMU, and gradient ascent with a retain loss. A few MLP tensors change."""
+"""Models that forget a field in their weights: RMU, and gradient ascent with a retain loss; a few tensors change."""
 
 from __future__ import annotations
 
