@@ -26,18 +26,12 @@ def text(options: argparse.Namespace) -> None:
 def features(options: argparse.Namespace) -> None:
     """`clamp features`: the latents that a rule chooses, with both frequencies and the words they fire on."""
     pack = open_clamp_pack(options.pack, processes.start(options.device))
-    sae = pack.manifest.sae(options.sae or pack.manifest.opening_sae())
-    own = options.forget is None and options.retain is None
+    sae = options.sae or pack.manifest.opening_sae()
     forget, retain = (
         pack.corpus(kind) if file is None else read_texts(file)
         for kind, file in (("forget", options.forget), ("retain", options.retain))
     )
-    found = pack.survey(sae.id) if own else None
-    if found is None or found.threshold != options.threshold or found.texts_id != surveys.fingerprint(forget, retain):
-        found = surveys.survey(pack.language(), pack.code(sae.id), sae.layer, forget, retain, options.threshold)
-    if options.out is not None:
-        surveys.save(found, options.out)
-    shown = results.features(pack, sae.id, options.rule, options.top, found, forget, retain)
+    shown = results.features(pack, sae, options.rule, options.top, forget, retain, options.threshold, options.out)
     if options.json:
         files.give_json(shown, options.json)
     if options.json != "-":
