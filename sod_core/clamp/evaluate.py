@@ -132,5 +132,4 @@ def _way(board: Board, entry: Entry, way: str, paper: Paper) -> dict[str, Any]:
         found = ways_back.measure(way, board.subject(entry), paper)
     except ValueError as error:  # a model that cannot be loaded
         found = ways_back.Figure(None, {}, " ".join(str(error).split()))
-    share = None if found.share is None else found.share._asdict()
-    return {"share": share, "variants": found.variants, "note": found.note}
+    return found._asdict() | {"share": None if found.share is None else found.share._asdict()}
