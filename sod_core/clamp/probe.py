@@ -7,6 +7,7 @@ questions of other facts.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,29 @@ def right(
             chosen = said(states[test]).squeeze(-1).argmax(-1)
         found[test] = (chosen == torch.tensor([q.answer for q in questions])[test]).numpy()
     return found
+
+
+def by_frequency(questions: Sequence[Question]) -> float:
+    """The accuracy of who has seen no question but knows which answers are often right: what learning alone can give.
+
+    Each option is as likely as it was right among the questions of other folds in which it was an option (one success
+    and one failure added); of equal ones each has its share. The chance level of a probe, and of relearning. Raises
+    ValueError as `right`.
+    """
+    fold, found = folds([question.about for question in questions]), 0.0
+    for number in range(FOLDS):
+        shown: Counter[str] = Counter()
+        was_right: Counter[str] = Counter()
+        for question, there in zip(questions, fold):
+            if there != number:
+                shown.update(question.options)
+                was_right[question.options[question.answer]] += 1
+        for question, there in zip(questions, fold):
+            if there == number:
+                scores = [(was_right[option] + 1) / (shown[option] + 2) for option in question.options]
+                best = [option for option, score in enumerate(scores) if score == max(scores)]
+                found += (question.answer in best) / len(best)
+    return found / len(questions)
 
 
 def folds(facts: Sequence[str]) -> np.ndarray:

@@ -79,6 +79,9 @@ class Figure(NamedTuple):
     """Accuracy of each, where there are several."""
     note: str = ""
     """Why there is no share."""
+    chance: float = judge.CHANCE
+    """What is right without any knowledge: of a way that learns from questions, what their answers' frequencies
+    give."""
 
 
 class Way(NamedTuple):
@@ -239,7 +242,7 @@ def _probe(last: bool) -> Callable[[Subject, Paper], Figure]:
         right = probe.right(
             subject.language, paper.questions, paper.subjects, paper.scoring, subject.layer, subject.editor, at
         )
-        return Figure(judge.wilson(int(right.sum()), len(right), CONFIDENCE), {})
+        return Figure(judge.wilson(int(right.sum()), len(right), CONFIDENCE), {}, chance=_learnt(paper))
 
     return tried
 
@@ -252,9 +255,13 @@ def _relearned(facts: int) -> Callable[[Subject, Paper], Figure]:
         )
         layer = None if subject.editor is None else subject.layer
         found = judge.answers(model, others, paper.subjects, paper.scoring, layer, subject.editor)
-        return Figure(judge.accuracy(found, confidence=CONFIDENCE), {})
+        return Figure(judge.accuracy(found, confidence=CONFIDENCE), {}, chance=_learnt(paper))
 
     return tried
+
+
+def _learnt(paper: Paper) -> float:
+    return max(judge.CHANCE, probe.by_frequency(paper.questions))
 
 
 def _switched_off(subject: Subject, paper: Paper) -> Figure:
