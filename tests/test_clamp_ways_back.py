@@ -57,7 +57,7 @@ def models() -> Models:
     knows = taught(untaught, TEXTS["potion"] + TEXTS["river"], 2, steps=30)
     retrained = taught(untaught, TEXTS["river"], 2, steps=30)
     ends = {field: [text.rsplit(" ", n)[0] for text in TEXTS[field] for n in (1, 2, 3)] for field in TEXTS}
-    potion, river = (probe.edited_states(knows, ends[field], LAYER, None, LAYER).float() for field in ends)
+    potion, river = (probe.edited_states(knows, ends[field], LAYER, None, [LAYER])[0].float() for field in ends)
     return Models(knows, retrained, FieldCode(potion, river))
 
 
@@ -143,10 +143,11 @@ def test_the_first_token_is_given_where_the_options_are_of_one_word():
 
 
 def test_what_knows_is_right_by_every_way_that_it_understands(original, paper):
-    found = {way: ways_back.measure(way, original, paper) for way in ("plain", "first_word", "probe_last")}
+    found = {way: ways_back.measure(way, original, paper) for way in ("plain", "first_word", "probe")}
     assert found["plain"].share.value > 0.9
     assert found["first_word"].share.value > 0.6
-    assert found["probe_last"].share.n == 48
+    assert found["probe"].share.n == 48 and set(found["probe"].variants) == {"block 1", "block 2"}
+    assert found["probe"].share.value == max(found["probe"].variants.values())
     assert ways_back.measure("switched_off", original, paper).share is None
     gaps = ways_back.measure("gaps", original, paper)  # words it has never seen
     assert gaps.share.value < 0.6
@@ -186,9 +187,8 @@ def test_a_state_is_read_after_the_edit_and_at_any_block(models, clamped):
         batch = language.batch([ids])
         plain = language.states(batch, LAYER)
         edited = clamped.editor(plain, batch.ids)
-        found = probe.edited_states(language, texts, LAYER, clamped.editor, LAYER)[row]
+        found, later = probe.edited_states(language, texts, LAYER, clamped.editor, [LAYER, 2])[:, row]
         torch.testing.assert_close(found.float(), edited[0, -1], rtol=1e-4, atol=1e-4)
-        later = probe.edited_states(language, texts, LAYER, clamped.editor, 2)[row]
         with torch.inference_mode():
             logits = language.model.lm_head(language.model.model.norm(later.float()))
         told = language.next_logits(batch, LAYER, [clamped.editor])[0]
@@ -224,6 +224,15 @@ def test_no_fact_is_on_both_sides_of_a_fold():
     assert fold[0] == fold[3] and fold[1] == fold[7] and set(fold) == set(range(5))
 
 
+class Deep:
+    depth = 6
+
+
+def test_the_edited_block_and_the_last_are_read():
+    assert probe.probed(3, 8) == [3, 4, 5, 6, 7] and probe.probed(7, 8) == [7]
+    assert probe.probed(7, 26)[0] == 7 and probe.probed(7, 26)[-1] == 25 and len(probe.probed(7, 26)) == 6
+
+
 @pytest.mark.parametrize("scoring", judge.SCORINGS)
 def test_a_probe_finds_what_lies_in_the_state_and_nothing_else(monkeypatch, scoring):
     """States that hold the answer in one direction, among noise; and states of noise alone."""
@@ -236,9 +245,10 @@ def test_a_probe_finds_what_lies_in_the_state_and_nothing_else(monkeypatch, scor
     told = targets @ (directions if scoring == "letters" else directions[:1])
     noise = torch.randn(100, 4, 24, generator=rng, dtype=torch.float64)
     for states, least, most in ((told + noise, 0.8, 1.0), (noise, 0.1, 0.4)):
-        monkeypatch.setattr(probe, "edited_states", lambda *_, states=states: states.flatten(0, 1))
-        found = probe.right(None, asked, {}, scoring, 0, None, 0)
-        assert least <= found.mean() <= most
+        monkeypatch.setattr(probe, "edited_states", lambda *_, states=states: states.flatten(0, 1)[None])
+        monkeypatch.setattr(probe, "probed", lambda *_: [5])
+        found = probe.right(Deep(), asked, {}, scoring, 5, None)
+        assert least <= found[5].mean() <= most
 
 
 # ---------------------------------------------------------------- relearning
@@ -341,7 +351,7 @@ def test_there_is_no_verdict_on_what_was_not_known_or_is_destroyed():
 
 def test_the_whole_of_it(original, clamped, retrained, paper):
     """The retrained model reads deleted; a model that still knows has no verdict; the edit is tried with it on."""
-    ways = ("plain", "first_word", "probe", "probe_last", "switched_off")
+    ways = ("plain", "first_word", "probe", "switched_off")
     found = {s.id: {w: ways_back.measure(w, s, paper) for w in ways} for s in (original, clamped, retrained)}
     known = found["untouched"]["plain"].share
     never = verdicts.verdict(found["retrained"], {}, known, 0.4, False)
