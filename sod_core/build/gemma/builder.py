@@ -29,11 +29,13 @@ from ...sparse.topk import TopKSAE
 from ..almanac import train_saes
 from . import search, states, texts, weights, wordnet
 
-LAYERS = (9, 12, 15)
+LAYERS = (9, 12)
 FORGET = "food"
-RECIPE = train_saes.Recipe(latents=3840, active=32)
+RECIPE = train_saes.Recipe(latents=3840, active=32, steps=3000)
 """3,840 latents are as many as 10 MB hold in half precision."""
 GRID = search.Grid()
+OTHER_GRID = search.Grid(tops=(10, 30), strengths=(0.8, 1.6))
+"""For the other fields forgotten in turn, of which no more than a table is made."""
 LINES = {"food": 1200, "other": 500}
 """Of the corpora; the fields to keep have as many as `other`, meanings in none of the fields."""
 OTHERS = 5
@@ -99,8 +101,8 @@ class Builder:
 
     def _texts(self) -> dict:
         """Questions, the corpora on which latents are chosen, and WordNet's licence."""
-        tokenizer, synsets = self.language.tokenizer, self._synsets
-        asked = texts.questions(synsets, lambda text: tokenizer.encode(text, add_special_tokens=False))
+        synsets = self._synsets
+        asked = texts.questions(synsets, lambda text: self.language.encode_pair("Word:", text)[1])
         for name, questions in asked.items():
             lines = [json.dumps(question._asdict(), ensure_ascii=False) + "\n" for question in questions]
             (self.out / "questions" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -123,12 +125,13 @@ class Builder:
 
     def _saes(self, layer: int) -> dict:
         """A JumpReLU and a TopK SAE of a layer, in half precision, among the work."""
-        found = states.collect(self.language, self._rows, layer)
-        figures: dict[str, Any] = {"layer": layer, "recipe": asdict(RECIPE), "tokens": len(found)}
-        figures["length"] = float(sum(part.float().square().sum() for part in found.split(65_536)) / len(found)) ** 0.5
+        by = states.standard(self.language, self._rows, layer)
+        found = states.collect(self.language, self._rows, layer, by)
+        figures: dict[str, Any] = {"layer": layer, "recipe": asdict(RECIPE), "tokens": len(found), "length": by.length}
         for kind in train_saes.KINDS:
             tensors, figures[kind] = train_saes.train(kind, found, RECIPE, self.work / f"{kind}-{layer}.ckpt")
-            codes.save_code(_code(kind, tensors), self._candidate(f"{kind}-{layer}"), torch.float16, layer)
+            code = _code(kind, states.plain(kind, tensors, by))
+            codes.save_code(code, self._candidate(f"{kind}-{layer}"), torch.float16, layer)
         return figures
 
     def _search(self) -> dict:
@@ -144,9 +147,12 @@ class Builder:
                 by_field = search.tallies(language, code, layer, lines)
                 fields: dict[str, list[dict[str, Any]]] = {}
                 for field in texts.FIELDS:
-                    rows = search.tried(language, code, layer, length, asked, by_field, field, GRID)
+                    grid = GRID if field == FORGET else OTHER_GRID
+                    rows = search.tried(language, code, layer, length, asked, by_field, field, grid)
                     fields[field] = sorted(rows, key=_worth, reverse=True)
                     print(f"{kind}-{layer}, {field}: {_told(fields[field][0])}", flush=True)
+                    if field != FORGET:
+                        del fields[field][1:]
                 figures["saes"][f"{kind}-{layer}"] = fields
         return figures
 
@@ -194,7 +200,7 @@ class Builder:
         """Token ids of every text that SAEs are trained on: none of a meaning that a question is about."""
         asked = {question.id for name in texts.SETS for question in self._questions(name)}
         rest = [synset for synset in self._synsets if synset.id not in asked]
-        return states.encoded(self.language, list(texts.training_texts(rest)))
+        return states.encoded(self.language, texts.training_texts(rest))
 
     @property
     def _lines(self) -> dict[str, list[str]]:

@@ -29,7 +29,7 @@ class Grid:
 
     rules: tuple[str, ...] = ("paper", "farrell", "ratio", CONTRAST)
     tops: tuple[int, ...] = (10, 20, 30, 50)
-    strengths: tuple[float, ...] = (0.3, 0.6, 1.2, 2.4)
+    strengths: tuple[float, ...] = (0.4, 0.8, 1.6, 3.2)
     """Coefficients, as shares of a hidden state's length (root mean square over tokens), below 0."""
 
 

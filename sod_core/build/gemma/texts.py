@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from .wordnet import Synset
@@ -23,7 +23,7 @@ TITLES = {
     "body": "the body",
     "location": "places",
 }
-SETS = {"judge": 64, "tune": 40, "select": 20}
+SETS = {"judge": 60, "tune": 36, "select": 16}
 """Questions a field."""
 CLOZE = "Definition: {}\nWord:"
 LINE = "Definition: {} Word: {}"
@@ -46,11 +46,12 @@ def questions(synsets: list[Synset], tokens: Callable[[str], list[int]], seed: i
     Of each field the words that the vocabulary has earliest, which are the most familiar, shuffled over the sets.
     """
     known = {synset.id: synset for synset in synsets}
-    qualities = {word for synset in synsets if synset.id[0] in "ar" for word in synset.words}
+    qualities = {word for synset in synsets if synset.id[0] in "asr" for word in synset.words}
     found: dict[str, list[Asked]] = {name: [] for name in SETS}
     for field in FIELDS:
         rng = random.Random(f"{field} {seed}")
         pool = _familiar([s for s in synsets if s.field == field and _can_be_asked(s, qualities)], tokens)
+        pool = [synset for synset in pool if len(_wrong(synset, pool, known)) >= 3]
         pool = pool[: sum(SETS.values())]
         order = rng.sample(pool, len(pool))
         asked = iter([_question(synset, pool, known, rng) for synset in order])
@@ -65,11 +66,14 @@ def left_over(synsets: list[Synset], asked: dict[str, list[Asked]]) -> list[Syns
     return [synset for synset in synsets if synset.id not in used]
 
 
-def training_texts(synsets: list[Synset]) -> Iterator[str]:
-    """What the SAE is trained on: each synset as a question with its answer, and as an entry with its examples."""
-    for synset in synsets:
-        yield f"{CLOZE.format(synset.definition)} {synset.word}"
-        yield f"{synset.word}: {'; '.join((synset.definition, *synset.examples))}"
+def training_texts(synsets: list[Synset], seed: int = 0) -> list[str]:
+    """What the SAE is trained on: each meaning of the fields as a question with its answer, and half as many others as
+    entries with their examples."""
+    inside = [synset for synset in synsets if synset.field]
+    others = [synset for synset in synsets if not synset.field]
+    drawn = random.Random(f"training {seed}").sample(others, min(len(inside) // 2, len(others)))
+    asked = [f"{CLOZE.format(synset.definition)} {synset.word}" for synset in inside]
+    return asked + [f"{synset.word}: {'; '.join((synset.definition, *synset.examples))}" for synset in drawn]
 
 
 def lines(synsets: list[Synset], field: str, count: int, seed: int = 0) -> list[str]:
@@ -97,16 +101,21 @@ def _familiar(synsets: list[Synset], tokens: Callable[[str], list[int]]) -> list
 
 def _question(synset: Synset, pool: list[Synset], known: dict[str, Synset], rng: random.Random) -> Asked:
     """With three other words of the pool, none of which is a synonym, a hypernym, a hyponym or in the definition."""
+    options = [synset.word, *(other.word for other in rng.sample(_wrong(synset, pool, known), 3))]
+    rng.shuffle(options)
+    answer = options.index(synset.word)
+    return Asked(synset.id, synset.field, CLOZE.format(synset.definition), tuple(options), answer)
+
+
+def _wrong(synset: Synset, pool: list[Synset], known: dict[str, Synset]) -> list[Synset]:
+    """The words of the pool that are no answer; few where nearly all are kinds of it ("location")."""
     above = _above(synset, known)
 
     def wrong(other: Synset) -> bool:
         related = other.id in above or synset.id in _above(other, known) or other.word in synset.words
         return not related and not _named(other.word, synset.definition)
 
-    options = [synset.word, *(other.word for other in rng.sample([s for s in pool if wrong(s)], 3))]
-    rng.shuffle(options)
-    answer = options.index(synset.word)
-    return Asked(synset.id, synset.field, CLOZE.format(synset.definition), tuple(options), answer)
+    return [other for other in pool if wrong(other)]
 
 
 def _above(synset: Synset, known: dict[str, Synset]) -> set[str]:
