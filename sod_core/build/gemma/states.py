@@ -66,6 +66,28 @@ def plain(kind: str, tensors: dict[str, Tensor], by: Standard) -> dict[str, Tens
     return found
 
 
+@torch.inference_mode()
+def thresholded(tensors: dict[str, Tensor], sample: Tensor, active: int) -> dict[str, Tensor]:
+    """A TopK SAE as a JumpReLU one: one threshold, above which `active` latents fire on average over a sample [N, D].
+
+    So do Bussmann et al. (BatchTopK, arXiv 2412.06410) once training is over: a latent's activity then needs its own
+    column alone.
+    """
+    pre = sample @ tensors["W_enc"] + tensors["b_enc"]
+    least = pre.flatten().topk(active * len(sample), sorted=False).values.min().clamp(min=0)
+    return tensors | {"threshold": least.expand(pre.shape[1]).clone()}
+
+
+@torch.inference_mode()
+def unexplained(kind: str, tensors: dict[str, Tensor], sample: Tensor, active: int) -> float:
+    """The share of a sample's variance that is not reconstructed."""
+    pre = sample @ tensors["W_enc"] + tensors["b_enc"]
+    least = pre.topk(active, dim=1).values[:, -1:] if kind == "topk" else tensors["threshold"]
+    latents = torch.where(pre >= least, pre, 0).relu()
+    error = sample - (latents @ tensors["W_dec"] + tensors["b_dec"])
+    return float(error.square().sum() / (sample - sample.mean(0)).square().sum())
+
+
 def _states(language: LanguageModel, rows: Sequence[Sequence[int]], layer: int) -> Iterator[Tensor]:
     """[n, D] float32 of each batch: without special tokens, BOS above all."""
     special = torch.tensor(sorted(language.special_ids), device=language.device)
