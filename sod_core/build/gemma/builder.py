@@ -136,7 +136,7 @@ class Builder:
         sample = found[:: max(1, len(found) // SAMPLE)].float().cpu()
         every = {"topk": tensors, "jumprelu": states.thresholded(tensors, sample, RECIPE.active)}
         for kind in KINDS:
-            code = _code(kind, states.plain(kind, every[kind], by))
+            code = _code(kind, states.plain(kind, every[kind], by), RECIPE.active)
             codes.save_code(code, self._candidate(f"{kind}-{layer}"), torch.float16, layer)
             figures[kind] = {"unexplained": states.unexplained(kind, every[kind], sample, RECIPE.active)}
         return figures
@@ -248,13 +248,13 @@ class Builder:
         return found.to(self.device)
 
 
-def _code(kind: str, tensors: dict[str, torch.Tensor]) -> Code:
+def _code(kind: str, tensors: dict[str, torch.Tensor], active: int) -> Code:
     dim, latents = tensors["W_enc"].shape
     if kind == "jumprelu":
         sae = JumpReLUSAE(dim, latents)
         sae.load_state_dict(tensors)
         return sae
-    topk = TopKSAE(dim, latents, RECIPE.active)
+    topk = TopKSAE(dim, latents, active)
     names = {"encoder.weight": tensors["W_enc"].T, "decoder.weight": tensors["W_dec"].T, "pre_bias": tensors["b_dec"]}
     bias = tensors["b_enc"] + tensors["b_dec"] @ tensors["W_enc"]  # TopKSAE subtracts pre_bias first
     topk.load_state_dict(names | {"latent_bias": bias})
