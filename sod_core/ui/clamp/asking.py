@@ -36,9 +36,13 @@ class Asking:
     seed: int
 
 
-def read(values: Sequence) -> Asking:
-    """The values of Panel.controls. Raises ValueError for what cannot be asked."""
-    prompt, judged, value, refusal_value, threshold, beside, sae, rule, latents, refusal, fidelity, tokens, seed = values
+def read(values: Sequence, prompt: str | None = None) -> Asking:
+    """The values of Panel.controls; `prompt` in place of theirs where no question is asked.
+
+    Raises ValueError for what cannot be asked.
+    """
+    written, judged, value, refusal_value, threshold, beside, sae, rule, latents, refusal, fidelity, tokens, seed = values
+    prompt = written if prompt is None else prompt
     if not (prompt or "").strip():
         raise ValueError("write a question, or choose one from the menu")
     if len(prompt) > LONGEST_PROMPT:

@@ -75,6 +75,17 @@ class Panel(NamedTuple):
         return [*found, self.rule, self.latents, self.refusal, self.fidelity, self.tokens, self.seed]
 
     @property
+    def menus(self) -> list:
+        """What `filling.opened` fills first: all that depends on the pack."""
+        return [self.prompts, self.field, self.judged, self.prompt, self.beside, self.sae, self.ways, self.verdict]
+
+    @property
+    def about(self) -> list:
+        """What `filling.sae_chosen` fills: all that depends on the SAE."""
+        edit = [self.latents, self.rule, self.top, self.value, self.refusal_value, self.threshold, self.refusal]
+        return [*edit, self.scatter, self.look, self.firing, self.toggle, self.curve_note, *self.curves]
+
+    @property
     def curves(self) -> list:
         return [self.forget, self.retain, self.alignment]
 

@@ -1,9 +1,13 @@
-"""What the Clamp tab was asked, and what it shows: plain values, so that words and figures need no model."""
+"""What the Clamp tab shows of a question: the columns, as far as their texts have grown."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ...clamp.edit import Clamp
+    from ...clamp.session import Token
 
 UNTOUCHED, PRIME, REFUSAL = "untouched", "prime", "refusal"
 TITLES = {
@@ -11,32 +15,10 @@ TITLES = {
     PRIME: "Clamp Prime",
     REFUSAL: "Refusal Clamp",
     "conditional": "Conditional clamp",
-    "both": "Clamp Prime and Refusal Clamp",
+    "both": "Both clamps",
 }
 CONTROLS = {"random": "random latents", "matched": "random, equally active"}
 LETTERS = "ABCD"
-
-
-class Token(NamedTuple):
-    """A piece of a text, and what fired on it before any edit."""
-
-    text: str
-    fired: tuple[tuple[int, float], ...] = ()
-    """(latent, activity) of the chosen latents that fired, the strongest first."""
-    changed: bool = False
-    """Whether the edit changed the hidden state here."""
-
-
-@dataclass(frozen=True)
-class Edit:
-    """What a column's edit does where it acts; for the words beside a token."""
-
-    method: str = "none"
-    values: tuple[tuple[int, float], ...] = ()
-    """(harmful latent, what it is set to); empty where they stay."""
-    refusal: int | None = None
-    refusal_value: float = 0.0
-    threshold: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -44,9 +26,11 @@ class Column:
     """One of the texts that stand side by side."""
 
     key: str
+    """UNTOUCHED, the name of a method, or "other"."""
     title: str
+    clamp: Clamp | None = None
+    """What is edited; None for a model that is left as it is."""
     answer: tuple[Token, ...] = ()
-    edit: Edit = Edit()
     done: bool = False
     """Whether it has ended, by itself or at the longest answer."""
     scores: tuple[float, ...] = ()
@@ -60,7 +44,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Answered:
-    """A question and its columns, as far as they have grown."""
+    """A question and its columns."""
 
     prompt: tuple[Token, ...]
     columns: tuple[Column, ...]
@@ -72,4 +56,4 @@ class Answered:
     def hottest(self) -> float:
         """The largest activity on the page: where the colour is full."""
         texts = (self.prompt, *(column.answer for column in self.columns))
-        return max((value for text in texts for token in text for _, value in token.fired), default=0.0)
+        return max((fired.activity for text in texts for token in text for fired in token.fired), default=0.0)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
-from .shown import Answered, Column, Edit, Token
+from .shown import UNTOUCHED, Answered, Column
+
+if TYPE_CHECKING:
+    from ...clamp.edit import Clamp
+    from ...clamp.session import Token
 
 TELLS = """
 const tell = (event) => {
@@ -19,7 +24,7 @@ for (const kind of ['mouseover', 'focusin', 'click']) element.addEventListener(k
 """
 """js_on_load: a coloured word under the mouse, the finger or the keyboard tells what fired in the line below."""
 HINT = "Point at a coloured word, or reach it with Tab: which latent fired, how much, and what the edit did."
-QUIET = "None of the chosen latents fired on these texts, so no edit acted."
+NOTHING = "None of the chosen latents fired on these texts, so that no edit acted."
 _FAINTEST, _FULLEST = 14, 62
 """Per cent of the accent colour behind a token."""
 _NAMED = 4
@@ -28,79 +33,90 @@ _NAMED = 4
 
 def html(answered: Answered) -> str:
     """The question over the columns, and the line that tells of a word."""
-    top, edits = answered.hottest or 1.0, [(column.title, column.edit) for column in answered.columns]
-    asked = "".join(_token(token, top, edits) for token in answered.prompt)
+    top = answered.hottest or 1.0
+    edits = [(column.title, column.clamp) for column in answered.columns if column.clamp is not None]
+    asked = "".join(_token(token, top, told(token, edits)) for token in answered.prompt)
     columns = "".join(_column(column, top) for column in answered.columns)
-    hint = HINT if answered.hottest else QUIET
+    growing = any(not column.done for column in answered.columns)
+    hint = HINT if answered.hottest else "" if growing else NOTHING
     return (
-        f'<div class="sod-asked"><b>Asked</b> {asked}</div><div class="sod-texts">{columns}</div>'
+        f'<div class="sod-asked"><b>Asked</b>{asked}</div><div class="sod-texts">{columns}</div>'
         f'<p class="sod-told" role="status">{hint}</p>'
     )
 
 
 def _column(column: Column, top: float) -> str:
-    answer = "".join(_token(token, top, [("", column.edit)]) for token in column.answer)
+    edits = [] if column.clamp is None else [("", column.clamp)]
+    answer = "".join(_token(token, top, told(token, edits), column.clamp is not None) for token in column.answer)
     caret = "" if column.done else '<i class="sod-caret"></i>'
     return (
         f'<section class="sod-text sod-{escape(column.key)}"><h4>{escape(column.title)}</h4>'
-        f'<p>{answer}{caret}</p><p class="sod-quiet">{escape(acted(column))}</p></section>'
+        f'<p>{answer.lstrip()}{caret}</p><p class="sod-quiet">{escape(acted(column))}</p></section>'
     )
 
 
 def acted(column: Column) -> str:
-    """How often the edit acted on the answer, in words."""
-    if column.edit.method == "none":
+    """What the edit is, and how often it acted on the answer."""
+    if column.clamp is None:
+        if column.key != UNTOUCHED:
+            return "another model, whose hidden states these latents were not made for"
         fired = sum(bool(token.fired) for token in column.answer)
         return f"nothing is edited; a chosen latent fired on {fired} of {len(column.answer)} tokens"
     changed = sum(token.changed for token in column.answer)
-    return f"{setting(column.edit)}; acted on {changed} of {len(column.answer)} tokens"
+    return f"{setting(column.clamp)}; acted on {changed} of {len(column.answer)} tokens"
 
 
-def setting(edit: Edit) -> str:
-    """ "10 latents to -300"."""
+def setting(clamp: Clamp) -> str:
+    """ "10 latents to -300, refusal latent 7 to -500"."""
     said = []
-    if edit.values:
-        numbers = sorted({value for _, value in edit.values})
-        to = f"{numbers[0]:g}" if len(numbers) == 1 else f"{numbers[0]:g} to {numbers[-1]:g}"
-        said.append(f"{_count(len(edit.values), 'latent')} to {to}")
-    if edit.refusal is not None:
-        said.append(f"refusal latent {edit.refusal} to {edit.refusal_value:g}")
-    return ", ".join(said) or "no latent is chosen"
+    count = f"{len(clamp.latents)} latent{'' if len(clamp.latents) == 1 else 's'}"
+    if clamp.method != "refusal":
+        said.append(f"{count} to {_numbers(clamp.values())}")
+    if clamp.refuses:
+        where = f" where one of {count} fires" if clamp.method == "refusal" else ""
+        said.append(f"refusal latent {clamp.refusal} to {clamp.refusal_value:g}{where}")
+    return ", ".join(said)
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def _numbers(values: Sequence[float]) -> str:
+    least, most = min(values), max(values)
+    return f"{least:g}" if least == most else f"{least:g} to {most:g}"
 
 
-def _token(token: Token, top: float, edits: Sequence[tuple[str, Edit]]) -> str:
+def _token(token: Token, top: float, said: str, edited: bool = False) -> str:
     """The token's text; coloured by its strongest latent, where one fired."""
+    bare = token.text.lstrip(" ")
+    space = escape(token.text[: len(token.text) - len(bare)])
     if not token.fired:
-        return escape(token.text)
-    share = min(token.fired[0][1] / top, 1.0)
+        return space + escape(bare)
+    share = min(token.fired[0].activity / top, 1.0)
     strength = round(_FAINTEST + (_FULLEST - _FAINTEST) * share)
-    label = escape(told(token, edits), quote=True)
-    refused = ' class="sod-changed"' if token.changed else ""
-    return f'<mark tabindex="0" style="--heat:{strength}%" aria-label="{label}"{refused}>{escape(token.text)}</mark>'
+    kind = ' class="sod-changed"' if edited and token.changed else ""
+    return f'{space}<mark tabindex="0" style="--heat:{strength}%" aria-label="{escape(said)}"{kind}>{escape(bare)}</mark>'
 
 
-def told(token: Token, edits: Sequence[tuple[str, Edit]]) -> str:
-    """ "«potion»: latent 12 fired at 3.41, latent 9 at 1.02. Clamp Prime sets them to -30." for one or several edits."""
+def told(token: Token, edits: Sequence[tuple[str, Clamp]]) -> str:
+    """ "“potion”: latent 12 fired at 3.41, latent 9 at 1.02. Clamp Prime: set to -30." """
+    if not token.fired:
+        return ""
     named = token.fired[:_NAMED]
-    latents = ", ".join(f"latent {latent} {'fired ' if i == 0 else ''}at {value:.3g}" for i, (latent, value) in enumerate(named))
+    latents = f"latent {named[0].latent} fired at {named[0].activity:.3g}"
+    latents += "".join(f", latent {one.latent} at {one.activity:.3g}" for one in named[1:])
     more = f" and {len(token.fired) - _NAMED} more" if len(token.fired) > _NAMED else ""
-    does = [f"{title + ': ' if title else ''}{_done(token, edit)}" for title, edit in edits if edit.method != "none"]
-    return f"“{token.text.strip()}”: {latents}{more}. {'; '.join(does) or 'Nothing is edited here'}."
+    does = "; ".join(f"{title + ': ' if title else ''}{_done(token, clamp)}" for title, clamp in edits)
+    return f"“{token.text.strip()}”: {latents}{more}. {does or 'Nothing is edited here'}."
 
 
-def _done(token: Token, edit: Edit) -> str:
+def _done(token: Token, clamp: Clamp) -> str:
     """What one edit does to a token on which something fired."""
-    above = any(value > edit.threshold for _, value in token.fired)
-    values, fired = dict(edit.values), [latent for latent, value in token.fired if value > edit.threshold]
-    to = sorted({values[latent] for latent in fired if latent in values})
+    least = 0.0 if clamp.method == "prime" else clamp.threshold
+    values = dict(zip(clamp.latents, clamp.values()))
+    above = [one.latent for one in token.fired if one.activity > least and one.latent in values]
+    if not above:
+        return f"left as it is, since nothing fired above {least:g}"
     said = []
-    if to:
-        number = f"{to[0]:g}" if len(to) == 1 else f"{to[0]:g} to {to[-1]:g}"
-        said.append(f"set to {number}")
-    if edit.refusal is not None and above:
-        said.append(f"refusal latent {edit.refusal} set to {edit.refusal_value:g}")
-    return ", ".join(said) or f"not above the threshold {edit.threshold:g}, left as it is"
+    if clamp.method != "refusal":
+        said.append(f"set to {_numbers([values[latent] for latent in above])}")
+    if clamp.refuses:
+        said.append(f"refusal latent {clamp.refusal} set to {clamp.refusal_value:g}")
+    return ", ".join(said)
