@@ -62,7 +62,7 @@ class Description:
 _NESTED = (
     *("trainer", "sae", "cfg", "config", "sae_cfg", "sae_config", "hyper_parameters", "metadata", "meta"),
     *("args", "hparams", "hyperparameters", "model_config", "model_args", "sae_args", "settings"),
-    *("activation_fn_kwargs", "activation_kwargs", "activation_state_dict"),
+    *("activation_fn_kwargs", "activation_kwargs", "activation_state_dict", "model_from_pretrained_kwargs"),
 )
 _ARCHITECTURES = ("architecture", "dict_class", "sae_type", "encoder_type", "autoencoder_type")
 _ACTIVATIONS = ("activation", "activation_fn", "activation_fn_str", "activation_type", "act_fn")
@@ -112,9 +112,9 @@ _TELLTALES = {
 _KS = ("k", "top_k", "topk", "k_active", "n_active", "num_active", "num_active_latents")
 _DIMS = ("d_in", "activation_dim", "act_size")
 _WIDTHS = ("d_sae", "dict_size", "n_dirs_local", "num_latents", "n_latents")
-_PRE_BIAS = ("apply_b_dec_to_input", "pre_enc_bias")
+PRE_BIAS = ("apply_b_dec_to_input", "pre_enc_bias")
 _BY_DECODER = "rescale_acts_by_decoder_norm"
-_HOOKS = ("hook_name", "hook_point", "hookpoint", "hf_hook_point_in", "submodule_name")
+_HOOKS = ("hook_name", "hook_point", "hookpoint", "hf_hook_point_in", "hf_hook_point_out", "submodule_name")
 _LAYERS = ("hook_layer", "hook_point_layer", "layer")
 _OFF = (None, False, 0, "", "none", "None", "null", "identity")
 # Names of settings that may change what is computed, and what tells those of them that only concern training.
@@ -123,9 +123,11 @@ _COMPUTES = re.compile(
 )
 _TRAINING = re.compile(
     "^normalize_(sae_)?decoder|init|aux|dead|penalty|loss|noise|grad|(^|_)lr(_|$)|lambda|warm|bandwidth|path$|device"
-    "|dtype|seed|batches|batch_size|wandb|lp_norm|threshold_(beta|start)|max_norm|scaler|amp_scal|eval"
+    "|dtype|seed|batches|batch_size|wandb|lp_norm|tanh_scale|threshold_(beta|start)|max_norm|scaler|amp_scal|eval"
 )
-_NOT_RESIDUAL = re.compile("attn|attention|mlp|intermediate|hook_z|resid_mid|_q$|_v$")
+_NOT_RESIDUAL = re.compile(
+    r"attn|attention|mlp|intermediate|hook_z|resid_mid|_q$|_v$|feedforward|layernorm|[._]ln\d|embed|transcoder"
+)
 
 
 def settings_of(where: str, said: dict[Any, Any], depth: int = 0) -> list[Setting]:
@@ -156,7 +158,7 @@ def describe(state: dict[str, Tensor], settings: list[Setting], file: str, k: in
         dim=dim,
         latents=latents,
         dtype=None if encoder is None else encoder.dtype,
-        subtracts_pre_bias=bool(_agreed(_said(settings, _PRE_BIAS), True)),
+        subtracts_pre_bias=bool(_agreed(_said(settings, PRE_BIAS), True)),
         scaled_by_decoder=bool(_agreed(_said(settings, (_BY_DECODER,)), False)),
         beyond=tuple(str(setting) for setting in _beyond(state, settings)),
     )
@@ -258,7 +260,8 @@ def _k(state: dict[str, Tensor], settings: list[Setting], file: str, pack: int |
     """The k that all agree on. Raises PackError where two do not."""
     told = [Setting(file, name, t.item() if t.numel() == 1 else t.tolist()) for name, t in state.items() if name in _KS]
     told += [setting for setting in _said(settings, _KS) if not isinstance(setting.value, bool)]
-    named = re.findall(r"(?<![a-z0-9])(?:top[_-]?)?k[_=-]?(\d+)(?![0-9a-z])", file.lower())
+    name = file.rpartition("/")[2] if told else file  # a folder "topk-5" may be layer 5's
+    named = re.findall(r"(?<![a-z0-9])(?:top[_-]?)?k[_=-]?(\d+)(?![0-9a-z])", name.lower())
     told += [Setting(f"the name {file}", "k", int(number)) for number in named]
     for setting in told:
         value = setting.value
@@ -282,7 +285,7 @@ def _check_widths(settings: list[Setting], file: str, dim: int | None, latents: 
 
 def _beyond(state: dict[str, Tensor], settings: list[Setting]) -> list[Setting]:
     """The settings that change what is computed and are not understood here."""
-    understood = {*_FLAGS, *_PRE_BIAS, _BY_DECODER, *_ARCHITECTURES, *_HOOKS}
+    understood = {*_FLAGS, *PRE_BIAS, _BY_DECODER, *_ARCHITECTURES, *_HOOKS}
     if state.keys() & {"finetuning_scaling_factor", "scaling_factor"}:  # the tensor tells
         understood |= {"finetuning_scaling_factor"}
     found = [s for s in _said(settings, ("hook_head_index",))]
