@@ -41,7 +41,9 @@ def read(values: Sequence, prompt: str | None = None) -> Asking:
 
     Raises ValueError for what cannot be asked.
     """
-    written, judged, value, refusal_value, threshold, beside, sae, rule, latents, refusal, fidelity, tokens, seed = values
+    written, judged, value, refusal_value, threshold, beside, sae, rule, latents, refusal, fidelity, tokens, seed = (
+        values
+    )
     prompt = written if prompt is None else prompt
     if not (prompt or "").strip():
         raise ValueError("write a question, or choose one from the menu")

@@ -11,7 +11,7 @@ from ..theme import ACCENT, ORIGINAL, UNLEARNED, calm
 from .shown import CONTROLS, LETTERS, PRIME, REFUSAL, TITLES, UNTOUCHED, Answered
 
 COLOURS = {UNTOUCHED: ORIGINAL, PRIME: ACCENT, REFUSAL: "#e8a06c"}
-_STYLES = {  # colour, dash, width
+STYLES = {  # colour, dash, width
     PRIME: (ACCENT, "solid", 4),
     REFUSAL: ("#e8a06c", "solid", 4),
     "random": ("#8499b0", "dot", 2),
@@ -30,6 +30,23 @@ class Point(NamedTuple):
     forget: float
     retain: float
     alignment: float
+
+
+def named(key: str) -> str:
+    """What a line of STYLES is called."""
+    return TITLES.get(key) or CONTROLS[key]
+
+
+def legend(keys: Sequence[str]) -> str:
+    """The lines of the curves by name, once for the three of them."""
+    dashes = {"solid": "", "dot": "2 4", "dash": "8 5"}
+    found = []
+    for key in keys:
+        colour, dash, width = STYLES[key]
+        stroke = f'stroke="{colour}" stroke-width="{width}" stroke-dasharray="{dashes[dash]}"'
+        line = f'<svg width="30" height="12" aria-hidden="true"><line x1="0" x2="30" y1="6" y2="6" {stroke}/></svg>'
+        found.append(f"<span>{line} {named(key)}</span>")
+    return f'<p class="sod-legend">{"".join(found)}</p>'
 
 
 def options(answered: Answered) -> go.Figure | None:
@@ -68,38 +85,34 @@ def curve(
     at: dict[str, float],
     untouched: Point | None,
 ) -> go.Figure:
-    """One of METRICS against the coefficient: stored lines, what was measured here as diamonds, the sliders as lines."""
+    """One of METRICS against the coefficient: stored lines, what was measured here as diamonds, the sliders upright."""
     figure = go.Figure()
     for key in ("matched", "random", REFUSAL, PRIME):
-        colour, dash, width = _STYLES[key]
-        name = TITLES.get(key) or CONTROLS[key]
-        template = "%{x:g}: %{y:.3f}<extra>" + name + "</extra>"
-        if points := stored.get(key):
-            figure.add_scatter(
-                x=[point.value for point in points],
-                y=[round(getattr(point, metric), 4) for point in points],
-                name=name,
-                mode="lines",
-                line={"color": colour, "dash": dash, "width": width},
-                hovertemplate=template,
-                legendgroup=key,
-            )
-        if points := measured.get(key):
-            figure.add_scatter(
-                x=[point.value for point in points],
-                y=[round(getattr(point, metric), 4) for point in points],
-                name=f"{name}, measured here",
-                mode="markers",
-                marker={"color": colour, "symbol": "diamond", "size": 11, "line": {"width": 1, "color": "#808890"}},
-                hovertemplate=template,
-                legendgroup=key,
-                showlegend=not stored.get(key),
-            )
+        colour, dash, width = STYLES[key]
+        looks = {"mode": "lines", "line": {"color": colour, "dash": dash, "width": width}}
+        _add(figure, metric, stored.get(key, ()), named(key), looks)
+        mark = {"color": colour, "symbol": "diamond", "size": 11, "line": {"width": 1, "color": "#808890"}}
+        _add(figure, metric, measured.get(key, ()), f"{named(key)}, measured here", {"mode": "markers", "marker": mark})
     for key, value in at.items():
-        figure.add_vline(x=value, line_width=2, line_color=_STYLES[key][0], opacity=0.6, line_dash="solid" if key == PRIME else "dot")
+        figure.add_vline(
+            x=value, line_width=2, line_color=STYLES[key][0], opacity=0.6, line_dash="solid" if key == PRIME else "dot"
+        )
     if untouched is not None and metric != "alignment":
         figure.add_hline(y=getattr(untouched, metric), line_width=1, line_color=ORIGINAL, line_dash="dot")
-    figure.update_layout(height=300, legend_traceorder="reversed", showlegend=metric == "forget")
+    figure.update_layout(
+        height=250, showlegend=False, font_size=13, title={"text": METRICS[metric], "font": {"size": 15}, "x": 0.02}
+    )
     figure.update_xaxes(title="coefficient")
-    figure.update_yaxes(title=METRICS[metric], range=[-0.03, 1.03], tickvals=[0, 0.25, 0.5, 0.75, 1], title_standoff=6)
+    figure.update_yaxes(range=[-0.03, 1.03], tickvals=[0, 0.25, 0.5, 0.75, 1])
     return calm(figure)
+
+
+def _add(figure: go.Figure, metric: str, points: Sequence[Point], name: str, looks: dict) -> None:
+    if points:
+        figure.add_scatter(
+            x=[point.value for point in points],
+            y=[round(getattr(point, metric), 4) for point in points],
+            name=name,
+            hovertemplate="%{x:g}: %{y:.3f}<extra>" + name + "</extra>",
+            **looks,
+        )

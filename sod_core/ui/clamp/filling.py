@@ -168,8 +168,11 @@ def curves(pack: ClampPack, asking: Asking, page: Page) -> list:
     lines = board.curves if board.sae == asking.sae else {}
     at = {PRIME: asking.value} | ({} if asking.refusal is None else {REFUSAL: asking.refusal_value})
     if not lines and not page.measured:
-        return [words.no_curves(pack.manifest.name), None, None, None]
-    drawn = [figures.curve(metric, lines, page.measured, at, board.untouched) for metric in figures.METRICS]
+        return [words.no_curves(pack.manifest.name), *[gr.Plot(visible=False)] * len(figures.METRICS)]
+    drawn = [
+        gr.Plot(figures.curve(metric, lines, page.measured, at, board.untouched), visible=True)
+        for metric in figures.METRICS
+    ]
     return [words.curve_note(board, asking, page.measured), *drawn]
 
 

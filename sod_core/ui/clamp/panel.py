@@ -56,7 +56,7 @@ class Panel(NamedTuple):
     forget: gr.Plot
     retain: gr.Plot
     alignment: gr.Plot
-    curve_note: gr.Markdown
+    curve_note: gr.HTML
     measure: gr.Button
     measure_cancel: gr.Button
     measure_size: gr.Slider
@@ -116,7 +116,10 @@ def layout(choices: list[tuple[str, str]], first: str) -> Panel:
                 rule = gr.Dropdown(RULES, value="preset", label="Latents: chosen by", elem_id="clamp-rule")
                 top = gr.Slider(1, 50, value=10, step=1, label="How many", elem_id="clamp-top")
                 latents = gr.Textbox(
-                    label="Latents that are edited", placeholder="1, 5, 9 then Enter", max_lines=4, elem_id="clamp-latents"
+                    label="Latents that are edited",
+                    placeholder="1, 5, 9 then Enter",
+                    max_lines=4,
+                    elem_id="clamp-latents",
                 )
                 threshold = gr.Slider(
                     0, 2, value=0, step=0.01,
@@ -131,26 +134,28 @@ def layout(choices: list[tuple[str, str]], first: str) -> Panel:
                     seed = gr.Number(0, precision=0, label="Seed of the random latents")
         with gr.Column(scale=9, min_width=320):
             headline = gr.HTML(elem_id="clamp-headline", elem_classes="sod-verdict")
-            progress = gr.HTML(elem_id="clamp-progress")
+            progress = gr.HTML(elem_id="clamp-progress", elem_classes="sod-bar-only")
             texts = gr.HTML(js_on_load=TELLS, elem_id="clamp-texts")
             options = gr.Plot(show_label=False, elem_id="clamp-options", visible=False)
-            curve_note = gr.Markdown(elem_id="clamp-curve-note", elem_classes="sod-title-line")
+            curve_note = gr.HTML(elem_id="clamp-curve-note")
             with gr.Row(elem_classes="sod-curves"):
-                forget = gr.Plot(show_label=False, elem_id="clamp-forget", min_width=280)
-                retain = gr.Plot(show_label=False, elem_id="clamp-retain", min_width=280)
-                alignment = gr.Plot(show_label=False, elem_id="clamp-alignment", min_width=280)
+                forget = gr.Plot(show_label=False, elem_id="clamp-forget", min_width=200)
+                retain = gr.Plot(show_label=False, elem_id="clamp-retain", min_width=200)
+                alignment = gr.Plot(show_label=False, elem_id="clamp-alignment", min_width=200)
             with gr.Row(elem_classes="sod-measure"):
                 measure_size = gr.Slider(
                     2, 40, value=10, step=1, label="Judged questions a field", elem_id="clamp-measure-size"
                 )
                 measure = gr.Button("Measure here", elem_id="clamp-measure")
                 measure_cancel = gr.Button("Cancel", elem_id="clamp-measure-cancel", visible=False)
-            measuring = gr.HTML(elem_id="clamp-measuring")
+            measuring = gr.HTML(elem_id="clamp-measuring", elem_classes="sod-bar-only")
             with gr.Row():
                 with gr.Column(min_width=300, scale=3):
                     scatter = gr.HTML(js_on_load=overlays.CLICKS, elem_id="clamp-scatter")
                 with gr.Column(min_width=300, scale=2):
-                    look = gr.Number(None, precision=0, label="Look at latent (its id, then Enter)", elem_id="clamp-look")
+                    look = gr.Number(
+                        None, precision=0, label="Look at latent (its id, then Enter)", elem_id="clamp-look"
+                    )
                     firing = gr.HTML(elem_id="clamp-firing")
                     toggle = gr.Button("Add it to the edited latents", size="sm", visible=False, elem_id="clamp-toggle")
             ways = gr.HTML(elem_id="clamp-ways")

@@ -1,4 +1,4 @@
-"""Every latent's forget against retain frequency, as an SVG whose points can be clicked, and the words of one latent."""
+"""Every latent's forget against retain frequency, as an SVG whose points can be clicked; and one latent's words."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from html import escape
 from typing import NamedTuple
 
 MOST_POINTS = 3000
-"""Points that are drawn at most: those that fire least on the forget texts are left out, and the title says how many."""
+"""Points that are drawn at most; those that fire least on the forget texts are left out, and the page says so."""
 _WIDTH, _HEIGHT = 620, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 14, 12, 58
-_STRIP = 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 78, 28, 12, 58
+_STRIP = 52
 """Width of the strip in which a frequency of 0 stands, which has no logarithm."""
 
 
@@ -74,7 +74,9 @@ def html(firing: Sequence[Firing], chosen: Collection[int], looked_at: int | Non
 def _point(point: Firing, x: _Axis, y: _Axis, chosen: bool, looked_at: bool) -> str:
     kind = " ".join(name for name, on in (("chosen", chosen), ("on", looked_at)) if on)
     mark = f' class="{kind}"' if kind else ""
-    said = f"latent {point.latent}: {_percent(point.forget)} of forget tokens, {_percent(point.retain)} of retain tokens"
+    said = (
+        f"latent {point.latent}: {_percent(point.forget)} of forget tokens, {_percent(point.retain)} of retain tokens"
+    )
     reach = ' tabindex="0"' if chosen else ""
     return (
         f'<circle cx="{x.at(point.retain):.1f}" cy="{y.at(point.forget):.1f}" r="{6 if chosen else 4}"{mark}{reach} '
@@ -89,14 +91,22 @@ def _axes(x: _Axis, y: _Axis) -> str:
         f'<rect class="strip" x="{_LEFT}" y="{_TOP}" width="{_STRIP}" height="{bottom - _TOP}"/>'
         f'<rect class="strip" x="{_LEFT}" y="{y.edge}" width="{right - _LEFT}" height="{_STRIP}"/>'
     )
-    labels = "".join(f'<text x="{at:.1f}" y="{bottom + 20}" text-anchor="middle">{label}</text>' for at, label in x.ticks)
-    labels += "".join(f'<text x="{_LEFT - 8}" y="{at + 5:.1f}" text-anchor="end">{label}</text>' for at, label in y.ticks)
+    labels = "".join(
+        f'<text x="{at:.1f}" y="{bottom + 20}" text-anchor="middle">{label}</text>' for at, label in x.ticks
+    )
+    labels += "".join(
+        f'<text x="{_LEFT - 8}" y="{at + 5:.1f}" text-anchor="end">{label}</text>' for at, label in y.ticks
+    )
     middle = (_TOP + bottom) / 2
     names = (
-        f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 12}" text-anchor="middle">fires on tokens of the retain texts</text>'
-        f'<text transform="translate(16 {middle}) rotate(-90)" text-anchor="middle">of the forget texts</text>'
+        f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 12}" text-anchor="middle">fires on retain tokens</text>'
+        f'<text transform="translate(16 {middle}) rotate(-90)" text-anchor="middle">fires on forget tokens</text>'
     )
     return f"{strips}<g>{lines}</g>{labels}{names}"
+
+
+def _often(point: Firing) -> str:
+    return f"{_percent(point.forget)} of forget tokens, {_percent(point.retain)} of retain tokens"
 
 
 def _percent(share: float) -> str:
@@ -114,7 +124,7 @@ class Word(NamedTuple):
 
 def words(latent: int, firing: Firing | None, found: Sequence[Word]) -> str:
     """What one latent fires on most, strongest first."""
-    how = "" if firing is None else f": {_percent(firing.forget)} of forget tokens, {_percent(firing.retain)} of retain tokens"
+    how = "" if firing is None else f": {_often(firing)}"
     title = f'<div class="sod-title">Latent {latent}{how}</div>'
     if not found:
         return f'{title}<p class="sod-quiet">It fires on none of the pack\'s texts.</p>'

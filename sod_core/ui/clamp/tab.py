@@ -37,7 +37,9 @@ def build(tab: gr.Tab) -> None:
     opened = [panel.note, *panel.menus, *panel.about]
     again = _asks(panel, page, running, "again")
     first = tab.select(handling.kept(_first, len(opened)), [page, panel.pack], opened, **QUIET)
-    other = panel.pack.input(handling.kept(_open, len(opened)), [page, panel.pack], opened, trigger_mode="multiple", **QUIET)
+    other = panel.pack.input(
+        handling.kept(_open, len(opened)), [page, panel.pack], opened, trigger_mode="multiple", **QUIET
+    )
     for event in (first, other):
         event.then(**again)
     _wire_questions(panel, page, running, again)
@@ -104,7 +106,9 @@ def _wire_edit(panel: Panel, page: gr.State, again: dict) -> None:
     for slider in (p.value, p.refusal_value, p.threshold):
         slider.input(*shown, **LATEST)
         slider.release(*shown, **LATEST).then(**again)
-    p.fidelity.input(words.FIDELITY_NOTES.get, p.fidelity, p.fidelity_note, **LATEST).then(*shown, **QUIET).then(**again)
+    p.fidelity.input(words.FIDELITY_NOTES.get, p.fidelity, p.fidelity_note, **LATEST).then(*shown, **QUIET).then(
+        **again
+    )
     p.refusal.submit(*shown, **LATEST).then(**again)
     for event in (p.rule.input, p.top.release, p.seed.submit):
         ruled = [page, p.pack, p.sae, p.rule, p.top, p.seed], [p.latents, p.scatter, p.toggle]
@@ -274,7 +278,9 @@ def _measure(p: Panel, page: Page, running: Running, name: str, size: int, *valu
             lambda tell: work.measure(pack, question, int(size), lambda share, what: tell((share, what)), cancel.is_set)
         )
         for told in thread.news():
-            bar = gr.skip() if told is None or cancel.is_set() else overlays.progress_bar(f"judging: {told[1]}", told[0])
+            bar = (
+                gr.skip() if told is None or cancel.is_set() else overlays.progress_bar(f"judging: {told[1]}", told[0])
+            )
             yield {p.measuring: bar}
         found = thread.result()
     finally:

@@ -1,4 +1,4 @@
-"""The texts of the Clamp tab as HTML: every token that made a chosen latent fire is coloured and tells what happened."""
+"""The texts of the Clamp tab as HTML: a token that made a chosen latent fire is coloured, and tells what happened."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ def _token(token: Token, top: float, said: str, edited: bool = False) -> str:
     share = min(token.fired[0].activity / top, 1.0)
     strength = round(_FAINTEST + (_FULLEST - _FAINTEST) * share)
     kind = ' class="sod-changed"' if edited and token.changed else ""
-    return f'{space}<mark tabindex="0" style="--heat:{strength}%" aria-label="{escape(said)}"{kind}>{escape(bare)}</mark>'
+    return (
+        f'{space}<mark tabindex="0" style="--heat:{strength}%" aria-label="{escape(said)}"{kind}>{escape(bare)}</mark>'
+    )
 
 
 def told(token: Token, edits: Sequence[tuple[str, Clamp]]) -> str:

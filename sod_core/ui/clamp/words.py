@@ -1,4 +1,4 @@
-"""The sentences of the Clamp tab. Every figure in them was measured: here, or by the evaluation that the pack stores."""
+"""The sentences of the Clamp tab. Every figure in them was measured: here, or by the evaluation that a pack stores."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from .. import overlays
+from . import figures
 from .shown import LETTERS, Answered, Column
 
 if TYPE_CHECKING:
@@ -19,14 +20,15 @@ FIDELITIES = [("Exact", "exact"), ("Reference (authors' code)", "reference"), ("
 FIDELITY_NOTES = {
     "exact": "What the edit changes is added, nothing else. The tokens that begin, end and pad a text are left alone.",
     "reference": "As the authors' code: every position is edited, the beginning of the text too.",
-    "package": "As a package that re-implements the method: every position becomes the SAE's reconstruction, whose error "
-    "is dropped. That damages the model even where nothing fires; look at what it does to other questions.",
+    "package": "As a package that re-implements the method: every position becomes the SAE's reconstruction, and what "
+    "it misses is lost. That damages the model even where nothing fires; look at what it does to other questions.",
 }
 NO_PACK = (
     "There is no pack for this tab here: `python -m sod_core build almanac` makes one, and `make gemma` fetches a real "
     "Gemma."
 )
-_SHOWN = 90
+CURVES = "What is forgotten, and what is kept, against the coefficient"
+_SHOWN = 70
 """Characters of an answer that the headline quotes."""
 
 
@@ -108,14 +110,16 @@ def no_survey(pack: str, sae: str) -> str:
 
 def no_curves(pack: str) -> str:
     return (
-        "**Forget and retain accuracy against the coefficient**: nothing is stored for this sparse autoencoder. *Measure "
-        f"here* judges a few questions; `python -m sod_core clamp evaluate --pack {pack} --store` judges all."
+        f'<div class="sod-title">{CURVES}</div><p class="sod-quiet">Nothing is stored for this sparse autoencoder. '
+        "“Measure here” judges a few questions with the controls as they are; "
+        f"<code>python -m sod_core clamp evaluate --pack {escape(pack)} --help</code> says how to judge all.</p>"
     )
 
 
 def curve_note(board: Stored, asking: Asking, measured: dict[str, list[Point]]) -> str:
     """Over the curves: what they are, and what they say at the sliders."""
-    return "**Forget and retain accuracy against the coefficient.**"
+    keys = [key for key in figures.STYLES if board.curves.get(key) or measured.get(key)]
+    return f'<div class="sod-title">{CURVES}</div>{figures.legend(keys)}'
 
 
 def stored_line(board: Stored, asking: Asking) -> str:

@@ -186,9 +186,7 @@ class _Growing:
     def shown(self, finished: bool = False) -> Answered:
         columns = [
             Column(key, TITLES[key], clamp, self._tokens(clamp, ids), finished or ended, scores)
-            for key, clamp, ids, ended, scores in zip(
-                self.keys, self.variants, self.generated, self.ended, self.scores
-            )
+            for key, clamp, ids, ended, scores in zip(self.keys, self.variants, self.generated, self.ended, self.scores)
         ]
         if self.other is not None:
             title = self.session.pack.manifest.other(self.other).title
@@ -243,7 +241,7 @@ def some_questions(pack: ClampPack, per_field: int) -> list[Question]:
 def measure(
     pack: ClampPack, asking: Asking, per_field: int, tell: Callable[[float, str], None], cancelled: Cancelled
 ) -> Measured | None:
-    """Judges both clamps and both controls at the controls' settings. None where it was cancelled. Raises ValueError."""
+    """Judges both clamps and both controls as the page is set. None where it was cancelled. Raises ValueError."""
     import torch
 
     from ...clamp import judge
@@ -276,7 +274,9 @@ def _measured(answers: dict[str, judge.Answers], forget: Sequence[str], retain: 
     shares = {key: [judge.accuracy(found, fields) for fields in (forget, retain)] for key, found in answers.items()}
     lost, kept = shares[UNTOUCHED]
     rows = {
-        key: Judged(f.value, r.value, judge.alignment(r.value, kept.value, f.value, lost.value), judge.collapse(answers[key]))
+        key: Judged(
+            f.value, r.value, judge.alignment(r.value, kept.value, f.value, lost.value), judge.collapse(answers[key])
+        )
         for key, (f, r) in shares.items()
     }
     return Measured(rows, lost.n, kept.n)
@@ -290,7 +290,9 @@ def _controls(pack: ClampPack, asking: Asking, prime: Clamp) -> dict[str, Clamp]
     if survey is None:
         return {}
     kinds = select.CONTROLS
-    return {kind: replace(prime, latents=tuple(select.control(kind, survey, prime.latents, asking.seed))) for kind in kinds}
+    return {
+        kind: replace(prime, latents=tuple(select.control(kind, survey, prime.latents, asking.seed))) for kind in kinds
+    }
 
 
 # ------------------------------------------------------------ latents
@@ -309,6 +311,8 @@ def words(pack: ClampPack, sae: str, latent: int) -> list[Word]:
     """Where a latent fires most on the pack's texts. Raises ValueError for a latent that there is not."""
     survey = pack.survey(sae)
     if survey is None:
-        raise ValueError("the pack has no survey of this sparse autoencoder, so that nobody knows what its latents fire on")
+        raise ValueError(
+            "the pack has no survey of this sparse autoencoder, so that nobody knows what its latents fire on"
+        )
     passages = survey.passages(latent, pack.language(), pack.corpus("forget"), pack.corpus("retain"))
     return [Word(*passage, hit.value) for passage, hit in zip(passages, survey.strongest(latent))]
