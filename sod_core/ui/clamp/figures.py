@@ -30,6 +30,8 @@ class Point(NamedTuple):
     forget: float
     retain: float
     alignment: float
+    collapse: float
+    """The share of the letter that is given most often: 1 is a model that gives no other."""
 
 
 def named(key: str) -> str:
@@ -102,7 +104,7 @@ def curve(
     figure.update_layout(
         height=250, showlegend=False, font_size=13, title={"text": METRICS[metric], "font": {"size": 15}, "x": 0.02}
     )
-    figure.update_xaxes(title="coefficient")
+    figure.update_xaxes(title={"text": "coefficient", "font": {"size": 13}})
     figure.update_yaxes(range=[-0.03, 1.03], tickvals=[0, 0.25, 0.5, 0.75, 1])
     return calm(figure)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 MOST_POINTS = 3000
 """Points that are drawn at most; those that fire least on the forget texts are left out, and the page says so."""
-_WIDTH, _HEIGHT = 620, 400
+_WIDTH, _HEIGHT = 480, 370
 _LEFT, _RIGHT, _TOP, _BOTTOM = 78, 28, 12, 58
 _STRIP = 52
 """Width of the strip in which a frequency of 0 stands, which has no logarithm."""
@@ -79,7 +79,7 @@ def _point(point: Firing, x: _Axis, y: _Axis, chosen: bool, looked_at: bool) -> 
     )
     reach = ' tabindex="0"' if chosen else ""
     return (
-        f'<circle cx="{x.at(point.retain):.1f}" cy="{y.at(point.forget):.1f}" r="{6 if chosen else 4}"{mark}{reach} '
+        f'<circle cx="{x.at(point.retain):.1f}" cy="{y.at(point.forget):.1f}" r="{5.5 if chosen else 3.5}"{mark}{reach} '
         f'data-kind="latent" data-pick="{point.latent}"><title>{said}</title></circle>'
     )
 

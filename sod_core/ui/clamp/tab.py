@@ -291,7 +291,7 @@ def _measure(p: Panel, page: Page, running: Running, name: str, size: int, *valu
         return
     shown: dict = {}
     if found is not None:
-        page.add(question, found)
+        page.add(found)
         shown = dict(zip([p.curve_note, *p.curves], filling.curves(pack, question, page)))
     yield _measure_idle(p) | {p.measuring: words.measured(found)} | shown
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .figures import Point
-from .shown import REFUSAL, UNTOUCHED, Answered
+from .shown import UNTOUCHED, Answered
 
 if TYPE_CHECKING:
     from .asking import Asking
@@ -45,11 +45,9 @@ class Page:
         if self._asked is not None:
             self._asked = (name, asking)
 
-    def add(self, asking: Asking, found: Measured) -> None:
-        """Keeps what was measured: the controls stand at Clamp Prime's coefficient."""
+    def add(self, found: Measured) -> None:
+        """Keeps what was measured, for the curves."""
         for key, row in found.rows.items():
             if key != UNTOUCHED:
-                value = asking.refusal_value if key == REFUSAL else asking.value
-                point = Point(value, row.forget, row.retain, row.alignment)
-                kept = [one for one in self.measured.get(key, []) if one.value != value]
-                self.measured[key] = sorted([*kept, point])
+                kept = [one for one in self.measured.get(key, []) if one.value != row.value]
+                self.measured[key] = sorted([*kept, row])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
 from .. import overlays
 from . import figures
-from .shown import LETTERS, Answered, Column
+from .shown import LETTERS, PRIME, REFUSAL, TITLES, Answered, Column
 
 if TYPE_CHECKING:
     from .asking import Asking
@@ -28,6 +29,11 @@ NO_PACK = (
     "Gemma."
 )
 CURVES = "What is forgotten, and what is kept, against the coefficient"
+PRICE = "The price: judged questions to forget and on the rest, for every edit, its controls and the other models"
+OTHER_SETTING = "The lines are of the pack's own setting; what you have set now, “Measure here” judges."
+COLLAPSED = 0.9
+"""As judge.COLLAPSED."""
+DESTROYED = ", and the model is destroyed: it gives one letter whatever is asked"
 _SHOWN = 70
 """Characters of an answer that the headline quotes."""
 
@@ -43,9 +49,10 @@ def _contrast(found: Answered) -> str:
     if first.choice is not None and found.right is not None:
         right = [column.title for column in found.columns if column.choice == found.right]
         wrong = [column.title for column in found.columns if column.choice != found.right]
-        said = [f"{_and(right)} {'knows' if len(right) == 1 else 'know'} it" if right else ""]
-        said += [f"{_and(wrong)} {'does' if len(wrong) == 1 else 'do'} not" if wrong else ""]
-        return escape("; ".join(part for part in said if part) + ".")
+        if not right or not wrong:
+            return "Every column is right." if right else "No column is right."
+        knows, does = "knows" if len(right) == 1 else "know", "does" if len(wrong) == 1 else "do"
+        return escape(f"{_and(right)} {knows} it; {_and(wrong)} {does} not.")
     same = [column.title for column in others if _text(column) == _text(first)]
     changed = [column.title for column in others if _text(column) != _text(first)]
     if not changed:
@@ -117,22 +124,117 @@ def no_curves(pack: str) -> str:
 
 
 def curve_note(board: Stored, asking: Asking, measured: dict[str, list[Point]]) -> str:
-    """Over the curves: what they are, and what they say at the sliders."""
+    """Over the curves: which line is which, and what they say where the sliders stand."""
     keys = [key for key in figures.STYLES if board.curves.get(key) or measured.get(key)]
-    return f'<div class="sod-title">{CURVES}</div>{figures.legend(keys)}'
+    said = [_here(key, value, board.nearest(key, value)) for key, value in _values(asking)] if board.curves else []
+    caution = "" if own(board, asking) or not board.curves else OTHER_SETTING
+    told = " ".join([*(line for line in said if line), caution])
+    return f'<div class="sod-title">{CURVES}</div>{figures.legend(keys)}<p class="sod-quiet">{escape(told)}</p>'
+
+
+def own(board: Stored, asking: Asking) -> bool:
+    """Whether the stored figures are of the edit that is asked for, whatever its coefficients."""
+    return board.sae == asking.sae and asking.rule == "preset" and asking.fidelity == "exact"
+
+
+def _values(asking: Asking) -> list[tuple[str, float]]:
+    refusal = [] if asking.refusal is None else [(REFUSAL, asking.refusal_value)]
+    return [(PRIME, asking.value), *refusal]
+
+
+def _here(key: str, value: float, point: Point | None) -> str:
+    """ "Clamp Prime at -30: forget 5%, retain 96%, alignment 0.93." """
+    if point is None:
+        return ""
+    near = "" if point.value == value else f" (measured at {point.value:g})"
+    destroyed = DESTROYED if point.collapse > COLLAPSED else ""
+    return (
+        f"{TITLES[key]} at {value:g}{near}: forget {_percent(point.forget)}, retain {_percent(point.retain)}, "
+        f"alignment {_number(point.alignment)}{destroyed}."
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None or math.isnan(share) else f"{share:.0%}"
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}"
 
 
 def stored_line(board: Stored, asking: Asking) -> str:
-    return ""
+    """How many judged questions the untouched model and each clamp answer, as stored; empty for another setting."""
+    first = board.untouched
+    points = {key: board.nearest(key, value) for key, value in _values(asking)}
+    known = [(f"{TITLES[key]} at {point.value:g}", point) for key, point in points.items() if point is not None]
+    if first is None or not known or not own(board, asking):
+        return ""
+    n, others = board.forget_questions, board.retain_questions
+    forget = ", ".join(f"{title} {round(point.forget * n)}" for title, point in known)
+    line = f"Of {n} judged questions on {board.fields}, untouched answers {round(first.forget * n)} rightly, {forget}"
+    if others:
+        retain = ", ".join(str(round(point.retain * others)) for _, point in known)
+        line += f"; of {others} on the rest, {round(first.retain * others)}, {retain}"
+    return line + "."
 
 
 def measured(found: Measured | None) -> str:
-    return ""
+    """What "Measure here" found, as a table."""
+    if found is None:
+        return ""
+    title = (
+        f"Measured here on {found.forget_questions} questions to forget and {found.retain_questions} others, "
+        "with the controls as they are"
+    )
+    return f'<div class="sod-title">{title}</div>{_table([(figures.named(k), p) for k, p in found.rows.items()])}'
+
+
+def _table(rows: Sequence[tuple[str, Point | None]], problems: Sequence[str] = ()) -> str:
+    """Accuracies, alignment and collapse, a row a model."""
+    body = []
+    for number, (title, point) in enumerate(rows):
+        if point is None:
+            body.append(f'<tr><td>{escape(title)}</td><td colspan="4">{escape(problems[number])}</td></tr>')
+            continue
+        destroyed = " destroyed" if point.collapse > COLLAPSED else ""
+        cells = [_percent(point.forget), _percent(point.retain), _number(point.alignment)]
+        cells.append(f"{point.collapse:.2f}{destroyed}")
+        body.append(f"<tr><td>{escape(title)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    head = "".join(f"<th>{name}</th>" for name in ("", "forget", "retain", "alignment", "collapse"))
+    return f'<table class="sod-ways"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
 
 
 def ways(board: Stored) -> str:
-    return ""
+    """The ways back, a column for each edit and model, their verdicts first; then the price, a row each."""
+    if not board.rows:
+        return ""
+    rows = [(row.title, row.point) for row in board.rows]
+    price = f'<div class="sod-title">{PRICE}</div>{_table(rows, [row.problem for row in board.rows])}'
+    if not board.ways:
+        return price
+    head = "".join(f"<th>{escape(title)}</th>" for title in board.subjects.values())
+    verdicts = "".join(f"<td>{_verdict(board, id)}</td>" for id in board.subjects)
+    body = "".join(
+        f"<tr><td>{escape(way.title)}</td>{''.join(f'<td>{_percent(way.shares.get(id))}</td>' for id in board.subjects)}</tr>"
+        for way in board.ways
+    )
+    title = f"Suppressed or deleted? The ways back to {board.fields}, share of right answers"
+    return (
+        f'<div class="sod-title">{escape(title)}</div><table class="sod-ways"><thead><tr><th></th>{head}</tr></thead>'
+        f'<tbody><tr class="sod-verdicts"><td>verdict</td>{verdicts}</tr>{body}</tbody></table>{price}'
+    )
+
+
+def _verdict(board: Stored, id: str) -> str:
+    said = board.verdicts.get(id)
+    return "" if said is None else f"<b>{escape(said.verdict)}</b>"
 
 
 def verdict(board: Stored) -> str:
-    return ""
+    """Why each verdict is what it is, and how all figures are defined."""
+    lines = [
+        f"* **{board.subjects.get(id, id)}**: {said.verdict}; {said.reason}."
+        + (f" {said.caution}." if said.caution else "")
+        for id, said in board.verdicts.items()
+    ]
+    return "\n".join([*lines, "", board.definition])

@@ -8,10 +8,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ...clamp.pack import ClampPack
 from .asking import Asking
+from .figures import Point
 from .scatter import Firing, Word
 from .shown import PRIME, REFUSAL, TITLES, UNTOUCHED, Answered, Column
 
@@ -210,20 +211,11 @@ class _Growing:
 # ------------------------------------------------------------ judged questions
 
 
-class Judged(NamedTuple):
-    """One edit on some judged questions."""
-
-    forget: float
-    retain: float
-    alignment: float
-    collapse: float
-
-
 @dataclass(frozen=True)
 class Measured:
     """What "Measure here" found."""
 
-    rows: dict[str, Judged]
+    rows: dict[str, Point]
     """untouched, prime, refusal, random, matched."""
     forget_questions: int
     retain_questions: int
@@ -265,34 +257,36 @@ def measure(
             done += len(some)
             tell(done / total, TITLES.get(key, key))
         answers[key] = judge.Answers(tuple(questions), torch.cat([part.scores for part in parts]))
-    return _measured(answers, forget, tuple(field.id for field in m.fields if not field.forget))
+    kept = tuple(field.id for field in m.fields if not field.forget)
+    return _measured(asking, answers, forget, kept)
 
 
-def _measured(answers: dict[str, judge.Answers], forget: Sequence[str], retain: Sequence[str]) -> Measured:
+def _measured(
+    asking: Asking, answers: dict[str, judge.Answers], forget: Sequence[str], retain: Sequence[str]
+) -> Measured:
     from ...clamp import judge
 
     shares = {key: [judge.accuracy(found, fields) for fields in (forget, retain)] for key, found in answers.items()}
     lost, kept = shares[UNTOUCHED]
-    rows = {
-        key: Judged(
-            f.value, r.value, judge.alignment(r.value, kept.value, f.value, lost.value), judge.collapse(answers[key])
-        )
-        for key, (f, r) in shares.items()
-    }
+    rows = {}
+    for key, (f, r) in shares.items():
+        value = asking.refusal_value if key == REFUSAL else asking.value
+        aligned = judge.alignment(r.value, kept.value, f.value, lost.value)
+        rows[key] = Point(value, f.value, r.value, aligned, judge.collapse(answers[key]))
     return Measured(rows, lost.n, kept.n)
 
 
 def _controls(pack: ClampPack, asking: Asking, prime: Clamp) -> dict[str, Clamp]:
     """As many random latents, and as many that fire as often; none where nothing was surveyed."""
-    from ...clamp import select
+    from ...clamp import select, settings
 
     survey = pack.survey(asking.sae)
     if survey is None:
         return {}
-    kinds = select.CONTROLS
-    return {
-        kind: replace(prime, latents=tuple(select.control(kind, survey, prime.latents, asking.seed))) for kind in kinds
+    found = {
+        kind: settings.control(kind, survey, prime.latents, asking.refusal, asking.seed) for kind in select.CONTROLS
     }
+    return {kind: replace(prime, latents=tuple(latents)) for kind, latents in found.items()}
 
 
 # ------------------------------------------------------------ latents
