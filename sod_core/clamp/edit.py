@@ -108,8 +108,9 @@ def apply(hidden: Tensor, code: Code, clamp: Clamp, left_alone: Tensor) -> Edite
     if clamp.fidelity == "package":
         recons = code.decode(code.encode(x), x) + code.delta(difference, ids, x)
         return Edited(recons.to(hidden.dtype), activity, fires)
-    edited = (x + code.delta(difference, ids, x)).to(hidden.dtype)
-    return Edited(torch.where(fires[..., None], edited, hidden), activity, fires)
+    edited, rows = hidden.clone(), fires.nonzero(as_tuple=True)
+    edited[rows] = (x[rows] + code.delta(difference[rows], ids, x[rows])).to(hidden.dtype)
+    return Edited(edited, activity, fires)
 
 
 def left_alone(ids: Tensor, special: Collection[int]) -> Tensor:

@@ -53,7 +53,7 @@ def generate(
     for _ in range(tokens):
         if cancelled():
             return
-        batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool))
+        batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool), padded=False)
         logits = passes.logits(batch, 1, layer, acting, cache)[:, 0]
         chosen = choose(logits, sampling.temperature, draws)
         for row, id in enumerate(chosen):

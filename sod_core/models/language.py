@@ -86,7 +86,7 @@ class LanguageModel:
         for i, row in enumerate(rows):
             ids[i, longest - len(row) :] = torch.tensor(row)
             mask[i, longest - len(row) :] = True
-        return Batch(ids.to(self.device), mask.to(self.device))
+        return Batch(ids.to(self.device), mask.to(self.device), padded=not bool(mask.all()))
 
     def states(self, batch: Batch, layer: int) -> Tensor:
         """The hidden state [B, T, D] float32 after block `layer` (from 0), 0 at padding; no later block runs.
@@ -135,7 +135,8 @@ class LanguageModel:
 
     def _batches(self, rows: list[Any], kept: dict[Any, int]) -> Iterator[list[Any]]:
         """Rows in batches, those of like length together. kept: how many logits a row needs."""
-        words, batch = self.tokens.vocabulary, []
+        words = self.tokens.vocabulary
+        batch: list[Any] = []
         for row in sorted(rows, key=lambda row: len(row[0])):
             more = [*batch, row]
             most = max(kept[row] for row in more)

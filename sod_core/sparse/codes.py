@@ -19,7 +19,7 @@ from ..packs.errors import PackError
 from ..packs.figures import read_figures, read_json
 from . import forms
 from .code import Code
-from .description import GATED, JUMPRELU, PRE_BIAS, STANDARD, Description, Setting, check_place, describe
+from .description import GATED, JUMPRELU, PRE_BIAS, STANDARD, TOPK, Description, Setting, check_place, describe
 from .gated import GatedSAE
 from .jumprelu import JumpReLUSAE
 from .normalised import CONSTANT_NORM, LAYER_NORM, NormalisedCode
@@ -55,24 +55,22 @@ def read_code(path: Path, dim: int, layer: int | None = None, k: int | None = No
     name = forms.shown(file)
     said = forms.settings_beside(file)
     normalisation, factor = _normalisation(file, said)
-    settings = [*_folders(file, said), *(s for s in said if s.key not in (_NORMALISE, _FACTOR))]
+    said = [*_folders(file), *(setting for setting in said if setting.key not in (_NORMALISE, _FACTOR))]
     found = read_figures(file)
-    lower = isinstance(found, dict) and any(key in found for key in _LOWER)
+    scope = file.suffix.lower() == ".npz" or (isinstance(found, dict) and any(key in found for key in _LOWER))
     if isinstance(found, dict):
         found = {_LOWER.get(key, key): value for key, value in found.items()}
     state, own, outer = forms.opened(found, name)
-    everything, settings = {**outer, **state}, [*own, *settings]
-    description = describe(everything, settings, name, k)
+    state, settings = {**outer, **state}, [*own, *said]
+    description = describe(state, settings, name, k)
+    _check_kind(description, name)
+    check_place(settings, layer)
     code: JumpReLUSAE | GatedSAE | TopKSAE
-    if description.architecture in _ENCODERS:
-        if layer is not None:
-            check_place(settings, layer)
-        weights = _weights(everything, description, dim, name)
-        scope = lower or file.suffix.lower() == ".npz" or file.name in _SCOPE
-        subtracts = _subtracts(settings, weights, scope, name)
-        code = _assembled(weights, subtracts and description.subtracts_pre_bias)
-    else:  # TopK, or what `forms` refuses
-        code = forms.load_sae(found, k, dim, name, settings[len(own) :], layer)
+    if description.architecture == TOPK:
+        code = forms.load_sae(found, k, dim, name, said, layer)
+    else:
+        weights = _weights(state, description, dim, name)
+        code = _assembled(weights, _subtracts(description, settings, weights, scope, name))
     if factor != 1:
         _fold(code, factor)
     return NormalisedCode(code, normalisation) if normalisation else code
@@ -109,13 +107,26 @@ def save_code(code: Code, folder: Path, dtype: torch.dtype = torch.float32, laye
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _folders(file: Path, said: list[Setting]) -> list[Setting]:
-    """What Gemma Scope's folders say of the place, where no configuration does: layer_7/width_16k/average_l0_69."""
-    if file.name not in _SCOPE or said:
+def _folders(file: Path) -> list[Setting]:
+    """What the folders of Gemma Scope say of the place: layer_7/width_16k, resid_post/layer_9_width_16k."""
+    if file.name not in _SCOPE:
         return []
-    names = [parent.name for parent in list(file.resolve().parents)[:3]]
-    places = [name for name in names if re.search(r"^layer_\d+(_|$)|attn|att\b|mlp|transcoder|embedding", name)]
+    names = [parent.name for parent in list(file.absolute().parents)[:3]]  # a hub's cache has links to files elsewhere
+    places = [name for name in names if re.search(r"^layer_\d+(_|$)|attn|mlp|transcoder|embedding", name)]
     return [Setting("its folder", "hook_name", name) for name in places]
+
+
+def _check_kind(description: Description, file: str) -> None:
+    kind = description.architecture
+    for word, told_by in description.told:
+        if word not in (TOPK, *_ENCODERS):
+            raise PackError(f"{file} is of the kind {word} ({told_by}), which is not computed here")
+        if word not in (kind, STANDARD):  # a ReLU is part of the others
+            raise PackError(f"{file} is of the kind {kind} ({description.told_by}) and {word} ({told_by}) at once")
+    if description.beyond:
+        raise PackError(f"{description.beyond[0]}, which is not supported: take an SAE trained without it")
+    if description.scaled_by_decoder and kind != TOPK:
+        raise PackError(f"{file} is of the kind {kind} and scaled by its decoder's norms, which is not supported")
 
 
 def _normalisation(file: Path, said: list[Setting]) -> tuple[str | None, float]:
@@ -174,15 +185,17 @@ def _weights(state: dict[str, Tensor], description: Description, dim: int, file:
     return weights
 
 
-def _subtracts(settings: list[Setting], weights: dict[str, Tensor], scope: bool, file: str) -> bool:
-    """Whether b_dec is subtracted where no setting says it: not by Gemma Scope, by SAELens. Raises PackError."""
+def _subtracts(
+    description: Description, settings: list[Setting], weights: dict[str, Tensor], scope: bool, file: str
+) -> bool:
+    """Whether b_dec is subtracted: as is said, else not by Gemma Scope, and by SAELens. Raises PackError."""
     if any(setting.key in PRE_BIAS and setting.value is not None for setting in settings):
-        return True
+        return description.subtracts_pre_bias
     if scope or not weights["b_dec"].any():
         return False
-    if not any(setting.key in ("d_in", "d_sae") for setting in settings):
+    if not any(setting.key in ("d_in", "d_sae") for setting in settings):  # SAELens's
         raise PackError(
-            f"{file}: nothing says whether b_dec is subtracted: add apply_b_dec_to_input to {CONFIG} beside it"
+            f"{file} does not say whether b_dec is subtracted: say apply_b_dec_to_input in {CONFIG} beside it"
         )
     return True
 
@@ -194,7 +207,9 @@ def _assembled(weights: dict[str, Tensor], subtract_b_dec: bool) -> JumpReLUSAE 
         code = kind(dim, latents, subtract_b_dec)
     if kind is JumpReLUSAE and "threshold" not in weights:
         weights = {**weights, "threshold": torch.zeros(latents)}
-    code.load_state_dict({name: weight.contiguous() for name, weight in weights.items()}, assign=True)
+    stored = {name: weight.contiguous() for name, weight in weights.items()}
+    stored["W_enc"] = stored["W_enc"].T.contiguous().T  # a column in one piece, as the class has it
+    code.load_state_dict(stored, assign=True)
     return code.requires_grad_(False).eval()
 
 

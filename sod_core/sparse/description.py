@@ -44,6 +44,8 @@ class Description:
     """TOPK and the other constants here, or the word that is not known."""
     told_by: str
     """What says so."""
+    told: tuple[tuple[str, str], ...]
+    """Every architecture that something says, each with what says it; the ReLU inside of another is STANDARD."""
     k: int | None
     """Active latents a token; None where nothing says it."""
     dim: int | None
@@ -76,6 +78,7 @@ _FLAGS = {
     "embed_skip": "transcoder with a skip connection",
     "gram_lookup": "SAE beside a table of n-grams",
     "tied": "tied SAE",
+    "affine_connection": TRANSCODER,  # Gemma Scope 2
 }
 _WORDS = (  # of an architecture's name in small letters, the more special ones first
     ("crosscoder", CROSSCODER),
@@ -146,7 +149,8 @@ def describe(state: dict[str, Tensor], settings: list[Setting], file: str, k: in
 
     Raises PackError where two statements contradict each other, or what is there has two meanings.
     """
-    architecture, told_by = _architecture(state, settings, file)
+    told = _architectures(state, settings, file)
+    architecture, told_by = told[0]
     encoder = _first(state, NAMES["encoder"])
     pre_bias, latent_bias = _first(state, NAMES["pre_bias"]), _first(state, NAMES["latent_bias"])
     dim, latents = (None if bias is None else bias.numel() for bias in (pre_bias, latent_bias))
@@ -154,6 +158,7 @@ def describe(state: dict[str, Tensor], settings: list[Setting], file: str, k: in
     return Description(
         architecture=architecture,
         told_by=told_by,
+        told=tuple(told),
         k=_k(state, settings, file, k),
         dim=dim,
         latents=latents,
@@ -164,18 +169,18 @@ def describe(state: dict[str, Tensor], settings: list[Setting], file: str, k: in
     )
 
 
-def check_place(settings: list[Setting], layer: int) -> None:
-    """Raises PackError where the SAE was trained on anything but the hidden state after block `layer`."""
+def check_place(settings: list[Setting], layer: int | None) -> None:
+    """Raises PackError where the SAE was trained on anything but the hidden state after block `layer`, or any block."""
     hooks = [s for s in _said(settings, _HOOKS) if isinstance(s.value, str)]
     before = any("resid_pre" in hook.value for hook in hooks)  # the input of a block is the output of the one before
     for hook in hooks:
         if _NOT_RESIDUAL.search(hook.value):
             raise PackError(f"{hook}: the pack needs an SAE of the hidden state after a block")
         number = re.search(r"(?:blocks?|layers?|\bh)[._](\d+)", hook.value)
-        if number and int(number[1]) - before != layer:
+        if layer is not None and number and int(number[1]) - before != layer:
             raise PackError(f"{hook}, the pack uses it after block {layer}")
     for told in _said(settings, _LAYERS):
-        if str(told.value).isdecimal() and int(told.value) - before != layer:
+        if layer is not None and str(told.value).isdecimal() and int(told.value) - before != layer:
             raise PackError(f"{told}, the pack uses it after block {layer}")
 
 
@@ -191,8 +196,8 @@ def passes_over(name: str, tensor: Tensor) -> bool:
     )
 
 
-def _architecture(state: dict[str, Tensor], settings: list[Setting], file: str) -> tuple[str, str]:
-    """The architecture, and what says so: the first word for anything but TopK, if there is one."""
+def _architectures(state: dict[str, Tensor], settings: list[Setting], file: str) -> list[tuple[str, str]]:
+    """The architectures, each with what says so: the one that counts first, which is anything but TopK if any is."""
     named = _words(_named(settings))
     fires = _words([s for s in _said(settings, _ACTIVATIONS) if isinstance(s.value, str)])
     if any(word == TOPK for word, _ in fires):  # SAELens's older files: a standard SAE whose activation is TopK
@@ -209,7 +214,7 @@ def _architecture(state: dict[str, Tensor], settings: list[Setting], file: str) 
         told += [(STANDARD, f"{s}, and no architecture") for s in _said(settings, ("d_sae",))]  # SAELens's default
     others = [(word, by) for word, by in told if word != TOPK]
     others.sort(key=lambda other: other[0] == BATCH_TOPK)  # in use it may count as TopK, so it must hide no other
-    return (others or told or [(TOPK, file)])[0]
+    return [*others, *(t for t in told if t not in others)] or [(TOPK, file)]
 
 
 def _words(said: list[Setting]) -> list[tuple[str, str]]:

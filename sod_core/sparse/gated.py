@@ -20,7 +20,7 @@ class GatedSAE(nn.Module):
     def __init__(self, dim: int, latents: int, subtract_b_dec: bool = True):
         super().__init__()
         self.subtract_b_dec = subtract_b_dec
-        self.W_enc = nn.Parameter(torch.zeros(dim, latents))
+        self.W_enc = nn.Parameter(torch.zeros(latents, dim).T)  # a column lies in one piece in memory
         self.b_gate = nn.Parameter(torch.zeros(latents))
         self.b_mag = nn.Parameter(torch.zeros(latents))
         self.r_mag = nn.Parameter(torch.zeros(latents))

@@ -21,7 +21,7 @@ class JumpReLUSAE(nn.Module):
     def __init__(self, dim: int, latents: int, subtract_b_dec: bool = False):
         super().__init__()
         self.subtract_b_dec = subtract_b_dec
-        self.W_enc = nn.Parameter(torch.zeros(dim, latents))
+        self.W_enc = nn.Parameter(torch.zeros(latents, dim).T)  # a column lies in one piece in memory
         self.b_enc = nn.Parameter(torch.zeros(latents))
         self.W_dec = nn.Parameter(torch.zeros(latents, dim))
         self.b_dec = nn.Parameter(torch.zeros(dim))
