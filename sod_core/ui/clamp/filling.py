@@ -41,23 +41,23 @@ def pack_choices() -> list[tuple[str, str]]:
 def opened(pack: ClampPack, page: Page) -> list:
     """The note, Panel.menus and Panel.about for a pack. Raises ValueError; the page's own things go only after that."""
     m, fields = pack.manifest, question_fields(pack)
-    prompts = [*m.prompts]
+    prompts = [(words.about(prompt), prompt.text) for prompt in m.prompts]
     beside = [("nothing", ""), *((TITLES[method], method) for method in ("conditional", "both"))]
     beside += [(other.title, f"{work.MODEL}{other.id}") for other in m.others]
     sae = m.opening_sae()
     menus = [
-        gr.Dropdown(prompts, value=prompts[0] if prompts else None, visible=bool(prompts)),
+        gr.Dropdown(prompts, value=prompts[0][1] if prompts else None, visible=bool(prompts)),
         gr.Dropdown(fields, value=None, visible=bool(fields)),
         gr.Dropdown([], value=None, visible=bool(fields)),
-        prompts[0] if prompts else "",
+        prompts[0][1] if prompts else "",
         gr.Dropdown(beside, value=""),
         gr.Dropdown([(entry.title, entry.id) for entry in m.saes], value=sae, visible=len(m.saes) > 1),
         words.ways(stored.read(pack)),
-        words.verdict(stored.read(pack)),
     ]
     page.measured, page.looked_at, page.last = {}, None, None
     about = sae_chosen(pack, sae, page)
-    return ["\n".join([m.note, "", *(f"* {line}" for line in pack.missing())]), *menus, *about]
+    note = "\n".join([m.note, "", *(f"* {line}" for line in pack.missing())]).strip()
+    return [gr.Markdown(note, visible=bool(note)), *menus, *about]
 
 
 def question_fields(pack: ClampPack) -> list[tuple[str, str]]:
@@ -83,7 +83,7 @@ def opening(pack: ClampPack, sae: str | None = None) -> Asking:
     own = prime or refusal
     latents = own.latents if own is not None else _ruled(pack, sae)
     return Asking(
-        prompt=m.prompts[0] if m.prompts else "",
+        prompt=m.prompts[0].text if m.prompts else "",
         judged="",
         value=_one(prime.value) if prime is not None else OPENING_VALUE,
         refusal_value=refusal.refusal_value if refusal is not None else OPENING_VALUE,
@@ -115,7 +115,10 @@ def _one(value: float | tuple[float, ...]) -> float:
 def sae_chosen(pack: ClampPack, sae: str, page: Page) -> list:
     """Panel.about for an SAE: the pack's own setting, what its latents fire on, the curves. Raises ValueError."""
     first, board = opening(pack, sae), stored.read(pack)
-    page.firing = work.firing(pack, sae)
+    try:
+        page.firing = work.firing(pack, sae)
+    except PackError:  # what is missing stands in the note
+        page.firing = []
     return [
         asked.listed(first.latents),
         first.rule,

@@ -66,7 +66,6 @@ class Panel(NamedTuple):
     toggle: gr.Button
     firing: gr.HTML
     ways: gr.HTML
-    verdict: gr.Markdown
 
     @property
     def controls(self) -> list:
@@ -77,7 +76,7 @@ class Panel(NamedTuple):
     @property
     def menus(self) -> list:
         """What `filling.opened` fills first: all that depends on the pack."""
-        return [self.prompts, self.field, self.judged, self.prompt, self.beside, self.sae, self.ways, self.verdict]
+        return [self.prompts, self.field, self.judged, self.prompt, self.beside, self.sae, self.ways]
 
     @property
     def about(self) -> list:
@@ -98,7 +97,7 @@ def layout(choices: list[tuple[str, str]], first: str) -> Panel:
     with gr.Row(elem_classes="sod-main-later"):
         with gr.Column(scale=4, min_width=300):
             pack = gr.Dropdown(choices, value=first, label="Pack", visible=len(choices) > 1, elem_id="clamp-pack")
-            note = gr.Markdown(elem_classes="sod-quiet", elem_id="clamp-note")
+            note = gr.Markdown(elem_classes="sod-quiet", elem_id="clamp-note", visible=False)
             prompts = gr.Dropdown([], label="A question to begin with", elem_id="clamp-prompts")
             prompt = gr.Textbox(label="Question", lines=2, max_lines=6, elem_id="clamp-prompt", submit_btn=False)
             with gr.Row():
@@ -134,7 +133,7 @@ def layout(choices: list[tuple[str, str]], first: str) -> Panel:
                     seed = gr.Number(0, precision=0, label="Seed of the random latents")
         with gr.Column(scale=9, min_width=320):
             headline = gr.HTML(elem_id="clamp-headline", elem_classes="sod-verdict")
-            progress = gr.HTML(elem_id="clamp-progress", elem_classes="sod-bar-only")
+            progress = gr.HTML(elem_id="clamp-progress", elem_classes="sod-if-any")
             texts = gr.HTML(js_on_load=TELLS, elem_id="clamp-texts")
             options = gr.Plot(show_label=False, elem_id="clamp-options", visible=False)
             curve_note = gr.HTML(elem_id="clamp-curve-note")
@@ -148,7 +147,8 @@ def layout(choices: list[tuple[str, str]], first: str) -> Panel:
                 )
                 measure = gr.Button("Measure here", elem_id="clamp-measure")
                 measure_cancel = gr.Button("Cancel", elem_id="clamp-measure-cancel", visible=False)
-            measuring = gr.HTML(elem_id="clamp-measuring", elem_classes="sod-bar-only")
+            measuring = gr.HTML(elem_id="clamp-measuring", elem_classes="sod-if-any")
+            ways = gr.HTML(elem_id="clamp-ways", elem_classes="sod-if-any")
             with gr.Row():
                 with gr.Column(min_width=300, scale=3):
                     scatter = gr.HTML(js_on_load=overlays.CLICKS, elem_id="clamp-scatter")
@@ -156,8 +156,6 @@ def layout(choices: list[tuple[str, str]], first: str) -> Panel:
                     look = gr.Number(
                         None, precision=0, label="Look at latent (its id, then Enter)", elem_id="clamp-look"
                     )
-                    firing = gr.HTML(elem_id="clamp-firing")
+                    firing = gr.HTML(elem_id="clamp-firing", elem_classes="sod-if-any")
                     toggle = gr.Button("Add it to the edited latents", size="sm", visible=False, elem_id="clamp-toggle")
-            ways = gr.HTML(elem_id="clamp-ways")
-            verdict = gr.Markdown(elem_id="clamp-verdict", elem_classes="sod-quiet")
     return Panel(**{name: value for name, value in locals().items() if name in Panel._fields})

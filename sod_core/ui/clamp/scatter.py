@@ -60,7 +60,7 @@ def html(firing: Sequence[Firing], chosen: Collection[int], looked_at: int | Non
     y = _Axis([point.forget for point in drawn], _HEIGHT - _BOTTOM, _TOP)
     points = "".join(_point(point, x, y, point.latent in chosen, point.latent == looked_at) for point in drawn)
     left_out = len(alive) - len(drawn)
-    title = f"Every latent: how often it fires on what has to be forgotten, and on the rest. {len(chosen)} chosen."
+    title = f"Every latent: how often it fires on texts to forget, and on the others; {len(chosen)} chosen"
     note = f"{silent} of {len(firing)} fire on neither."
     note += f" {left_out} that fire least on the forget texts are not drawn." if left_out else ""
     return (
@@ -74,13 +74,10 @@ def html(firing: Sequence[Firing], chosen: Collection[int], looked_at: int | Non
 def _point(point: Firing, x: _Axis, y: _Axis, chosen: bool, looked_at: bool) -> str:
     kind = " ".join(name for name, on in (("chosen", chosen), ("on", looked_at)) if on)
     mark = f' class="{kind}"' if kind else ""
-    said = (
-        f"latent {point.latent}: {_percent(point.forget)} of forget tokens, {_percent(point.retain)} of retain tokens"
-    )
-    reach = ' tabindex="0"' if chosen else ""
+    size = 'r="5.5" tabindex="0"' if chosen else 'r="3.5"'  # Tab would take long through all
     return (
-        f'<circle cx="{x.at(point.retain):.1f}" cy="{y.at(point.forget):.1f}" r="{5.5 if chosen else 3.5}"{mark}{reach} '
-        f'data-kind="latent" data-pick="{point.latent}"><title>{said}</title></circle>'
+        f'<circle cx="{x.at(point.retain):.1f}" cy="{y.at(point.forget):.1f}" {size}{mark} data-kind="latent" '
+        f'data-pick="{point.latent}"><title>latent {point.latent}: {_often(point)}</title></circle>'
     )
 
 

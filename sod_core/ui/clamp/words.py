@@ -12,6 +12,7 @@ from . import figures
 from .shown import LETTERS, PRIME, REFUSAL, TITLES, Answered, Column
 
 if TYPE_CHECKING:
+    from ...clamp.manifest import Prompt
     from .asking import Asking
     from .figures import Point
     from .stored import Stored
@@ -24,6 +25,7 @@ FIDELITY_NOTES = {
     "package": "As a package that re-implements the method: every position becomes the SAE's reconstruction, and what "
     "it misses is lost. That damages the model even where nothing fires; look at what it does to other questions.",
 }
+ABOUT = {"forget": "to forget", "retain": "to keep", "refused": "refused anyway"}
 NO_PACK = (
     "There is no pack for this tab here: `python -m sod_core build almanac` makes one, and `make gemma` fetches a real "
     "Gemma."
@@ -67,6 +69,11 @@ def _and(names: list[str]) -> str:
 
 def _text(column: Column) -> str:
     return " ".join("".join(token.text for token in column.answer).split())
+
+
+def about(prompt: Prompt) -> str:
+    """A question in the menu, with what should become of it."""
+    return f"{ABOUT[prompt.about]}: {prompt.text}" if prompt.about else prompt.text
 
 
 def answers(answered: Answered) -> str:
@@ -166,15 +173,15 @@ def stored_line(board: Stored, asking: Asking) -> str:
     """How many judged questions the untouched model and each clamp answer, as stored; empty for another setting."""
     first = board.untouched
     points = {key: board.nearest(key, value) for key, value in _values(asking)}
-    known = [(f"{TITLES[key]} at {point.value:g}", point) for key, point in points.items() if point is not None]
+    known = [(f"{TITLES[key]} (at {point.value:g})", point) for key, point in points.items() if point is not None]
     if first is None or not known or not own(board, asking):
         return ""
     n, others = board.forget_questions, board.retain_questions
     forget = ", ".join(f"{title} {round(point.forget * n)}" for title, point in known)
-    line = f"Of {n} judged questions on {board.fields}, untouched answers {round(first.forget * n)} rightly, {forget}"
+    line = f"Right answers to {n} judged questions on {board.fields}: untouched {round(first.forget * n)}, {forget}"
     if others:
         retain = ", ".join(str(round(point.retain * others)) for _, point in known)
-        line += f"; of {others} on the rest, {round(first.retain * others)}, {retain}"
+        line += f"; to {others} on the rest: {round(first.retain * others)}, {retain}"
     return line + "."
 
 
@@ -208,20 +215,19 @@ def ways(board: Stored) -> str:
     """The ways back, a column for each edit and model, their verdicts first; then the price, a row each."""
     if not board.rows:
         return ""
-    rows = [(row.title, row.point) for row in board.rows]
-    price = f'<div class="sod-title">{PRICE}</div>{_table(rows, [row.problem for row in board.rows])}'
+    table = _table([(row.title, row.point) for row in board.rows], [row.problem for row in board.rows])
+    defined = f"<details><summary>How these figures are defined</summary><p>{escape(board.definition)}</p></details>"
+    price = f'<div class="sod-title">{PRICE}</div>{table}<div class="sod-quiet">{defined}</div>'
     if not board.ways:
         return price
     head = "".join(f"<th>{escape(title)}</th>" for title in board.subjects.values())
-    verdicts = "".join(f"<td>{_verdict(board, id)}</td>" for id in board.subjects)
-    body = "".join(
-        f"<tr><td>{escape(way.title)}</td>{''.join(f'<td>{_percent(way.shares.get(id))}</td>' for id in board.subjects)}</tr>"
-        for way in board.ways
-    )
-    title = f"Suppressed or deleted? The ways back to {board.fields}, share of right answers"
+    rows = [("verdict", [_verdict(board, id) for id in board.subjects])]
+    rows += [(escape(way.title), [_percent(way.shares.get(id)) for id in board.subjects]) for way in board.ways]
+    body = "".join(f"<tr><td>{name}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for name, cells in rows)
+    title = f"Suppressed or deleted? The ways back to {board.fields}: share of right answers"
     return (
         f'<div class="sod-title">{escape(title)}</div><table class="sod-ways"><thead><tr><th></th>{head}</tr></thead>'
-        f'<tbody><tr class="sod-verdicts"><td>verdict</td>{verdicts}</tr>{body}</tbody></table>{price}'
+        f'<tbody>{body}</tbody></table><ul class="sod-quiet">{_reasons(board)}</ul>{price}'
     )
 
 
@@ -230,11 +236,12 @@ def _verdict(board: Stored, id: str) -> str:
     return "" if said is None else f"<b>{escape(said.verdict)}</b>"
 
 
-def verdict(board: Stored) -> str:
-    """Why each verdict is what it is, and how all figures are defined."""
-    lines = [
-        f"* **{board.subjects.get(id, id)}**: {said.verdict}; {said.reason}."
-        + (f" {said.caution}." if said.caution else "")
-        for id, said in board.verdicts.items()
-    ]
-    return "\n".join([*lines, "", board.definition])
+def _reasons(board: Stored) -> str:
+    """Why each verdict is what it is."""
+    found = []
+    for id, said in board.verdicts.items():
+        caution = f" {said.caution}." if said.caution else ""
+        found.append(
+            f"<b>{escape(board.subjects.get(id, id))}</b>: {escape(f'{said.verdict}; {said.reason}.{caution}')}"
+        )
+    return "".join(f"<li>{line}</li>" for line in found)
