@@ -52,7 +52,9 @@ def model(family: str, seed: int = 0, **changes: Any) -> nn.Module:
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
     makers: dict[str, Callable[[], nn.Module]] = {
         "gemma2": lambda: t.Gemma2ForCausalLM(t.Gemma2Config(**common, sliding_window=WINDOW)),
-        "gemma3": lambda: t.Gemma3ForCausalLM(t.Gemma3TextConfig(**common, sliding_window=WINDOW, layer_types=kinds)),
+        "gemma3": lambda: t.Gemma3ForCausalLM(
+            t.Gemma3TextConfig(**{"layer_types": kinds, **common}, sliding_window=WINDOW)
+        ),
         "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**common)),
         "qwen2": lambda: t.Qwen2ForCausalLM(t.Qwen2Config(**common)),
         "gpt2": lambda: t.GPT2LMHeadModel(

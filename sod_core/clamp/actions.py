@@ -63,6 +63,8 @@ def edits(pack: ClampPack, options: argparse.Namespace) -> list[Chosen]:
         fidelity=options.fidelity,
         seed=options.seed,
     )
+    if options.steering is not None:
+        return settings.steered(pack, options.steering, asked)
     return [settings.choose(pack, asked, _survey(pack, asked, options.survey))]
 
 

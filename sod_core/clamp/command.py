@@ -51,8 +51,8 @@ def add_edit(action: argparse.ArgumentParser) -> None:
     action.add_argument("--threshold", type=float, help="a latent fires above this activity; prime takes 0")
     action.add_argument("--refusal", type=int, metavar="ID", help="the refusal latent")
     action.add_argument("--refusal-value", type=float, metavar="C", help="its coefficient")
-    action.add_argument("--fidelity", choices=["exact", "reference", "package"], default="exact")
-    action.add_argument("--steering", type=Path, metavar="FILE", help="the authors' table of settings (.csv)")
+    action.add_argument("--fidelity", choices=["exact", "reference", "package"], help="default: exact")
+    action.add_argument("--steering", type=Path, metavar="FILE", help="the authors' table of the whole edit (.csv)")
     action.add_argument("--survey", type=Path, metavar="FILE", help="what `clamp features --out` kept")
     action.add_argument("--seed", type=int, default=0, help="of random and matched latents, and of drawn tokens")
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..packs.pickles import printable
 from . import select
 from .edit import Clamp
-from .manifest import ClampManifest, Preset
+from .manifest import ClampManifest, Preset, SAEEntry
+from .steering import Steering, read_steering_table
 
 if TYPE_CHECKING:
     from .pack import ClampPack
@@ -34,7 +37,8 @@ class Asked:
     threshold: float | None = None
     refusal: int | None = None
     refusal_value: float | None = None
-    fidelity: str = "exact"
+    fidelity: str | None = None
+    """None is "exact", and of a steering table "reference", as its authors' code computes."""
     seed: int = 0
     """Of the controls."""
 
@@ -73,7 +77,8 @@ def choose(pack: ClampPack, asked: Asked, survey: Survey | None = None) -> Chose
     method = asked.method or (base.method if base else "prime")
     if method == "none":
         return Chosen(sae, None, "none")
-    clamp = of_preset(base, asked.fidelity) if base else Clamp((), method, fidelity=asked.fidelity)
+    fidelity = asked.fidelity or "exact"
+    clamp = of_preset(base, fidelity) if base else Clamp((), method, fidelity=fidelity)
     clamp = replace(clamp, method=method)
     if method in ("refusal", "both"):
         clamp = _with_refusal(m, clamp, sae, asked)
@@ -87,6 +92,45 @@ def choose(pack: ClampPack, asked: Asked, survey: Survey | None = None) -> Chose
         raise ValueError(f"pack {m.name} has no preset to take a coefficient from: give --value")
     clamp.check(pack.code(sae))
     return Chosen(sae, clamp, features)
+
+
+def steered(pack: ClampPack, table: Path, asked: Asked) -> list[Chosen]:
+    """The edits of a steering table of the paper's authors, one for each SAE that it names, checked.
+
+    The table says everything but the fidelity, and which SAE of the pack is meant where its names leave that open.
+    Raises ValueError or PackError in one sentence.
+    """
+    said = replace(asked, sae=None, fidelity=None, seed=0)
+    if said != Asked():
+        what = next(field.name for field in fields(Asked) if getattr(said, field.name) is not None)
+        raise ValueError(f"--steering says everything of the edit: leave --{what.replace('_', '-')} out")
+    found = []
+    for one in read_steering_table(table):
+        entry = pack.manifest.sae(asked.sae) if asked.sae else _meant(pack.manifest, one)
+        clamp = replace(one.clamp, fidelity=asked.fidelity or one.clamp.fidelity)
+        clamp.check(pack.code(entry.id))
+        found.append(Chosen(entry.id, clamp, f"steering {table.name}"))
+    return found
+
+
+def _meant(m: ClampManifest, one: Steering) -> SAEEntry:
+    """The pack's SAE that a table names: by its id, or as Gemma Scope's folders and SAELens's names go together.
+
+    SAELens calls layer_7/width_16k/average_l0_69 of google/gemma-scope-2b-pt-res also layer_7/width_16k/canonical of
+    gemma-scope-2b-pt-res-canonical.
+    """
+    for entry in m.saes:
+        if entry.id == one.sae_id:
+            return entry
+        if entry.source is not None and one.release.startswith(entry.source.repo_id.rpartition("/")[2]):
+            folder, name = entry.source.folder.split("/"), one.sae_id.split("/")
+            if folder[-len(name) :] == name or (name[-1] == "canonical" and folder[:-1] == name[:-1]):
+                return entry
+    known = ", ".join(entry.id for entry in m.saes)
+    raise ValueError(
+        f"the table names the SAE {printable(one.sae_id)} of {printable(one.release)}, which pack {m.name} does not "
+        f"have: name one of {known} with --sae"
+    )
 
 
 def sae_of(m: ClampManifest, asked: Asked) -> str:

@@ -146,14 +146,14 @@ def _read_gguf(place: Path) -> tuple[nn.Module, Any]:
         raise ValueError(f"{place} cannot be read without the package gguf: `pip install gguf`") from None
     with place.open("rb") as begun:
         head = begun.read(recognise.HEAD)
-    what = recognise.other(head)
-    if what is not None or not head.startswith(b"GGUF"):
-        raise ValueError(f"{place} is {what or 'no GGUF file'}")
+    if not head.startswith(b"GGUF"):
+        raise ValueError(f"{place} is {recognise.other(head) or 'no GGUF file'}")
     with folders.loading, tempfile.TemporaryDirectory() as alone:
         # transformers would also read what lies beside the file
         (Path(alone) / "model.gguf").symlink_to(place.resolve())
         where = {"gguf_file": "model.gguf", **LOCAL}
-        held = {t.name: int(t.n_elements) for t in _asked(place, lambda: GGUFReader(str(place))).tensors}
+        reader = _asked(place, lambda: GGUFReader(str(place)))
+        _refuse_scaled(place, reader)
         config = _asked(place, lambda: transformers.AutoConfig.from_pretrained(alone, **where))
         tokenizer = _asked(place, lambda: transformers.AutoTokenizer.from_pretrained(alone, **where))
         options = {"config": config, "use_safetensors": True, **where, **_options(config)}
@@ -163,8 +163,18 @@ def _read_gguf(place: Path) -> tuple[nn.Module, Any]:
             lambda: transformers.AutoModelForCausalLM.from_pretrained(alone, quantization_config=unpacked, **options),
         )
     folders.refuse_half_read(place, told, type(model).__name__)
-    _refuse_left_out(place, held, model)
+    _refuse_left_out(place, {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}, model)
     return model, tokenizer
+
+
+def _refuse_scaled(place: Path, reader: Any) -> None:
+    """Raises ValueError for positions that are scaled, which transformers passes over in a GGUF file."""
+    for name, field in reader.fields.items():
+        if name.endswith(".rope.scaling.type") and field.contents() not in ("none", None):
+            raise ValueError(
+                f"{place} scales its positions ({name} is {field.contents()}), which is not read from a GGUF file: "
+                "take the model as a folder of transformers"
+            )
 
 
 def _refuse_left_out(place: Path, held: dict[str, int], model: nn.Module) -> None:
