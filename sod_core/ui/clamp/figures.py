@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import plotly.graph_objects as go
@@ -82,9 +82,9 @@ def _label(place: int, text: str, right: bool) -> str:
 
 def curve(
     metric: str,
-    stored: dict[str, Sequence[Point]],
-    measured: dict[str, Sequence[Point]],
-    at: dict[str, float],
+    stored: Mapping[str, Sequence[Point]],
+    measured: Mapping[str, Sequence[Point]],
+    at: Mapping[str, float],
     untouched: Point | None,
 ) -> go.Figure:
     """One of METRICS against the coefficient: stored lines, what was measured here as diamonds, the sliders upright."""

@@ -113,12 +113,9 @@ def _one(value: float | tuple[float, ...]) -> float:
 
 
 def sae_chosen(pack: ClampPack, sae: str, page: Page) -> list:
-    """Panel.about for an SAE: the pack's own setting, what its latents fire on, the curves. Raises ValueError."""
+    """Panel.about for an SAE: the pack's own setting and the curves. Raises ValueError."""
     first, board = opening(pack, sae), stored.read(pack)
-    try:
-        page.firing = work.firing(pack, sae)
-    except PackError:  # what is missing stands in the note
-        page.firing = []
+    page.firing = []
     return [
         asked.listed(first.latents),
         first.rule,
@@ -127,7 +124,7 @@ def sae_chosen(pack: ClampPack, sae: str, page: Page) -> list:
         _slider(first.refusal_value, board, REFUSAL),
         gr.Slider(value=first.threshold, maximum=max(2.0, 4 * first.threshold)),
         first.refusal,
-        scatter_of(pack, sae, first.latents, page),
+        "",
         None,
         "",
         toggle(page, first.latents),
@@ -147,7 +144,10 @@ def _slider(value: float, board: stored.Stored, key: str) -> gr.Slider:
 
 
 def scatter_of(pack: ClampPack, sae: str, chosen: Collection[int], page: Page) -> str:
-    """The scatter plot; a sentence where nothing was surveyed."""
+    """The scatter plot; a sentence where nothing was surveyed, nothing where the model is not here."""
+    if not pack.ready():
+        return ""
+    page.firing = page.firing or work.firing(pack, sae)
     if not page.firing:
         return words.no_survey(pack.manifest.name, sae)
     return scatter.html(page.firing, set(chosen), page.looked_at)

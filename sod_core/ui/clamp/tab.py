@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 
 from ...clamp.pack import ClampPack, names, shared_pack
+from ...machine import environment
 from ...packs.errors import PackError
 from .. import handling, overlays
 from ..running import Running, Watched
@@ -40,8 +41,9 @@ def build(tab: gr.Tab) -> None:
     other = panel.pack.input(
         handling.kept(_open, len(opened)), [page, panel.pack], opened, trigger_mode="multiple", **QUIET
     )
+    plotted = handling.kept(_plotted, 1), [page, panel.pack, panel.sae, panel.latents], panel.scatter
     for event in (first, other):
-        event.then(**again)
+        event.then(**again).then(*plotted, **QUIET)
     _wire_questions(panel, page, running, again)
     _wire_edit(panel, page, again)
     _wire_measuring(panel, page)
@@ -62,8 +64,14 @@ def _ready(name: str) -> bool:
 
 
 def warm_up() -> None:
-    """Answers the opening question once, so that the first visitor need not wait for the model."""
+    """Answers the opening question once, so that the first visitor need not wait for the model.
+
+    Not where SOD_DEFAULT_PACK names another verb's pack: that is what visitors come for then.
+    """
     known = list(names())
+    asked = environment.default_pack()
+    if asked and asked not in known:
+        return
     if known and _ready(name := first_pack(known)):
         pack = shared_pack(name)
         work.answer(pack, filling.opening(pack), lambda told: None, lambda: False)
@@ -114,7 +122,8 @@ def _wire_edit(panel: Panel, page: gr.State, again: dict) -> None:
         ruled = [page, p.pack, p.sae, p.rule, p.top, p.seed], [p.latents, p.scatter, p.toggle]
         event(handling.kept(_ruled, 3), *ruled, **LATEST).then(*shown, **QUIET).then(**again)
     other_sae = handling.kept(_other_sae, len(p.about)), [page, p.pack, p.sae], p.about
-    p.sae.input(*other_sae, **LATEST).then(**again)
+    plotted = handling.kept(_plotted, 1), [page, p.pack, p.sae, p.latents], p.scatter
+    p.sae.input(*other_sae, **LATEST).then(**again).then(*plotted, **QUIET)
     written = [page, p.pack, p.sae, p.latents], [p.latents, p.rule, p.scatter, p.toggle]
     p.latents.submit(handling.kept(_written, 4), *written, **LATEST).then(*shown, **QUIET).then(**again)
 
@@ -203,7 +212,9 @@ def _ask(p: Panel, page: Page, running: Running, name: str, values: Sequence, ag
         yield _idle(p) | _answered(p, pack, question, found)
 
 
-def _grown(p: Panel, page: Page, running: Running, pack: ClampPack, question: Asking) -> Iterator[dict]:
+def _grown(
+    p: Panel, page: Page, running: Running, pack: ClampPack, question: Asking
+) -> Generator[dict, None, Answered | None]:
     """Yields what has grown; gives the whole. None where the page asked for something else meanwhile."""
     cancel = running.begin()  # before the page can offer Cancel
     try:
@@ -301,6 +312,10 @@ def _measure_idle(p: Panel) -> dict:
 
 
 # ------------------------------------------------------------ latents
+
+
+def _plotted(page: Page, name: str, sae: str, text: str) -> str:
+    return filling.scatter_of(shared_pack(name), sae, asked.ids(text or ""), page)
 
 
 def _ruled(page: Page, name: str, sae: str, rule: str, top: int, seed: int) -> list:
