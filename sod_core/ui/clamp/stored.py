@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ def read(pack: ClampPack) -> Stored:
 
 
 def _parsed(found: dict[str, Any]) -> Stored:
-    rows = tuple(_row(row) for row in found["rows"])
+    rows = tuple(_averaged([_row(row) for row in found["rows"]]))
     untouched = found["rows"][0]
     prime = next((row for row in found["rows"] if row["kind"] == "edit"), None)
     ways = found["ways"] or {"subjects": [], "rows": [], "verdicts": {}}
@@ -97,6 +98,17 @@ def _parsed(found: dict[str, Any]) -> Stored:
         },
         definition=found["definition"],
     )
+
+
+def _averaged(rows: list[Row]) -> Iterator[Row]:
+    """The rows, controls that differ in their seed alone as one row of means."""
+    for title in dict.fromkeys((row.kind, row.title) for row in rows):
+        same = [row for row in rows if (row.kind, row.title) == title]
+        points = [row.point for row in same if row.point is not None]
+        if same[0].kind != "control" or len(points) < 2:
+            yield from same
+        else:
+            yield same[0]._replace(point=Point(*(sum(values) / len(points) for values in zip(*points))))
 
 
 def _row(row: dict[str, Any]) -> Row:
