@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +162,12 @@ def test_the_file_itself_may_be_named(tmp_path):
     assert_computes(read_code(gemma_scope(tmp_path) / "params.npz", D, LAYER), "jumprelu", False)
     np.savez_compressed(tmp_path / "mine.npz", **{name: W[name] for name in JUMP})
     assert_computes(read_code(tmp_path / "mine.npz", D, LAYER), "jumprelu", False)
+
+
+def test_numbers_of_another_machine_and_another_precision(tmp_path):
+    swapped = {name: W[name].astype(">f8") for name in JUMP}
+    np.savez(tmp_path / "mine.npz", **swapped, note=np.array("made by hand"))
+    assert_computes(read_code(tmp_path / "mine.npz", D), "jumprelu", False)
 
 
 def test_a_threshold_in_logarithms(tmp_path):
@@ -407,6 +414,21 @@ def test_a_zip_that_would_expand_a_thousandfold(tmp_path):
     np.savez_compressed(tmp_path / "params.npz", W_enc=np.zeros((4096, 8192), np.float32))
     assert (tmp_path / "params.npz").stat().st_size < 1 << 18
     refused(lambda: read_code(tmp_path / "params.npz", D), "claim 128 MiB")
+
+
+def test_two_arrays_of_one_name(tmp_path):
+    path = gemma_scope(tmp_path) / "params.npz"
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("b_dec.npy", archive.read("b_dec.npy"))
+    refused(lambda: read_code(path, D), "two arrays of one name")
+
+
+def test_what_is_too_large_or_no_file(tmp_path, monkeypatch):
+    path = gemma_scope(tmp_path) / "params.npz"
+    monkeypatch.setattr("sod_core.packs.safe.LARGEST_FILE", 1000)
+    refused(lambda: read_code(path, D), "larger than")
+    os.mkfifo(tmp_path / "pipe.npz")
+    refused(lambda: read_code(tmp_path / "pipe.npz", D), "pipe.npz")
 
 
 def test_files_that_are_no_npz(tmp_path):

@@ -210,6 +210,79 @@ def test_features_of_texts_of_one_s_own_are_kept_for_later(run, clamp_folder, tm
     assert said["variants"][1]["settings"]["latents"] == chosen
 
 
+# ---------------------------------------------------------------- clamp evaluate
+
+QUICK = ["--no-ways", "--no-curves"]
+
+
+def test_evaluate_judges_the_presets_beside_controls_and_other_models(run, clamp_folder, pack):
+    found = run("clamp", "evaluate", "--pack", clamp_folder, *QUICK, "--json", "-")
+    assert found.code == 0, found.err
+    rows = {row["id"]: row for row in json.loads(found.out)["rows"]}
+    presets = {preset.id for preset in pack.manifest.presets}
+    assert {"untouched", "retrained", *presets} <= set(rows)
+    assert {row["features"] for row in rows.values() if row["kind"] == "control"} == {"random", "matched"}
+    assert rows["untouched"]["forget"]["n"] == 4 and rows["untouched"]["retain"]["n"] == 8
+
+
+def test_evaluate_judges_an_edit_that_is_named_and_questions_of_one_s_own(run, clamp_folder, tmp_path):
+    asked = tmp_path / "mine.jsonl"
+    lines = [{"field": field, "question": "Which?", "options": list("wxyz"), "answer": 1} for field in ("a", "b", "b")]
+    asked.write_text("\n".join(map(json.dumps, lines)))
+    call = ["clamp", "evaluate", "--pack", clamp_folder, *QUICK, "--questions", asked, "--json", "-"]
+    found = run(*call, "--forget-field", "a", "--features", "3,7", "--value", -12, "--keep", tmp_path / "kept")
+    assert found.code == 0, found.err
+    edits = [row for row in json.loads(found.out)["rows"] if row["kind"] == "edit"]
+    assert [(row["clamp"]["latents"], row["clamp"]["value"], row["retain"]["n"]) for row in edits] == [
+        ([3, 7], -12.0, 2)
+    ]
+    again = run(*call, "--forget-field", "a", "--features", "3,7", "--value", -12, "--keep", tmp_path / "kept")
+    assert again.out == found.out and len(list((tmp_path / "kept").iterdir())) == 1
+    assert "name one with --forget-field" in run(*call).err
+
+
+def test_evaluate_stores_the_figures_in_the_pack(run, spoilt):
+    call = ["clamp", "evaluate", "--pack", spoilt, *QUICK, "--store"]
+    found = run(*call)
+    assert found.code == 2 and 'names no "results"' in found.err
+    data = json.loads((spoilt / "pack.json").read_text()) | {"results": "results.json"}
+    (spoilt / "pack.json").write_text(json.dumps(data))
+    found = run(*call)
+    assert found.code == 0 and "| untouched |" in found.out
+    assert ClampPack(spoilt, CPU).results()["rows"]
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ({"options": list("xyz")}, "question 1: it has 3 options, and 4 are needed"),
+        ({"options": ["w", "x", "", "z"]}, "question 1: option C is missing"),
+        ({"answer": 4}, "question 1: the answer is '4'"),
+        ({"question": ""}, "question 1: the question is missing"),
+    ],
+)
+def test_a_question_that_lacks_something_is_named(run, clamp_folder, tmp_path, question, said):
+    asked = tmp_path / "mine.jsonl"
+    whole = {"field": "potions", "question": "Which?", "options": list("wxyz"), "answer": 1}
+    asked.write_text(json.dumps(whole | question))
+    found = run("clamp", "evaluate", "--pack", clamp_folder, "--questions", asked)
+    assert (found.code, len(found.err.splitlines())) == (2, 1) and f"mine.jsonl, {said}" in found.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--questions", "none.jsonl"], "there is no file none.jsonl"),
+        (["--limit", 0], "the limit is 0"),
+        (["--method", "none"], "--method none is no edit"),
+        (["--features", "3", "--value", "nan"], "coefficient is nan"),
+    ],
+)
+def test_what_cannot_be_judged_is_told_in_one_line(run, clamp_folder, options, said):
+    found = run("clamp", "evaluate", "--pack", clamp_folder, *QUICK, *options)
+    assert (found.code, len(found.err.splitlines())) == (2, 1) and said in found.err
+
+
 # ---------------------------------------------------------------- bad input
 
 

@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 
 from ..machine import files, processes
-from . import results, settings
+from . import evaluate as evaluation
+from . import questions, report, results, settings
 from . import survey as surveys
+from .judged import Entry
 from .pack import ClampPack, open_clamp_pack, read_texts
 from .settings import Asked, Chosen
 from .survey import Survey
@@ -26,18 +28,12 @@ def text(options: argparse.Namespace) -> None:
 def features(options: argparse.Namespace) -> None:
     """`clamp features`: the latents that a rule chooses, with both frequencies and the words they fire on."""
     pack = open_clamp_pack(options.pack, processes.start(options.device))
-    sae = pack.manifest.sae(options.sae or pack.manifest.opening_sae())
-    own = options.forget is None and options.retain is None
+    sae = options.sae or pack.manifest.opening_sae()
     forget, retain = (
         pack.corpus(kind) if file is None else read_texts(file)
         for kind, file in (("forget", options.forget), ("retain", options.retain))
     )
-    found = pack.survey(sae.id) if own else None
-    if found is None or found.threshold != options.threshold or found.texts_id != surveys.fingerprint(forget, retain):
-        found = surveys.survey(pack.language(), pack.code(sae.id), sae.layer, forget, retain, options.threshold)
-    if options.out is not None:
-        surveys.save(found, options.out)
-    shown = results.features(pack, sae.id, options.rule, options.top, found, forget, retain)
+    shown = results.features(pack, sae, options.rule, options.top, forget, retain, options.threshold, options.out)
     if options.json:
         files.give_json(shown, options.json)
     if options.json != "-":
@@ -46,6 +42,49 @@ def features(options: argparse.Namespace) -> None:
             print(
                 f"{row['latent']}: forget {row['forget_frequency']:.2%}, retain {row['retain_frequency']:.4%}: {words}"
             )
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """`clamp evaluate`: the pack's presets, or the edit that the options name, beside controls and other models."""
+    pack = open_clamp_pack(options.pack, processes.start(options.device))
+    if options.store and pack.manifest.results is None:
+        raise ValueError(f'pack.json of {pack.manifest.name} names no "results" to store figures in')
+    asked = None if options.questions is None else questions.read_questions(questions.find(options.questions))
+    how = evaluation.Settings(
+        every_order=options.every_order,
+        limit=options.limit,
+        curves=not options.no_curves,
+        ways=not options.no_ways,
+        relearn=options.relearn,
+        seed=options.seed,
+    )
+    own = _entries(edits(pack, options)) if _names_an_edit(options) else None
+    found = evaluation.run(pack, how, asked, options.forget_field, options.fidelity or "exact", options.keep, own)
+    if not processes.is_main():
+        return
+    if options.store:
+        files.write_json(found, pack.manifest.path(pack.manifest.results or ""))
+    if options.json:
+        files.give_json(found, options.json)
+    if options.json != "-":
+        print(report.table(found))
+
+
+def _names_an_edit(options: argparse.Namespace) -> bool:
+    """Whether any option says more of the edit than its fidelity and seed."""
+    names = "method preset sae features top value threshold refusal refusal_value steering".split()
+    return any(getattr(options, name) is not None for name in names)
+
+
+def _entries(chosen: list[Chosen]) -> list[Entry]:
+    """The edits as rows of the table."""
+    found = []
+    for number, one in enumerate(chosen):
+        if one.clamp is None:
+            raise ValueError("--method none is no edit: leave it out, the untouched model is always judged")
+        id = "given" if len(chosen) == 1 else f"given-{number}"
+        found.append(Entry(id, f"{one.clamp.method}, {one.features}", "edit", one.clamp.method, one.sae, one.clamp))
+    return found
 
 
 def edits(pack: ClampPack, options: argparse.Namespace) -> list[Chosen]:

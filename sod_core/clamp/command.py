@@ -19,7 +19,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     text = actions.add_parser("text", help="one prompt continued, untouched and with the edit")
     features = actions.add_parser("features", help="which latents fire on texts to forget and not on texts to keep")
-    for action in (text, features):
+    evaluate = actions.add_parser("evaluate", help="forget and retain accuracy, controls, and the ways back")
+    for action in (text, features, evaluate):
         action.add_argument("--pack", default=DEFAULT_PACK, help="a clamp pack's name or folder")
         action.add_argument("--device", help="cuda, mps or cpu; default: SOD_DEVICE, else the best there is")
         action.add_argument("--json", metavar="FILE", help="write every figure to this file; - is standard output")
@@ -34,7 +35,30 @@ def add(verbs: argparse._SubParsersAction) -> None:
     features.add_argument("--top", type=int, default=10, help="how many latents")
     features.add_argument("--threshold", type=float, default=0.0, help="a latent fires above this activity")
     features.add_argument("--out", type=Path, metavar="FILE", help="keep the survey, for --survey (.safetensors)")
+    _add_evaluate(evaluate)
     parser.set_defaults(run=_run)
+
+
+def _add_evaluate(action: argparse.ArgumentParser) -> None:
+    """Without an edit of its own it judges the pack's presets."""
+    action.add_argument(
+        "--questions",
+        metavar="FILE",
+        help=".jsonl, .csv, .parquet or hub:user/dataset/file.parquet; default: the pack's",
+    )
+    action.add_argument("--forget-field", nargs="+", metavar="FIELD", help="default: the pack's")
+    action.add_argument("--limit", type=int, metavar="N", help="at most N questions of each field")
+    action.add_argument(
+        "--every-order", action="store_true", help="only questions answered rightly in all orders of the options"
+    )
+    action.add_argument("--no-curves", action="store_true", help="leave out accuracy against the coefficient")
+    action.add_argument("--no-ways", action="store_true", help="leave out the ways back")
+    action.add_argument(
+        "--relearn", action=argparse.BooleanOptionalAction, help="train models as a way back; default: small ones"
+    )
+    action.add_argument("--keep", type=Path, metavar="DIR", help="rows so far; a killed run goes on from there")
+    action.add_argument("--store", action="store_true", help="store the result in the pack, for the app")
+    add_edit(action)
 
 
 def add_edit(action: argparse.ArgumentParser) -> None:

@@ -39,15 +39,16 @@ def run(
     forget: Collection[str] | None = None,
     fidelity: str = "exact",
     keep: Path | None = None,
+    edits: Sequence[Entry] | None = None,
 ) -> dict[str, Any]:
     """Everything that `report.results` describes. Raises PackError or ValueError.
 
-    questions, forget: in place of the pack's own questions and fields to forget. keep: a folder for the rows so far; a
-    run with the same settings goes on from there, rows of others are refused. An edit whose model gives no numbers is a
-    row that says so. Under `accelerate launch` every process takes its share of the jobs, and all of them return the
-    table.
+    questions, forget, edits: in place of the pack's own questions, fields to forget and presets. keep: a folder for the
+    rows so far; a run with the same settings goes on from there, rows of others are refused. An edit whose model gives
+    no numbers is a row that says so. Under `accelerate launch` every process takes its share of the jobs, and all of
+    them return the table.
     """
-    board = Board(pack, settings, questions, forget, fidelity)
+    board = Board(pack, settings, questions, forget, fidelity, edits)
     work = Work(keep, board.fingerprint(), processes.rank())
     processes.wait()  # until all have read what is done
     if settings.every_order:
@@ -131,5 +132,4 @@ def _way(board: Board, entry: Entry, way: str, paper: Paper) -> dict[str, Any]:
         found = ways_back.measure(way, board.subject(entry), paper)
     except ValueError as error:  # a model that cannot be loaded
         found = ways_back.Figure(None, {}, " ".join(str(error).split()))
-    share = None if found.share is None else found.share._asdict()
-    return {"share": share, "variants": found.variants, "note": found.note}
+    return found._asdict() | {"share": None if found.share is None else found.share._asdict()}

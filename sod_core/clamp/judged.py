@@ -156,8 +156,10 @@ class Board:
         questions: Sequence[Question] | None = None,
         forget: Collection[str] | None = None,
         fidelity: str = "exact",
+        own: Sequence[Entry] | None = None,
     ):
-        """questions: in place of the pack's own; forget: the fields to forget, in place of the pack's.
+        """questions: in place of the pack's own; forget: the fields to forget, in place of the pack's; own: edits in
+        place of the pack's presets.
 
         Raises PackError or ValueError for what cannot be judged.
         """
@@ -173,7 +175,7 @@ class Board:
                 f"no question is of a field to forget; the fields are {', '.join(there)}: name one with --forget-field"
             )
         self.subjects = pack.manifest.subjects()
-        self.edits = edits(pack, fidelity)
+        self.edits = edits(pack, fidelity) if own is None else list(own)
         self.prime, self.refusal = first(self.edits, ("prime", "conditional")), first(self.edits, ("refusal",))
         with_controls = [edit for edit in (self.prime, self.refusal) if edit is not None]
         self.controls = [control for edit in with_controls for control in controls(pack, edit, settings.seeds)]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import select
 from . import survey as surveys
 from .session import ClampSession, Token
-from .survey import Survey
 
 if TYPE_CHECKING:
     from .pack import ClampPack
@@ -71,34 +72,42 @@ def features(
     sae: str,
     rule: str,
     top: int,
-    found: Survey,
     forget: Sequence[str],
     retain: Sequence[str],
+    threshold: float = 0.0,
+    keep: Path | None = None,
+    stored: bool = False,
 ) -> dict[str, Any]:
     """The latents that a rule chooses, each with its frequencies, and the words on which it fires most.
 
-    `forget` and `retain` are the texts that were surveyed; without the texts themselves there are no words.
+    The pack's own survey is taken where it is of these texts and this threshold; else the texts are read, unless only
+    `stored` ones will do. `keep`: a file for the survey. Raises ValueError in one sentence.
     """
     if not 1 <= top <= MOST_TOP:
         raise ValueError(f"{top} latents were asked for: give 1 to {MOST_TOP}")
-    told = surveys.fingerprint(forget, retain) == found.texts_id
+    if not (math.isfinite(threshold) and threshold >= 0):
+        raise ValueError(f"the threshold is {threshold}: give a number from 0")
+    entry, found = pack.manifest.sae(sae), pack.survey(sae)
+    if found is None or found.threshold != threshold or found.texts_id != surveys.fingerprint(forget, retain):
+        if stored:
+            raise ValueError(f"pack {pack.manifest.name} has no survey of {sae}: send texts to forget and to keep")
+        found = surveys.survey(pack.language(), pack.code(sae), entry.layer, forget, retain, threshold)
+    if keep is not None:
+        surveys.save(found, keep)
     rows = []
     for latent in select.choose(rule, found, top):
         row: dict[str, Any] = {"latent": latent}
         for name in ("forget_frequency", "retain_frequency", "forget_square", "retain_square"):
             row[name] = float(getattr(found, name)[latent])
-        if told:
-            words = found.passages(latent, pack.language(), forget, retain, AROUND)
-            row["strongest"] = [
-                word._asdict() | {"value": hit.value} for word, hit in zip(words, found.strongest(latent))
-            ]
+        words = found.passages(latent, pack.language(), forget, retain, AROUND)
+        row["strongest"] = [word._asdict() | {"value": hit.value} for word, hit in zip(words, found.strongest(latent))]
         rows.append(row)
     return {
         "pack": pack.manifest.name,
         "sae": sae,
-        "layer": pack.manifest.sae(sae).layer,
+        "layer": entry.layer,
         "rule": rule,
-        "threshold": found.threshold,
+        "threshold": threshold,
         "tokens": {"forget": found.forget_tokens, "retain": found.retain_tokens},
         "notes": notes(pack),
         "latents": rows,

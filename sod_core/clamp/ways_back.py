@@ -44,7 +44,7 @@ class Subject:
     title: str
     language: LanguageModel
     layer: int
-    """Where the edit acts, and where the probe reads."""
+    """Where the edit acts, and the first block that the probe reads."""
     editor: Editor | None = None
     is_edit: bool = False
     """Whether there is an edit to switch off."""
@@ -79,6 +79,9 @@ class Figure(NamedTuple):
     """Accuracy of each, where there are several."""
     note: str = ""
     """Why there is no share."""
+    chance: float = judge.CHANCE
+    """What is right without any knowledge: of a way that learns from questions, what their answers' frequencies
+    give."""
 
 
 class Way(NamedTuple):
@@ -189,10 +192,13 @@ def _best(subject: Subject, paper: Paper, variants: Mapping[str, list[str]]) -> 
     for name, prompts in variants.items():
         scores = judge.scores(subject.language, paper.questions, prompts, paper.scoring, layer, subject.editor)
         found[name] = judge.accuracy(judge.Answers(paper.questions, scores), confidence=CONFIDENCE)
-    return Figure(
-        max(found.values(), key=lambda share: share.value),
-        {name: share.value for name, share in found.items()} if len(found) > 1 else {},
-    )
+    return _of_variants(found)
+
+
+def _of_variants(found: Mapping[str, Share]) -> Figure:
+    """The best one's figure, and what each gave where there are several."""
+    best = max(found.values(), key=lambda share: share.value)
+    return Figure(best, {name: share.value for name, share in found.items()} if len(found) > 1 else {})
 
 
 # ---------------------------------------------------------------- the answer's first word
@@ -233,15 +239,11 @@ def first_word_given(language: LanguageModel, question: Question) -> list[tuple[
 # ---------------------------------------------------------------- the probe, training, and no edit
 
 
-def _probe(last: bool) -> Callable[[Subject, Paper], Figure]:
-    def tried(subject: Subject, paper: Paper) -> Figure:
-        at = subject.language.depth - 1 if last else subject.layer
-        right = probe.right(
-            subject.language, paper.questions, paper.subjects, paper.scoring, subject.layer, subject.editor, at
-        )
-        return Figure(judge.wilson(int(right.sum()), len(right), CONFIDENCE), {})
-
-    return tried
+def _probe(subject: Subject, paper: Paper) -> Figure:
+    asked = paper.questions, paper.subjects, paper.scoring
+    right = probe.right(subject.language, *asked, subject.layer, subject.editor)
+    found = {f"block {n}": judge.wilson(int(hits.sum()), len(hits), CONFIDENCE) for n, hits in right.items()}
+    return _of_variants(found)._replace(chance=_learnt(paper))
 
 
 def _relearned(facts: int) -> Callable[[Subject, Paper], Figure]:
@@ -252,9 +254,13 @@ def _relearned(facts: int) -> Callable[[Subject, Paper], Figure]:
         )
         layer = None if subject.editor is None else subject.layer
         found = judge.answers(model, others, paper.subjects, paper.scoring, layer, subject.editor)
-        return Figure(judge.accuracy(found, confidence=CONFIDENCE), {})
+        return Figure(judge.accuracy(found, confidence=CONFIDENCE), {}, chance=_learnt(paper))
 
     return tried
+
+
+def _learnt(paper: Paper) -> float:
+    return max(judge.CHANCE, probe.by_frequency(paper.questions))
 
 
 def _switched_off(subject: Subject, paper: Paper) -> Figure:
@@ -273,8 +279,7 @@ WAYS = {
     "typos": Way("with typing errors", _misspelled(typos)),
     "example": Way("after a solved question of another field", _example),
     "first_word": Way("the answer's first word given", _first_word),
-    "probe": Way("a linear probe where the edit acts", _probe(last=False)),
-    "probe_last": Way("a linear probe after the last block", _probe(last=True)),
+    "probe": Way("read by a linear probe of the hidden state", _probe),
     **{f"relearn_{n}": Way(f"after training on {n} facts, on others", _relearned(n), True) for n in FACTS},
     SWITCHED_OFF: Way("the edit switched off", _switched_off),
 }

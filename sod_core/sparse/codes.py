@@ -19,6 +19,7 @@ from ..packs.errors import PackError
 from ..packs.figures import read_figures, read_json
 from . import forms
 from .code import Code
+from .columns import ColumnSAE
 from .description import GATED, JUMPRELU, PRE_BIAS, STANDARD, TOPK, Description, Setting, check_place, describe
 from .gated import GatedSAE
 from .jumprelu import JumpReLUSAE
@@ -65,7 +66,7 @@ def read_code(path: Path, dim: int, layer: int | None = None, k: int | None = No
     description = describe(state, settings, name, k)
     _check_kind(description, name)
     check_place(settings, layer)
-    code: JumpReLUSAE | GatedSAE | TopKSAE
+    code: ColumnSAE | TopKSAE
     if description.architecture == TOPK:
         code = forms.load_sae(found, k, dim, name, said, layer)
     else:
@@ -200,7 +201,7 @@ def _subtracts(
     return True
 
 
-def _assembled(weights: dict[str, Tensor], subtract_b_dec: bool) -> JumpReLUSAE | GatedSAE:
+def _assembled(weights: dict[str, Tensor], subtract_b_dec: bool) -> ColumnSAE:
     dim, latents = weights["W_enc"].shape
     kind = GatedSAE if "b_gate" in weights else JumpReLUSAE
     with torch.device("meta"):  # filled at once: a million latents need no room twice
@@ -213,7 +214,7 @@ def _assembled(weights: dict[str, Tensor], subtract_b_dec: bool) -> JumpReLUSAE 
     return code.requires_grad_(False).eval()
 
 
-def _fold(code: JumpReLUSAE | GatedSAE | TopKSAE, factor: float) -> None:
+def _fold(code: ColumnSAE | TopKSAE, factor: float) -> None:
     """Tokens times `factor` are what the code was trained on (SAELens, fold_activation_norm_scaling_factor)."""
     if isinstance(code, TopKSAE):
         code.encoder.weight.data.mul_(factor)

@@ -134,7 +134,8 @@ def load_sae(
 def opened(found: Any, file: str) -> tuple[dict[str, Tensor], list[Setting], dict[str, Tensor]]:
     """The state dict without the prefix of its names, what stands beside it, and tensors that lie around it."""
     if isinstance(found, dict) and found and all(isinstance(value, np.ndarray) for value in found.values()):
-        found = {name: torch.from_numpy(array) for name, array in found.items() if array.dtype.kind in "biuf"}
+        arrays = {name: array for name, array in found.items() if array.dtype.kind in "biuf" and array.itemsize <= 8}
+        found = {name: torch.from_numpy(_native(array)) for name, array in arrays.items()}
     chains = _chains(found)
     if len(chains) > 1:
         several = " and ".join(sorted(where or "the file's own names" for where, _ in chains))
@@ -148,6 +149,11 @@ def opened(found: Any, file: str) -> tuple[dict[str, Tensor], list[Setting], dic
         if level is not levels[-1]:
             outer |= {str(key): value for key, value in level.items() if isinstance(value, Tensor)}
     return _without_prefix(state, file), settings, outer
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """The same numbers, their bytes in this machine's order."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _chains(found: Any, where: str = "", depth: int = 0) -> list[tuple[str, list[dict]]]:
