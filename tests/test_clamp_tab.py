@@ -21,13 +21,6 @@ from sod_core.ui.clamp.scatter import Firing
 from sod_core.ui.clamp.shown import Answered, Column
 
 PATIENCE = 60_000
-CANCEL = """
-const timer = setInterval(() => {
-  const button = document.querySelector('#clamp-cancel');
-  if (button) { clearInterval(timer); button.click(); }
-}, 5);
-"""
-"""Cancels as soon as that can be done: the tiny model ends before a hand gets there."""
 TITLE = "Tiny, a random model"
 
 
@@ -48,7 +41,7 @@ def evaluated(clamp_folder: Path, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny(pack_folder: Path, evaluated: Path, tmp_path_factory) -> Iterator[Server]:
-    """app.py on the restore pack `fruit` and the clamp pack `tiny`, and one of a model that is not here."""
+    """app.py on the restore pack `fruit` and the clamp pack `tiny`, one of a model that is not here, and a slow one."""
     folder = tmp_path_factory.mktemp("clamp-server")
     packs = folder / "packs"
     shutil.copytree(pack_folder, packs / "fruit")
@@ -57,6 +50,11 @@ def tiny(pack_folder: Path, evaluated: Path, tmp_path_factory) -> Iterator[Serve
     data = json.loads((packs / "away" / "pack.json").read_text())
     away = {"name": "away", "title": "Away", "model": [{"kept": "x.gguf", "sha256": "0", "make": "make away"}]}
     (packs / "away" / "pack.json").write_text(json.dumps(data | away))
+    shutil.copytree(evaluated, packs / "slow")
+    words = clamp_packs.tokenizer()
+    clamp_packs.model(words, num_hidden_layers=48).save_pretrained(packs / "slow" / "model")
+    data |= {"name": "slow", "title": "Slow", "model": [{"path": "model"}]}
+    (packs / "slow" / "pack.json").write_text(json.dumps(data))
     with serving(packs, folder, TMPDIR=str(folder)) as found:
         yield found
 
@@ -207,18 +205,25 @@ def test_what_cannot_be_asked_is_one_sentence_and_the_texts_stay(page: Page) -> 
 
 
 def test_an_answer_can_be_cancelled_and_asked_again(page: Page) -> None:
+    choose(page, "#clamp-pack", "Slow")
     page.get_by_role("button", name="Advanced").locator("visible=true").click()
     longest = page.get_by_label("Longest answer", exact=False).locator("visible=true").first
     longest.fill("200")
     longest.blur()
     prompt(page).fill("the clock of Dorn strikes")
-    page.evaluate(CANCEL)
     page.locator("#clamp-ask").click()
+    expect(page.locator(".sod-asked")).to_contain_text("the clock of Dorn strikes")
+    expect(page.locator(".sod-caret")).to_have_count(3)
+    page.locator("#clamp-cancel").click()
     answered(page, "the clock of Dorn strikes")
     counted = re.search(r"on \d+ of (\d+) tokens", page.locator(".sod-untouched .sod-quiet").inner_text())
-    assert counted and int(counted[1]) < 200
-    page.locator("#clamp-ask").click()
-    expect(page.locator(".sod-untouched .sod-quiet")).to_contain_text("of 200 tokens")
+    assert counted and 0 < int(counted[1]) < 200
+    for _ in range(2):  # the second question ends the first
+        page.locator("#clamp-prompt textarea").press("Enter")
+    longest.fill("3")
+    longest.blur()
+    prompt(page).press("Enter")
+    expect(page.locator(".sod-untouched .sod-quiet")).to_contain_text("of 3 tokens")
 
 
 def test_a_pack_whose_model_is_not_here_says_what_to_do(page: Page) -> None:

@@ -99,7 +99,7 @@ def layout(choices: list[tuple[str, str]], first: str) -> Panel:
             pack = gr.Dropdown(choices, value=first, label="Pack", visible=len(choices) > 1, elem_id="clamp-pack")
             note = gr.Markdown(elem_classes="sod-quiet", elem_id="clamp-note", visible=False)
             prompts = gr.Dropdown([], label="A question to begin with", elem_id="clamp-prompts")
-            prompt = gr.Textbox(label="Question", lines=2, max_lines=6, elem_id="clamp-prompt", submit_btn=False)
+            prompt = gr.Textbox(label="Question", max_lines=6, elem_id="clamp-prompt")
             with gr.Row():
                 ask = gr.Button("Ask", variant="primary", elem_id="clamp-ask")
                 cancel = gr.Button("Cancel", elem_id="clamp-cancel", visible=False)
