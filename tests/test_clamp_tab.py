@@ -53,7 +53,7 @@ def tiny(pack_folder: Path, evaluated: Path, tmp_path_factory) -> Iterator[Serve
     shutil.copytree(evaluated, packs / "slow")
     words = clamp_packs.tokenizer()
     clamp_packs.model(words, num_hidden_layers=48).save_pretrained(packs / "slow" / "model")
-    data |= {"name": "slow", "title": "Slow", "model": [{"path": "model"}]}
+    data |= {"name": "slow", "title": "Slow", "model": [{"path": "model"}], "prompts": ["slowly"]}
     (packs / "slow" / "pack.json").write_text(json.dumps(data))
     with serving(packs, folder, TMPDIR=str(folder)) as found:
         yield found
@@ -206,6 +206,7 @@ def test_what_cannot_be_asked_is_one_sentence_and_the_texts_stay(page: Page) -> 
 
 def test_an_answer_can_be_cancelled_and_asked_again(page: Page) -> None:
     choose(page, "#clamp-pack", "Slow")
+    answered(page, "slowly")
     page.get_by_role("button", name="Advanced").locator("visible=true").click()
     longest = page.get_by_label("Longest answer", exact=False).locator("visible=true").first
     longest.fill("200")
