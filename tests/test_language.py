@@ -183,6 +183,19 @@ def test_an_edit_is_in_float32_and_cast_once(folders):
     assert torch.equal(got[0], (got[1].float() + 0.001 - 0.001 + 1e-4).bfloat16())
 
 
+def test_half_precision_is_that_of_transformers(folders):
+    import transformers
+
+    for family in ("gemma3", "llama"):
+        found = language.load(folders / family, dtype=torch.bfloat16)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folders / family, dtype=torch.bfloat16)
+        row = list(range(5, 50))
+        with torch.inference_mode():
+            wanted = theirs(torch.tensor([row])).logits[0, -1]
+        assert found.model.dtype == torch.bfloat16
+        assert torch.equal(found.next_logits(found.batch([row]))[0], wanted.float())
+
+
 def test_log_likelihoods(of_family, monkeypatch):
     context = of_family.encode("the answer is")
     other = of_family.encode("b")
@@ -291,6 +304,9 @@ def test_huge_coefficients_are_told_in_a_sentence(gemma):
         with pytest.raises(NotFinite, match="closer to 0"):
             list(gemma.generate(prompt, LAYER, [push(huge)], 3))
     assert hooks(gemma) == 0 and gemma.next_logits(gemma.batch([prompt])).isfinite().all()
+    broken = language.with_weights(gemma, {NORM: torch.full([WIDTH], 3e38)})
+    with pytest.raises(NotFinite, match="float32"):
+        broken.next_logits(broken.batch([prompt]))
 
 
 # ---------------------------------------------------------------- hooks and visitors

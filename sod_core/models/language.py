@@ -33,7 +33,9 @@ def load(place: Path, device: str | torch.device = "cpu", dtype: torch.dtype = t
     Raises ValueError in one sentence for what is not there, cannot be understood whole, or would run code.
     """
     model, tokenizer = language_weights.read(Path(place))
-    return LanguageModel(model.to(dtype).to(device), tokenizer)
+    for parameter in model.parameters():  # and no buffer: positions are turned by angles that need float32
+        parameter.data = parameter.data.to(dtype)
+    return LanguageModel(model.to(device), tokenizer)
 
 
 def with_weights(language: LanguageModel, tensors: dict[str, Tensor]) -> LanguageModel:
