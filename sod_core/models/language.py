@@ -60,6 +60,7 @@ class LanguageModel:
     def __init__(self, model: nn.Module, tokenizer: Any):
         """A model of transformers that is ready to be used, and its tokenizer (or the Tokens of another)."""
         self.model = model.eval().requires_grad_(False)
+        language_weights.check_forward(model)
         config = language_weights.text_config(model)
         layers = decoder_layers.find(model, config.num_hidden_layers)
         self.passes = Passes(model, layers)
