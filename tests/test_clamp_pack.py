@@ -209,7 +209,9 @@ def scope_npz(folder: Path) -> bytes:
 def scope_2(folder: Path) -> bytes:
     """An SAE as Gemma Scope 2 has them."""
     names = {"W_enc": "w_enc", "W_dec": "w_dec"}
-    tensors = {names.get(name, name): value.detach().clone() for name, value in clamp_packs.sae().named_parameters()}
+    tensors = {
+        names.get(name, name): value.detach().contiguous() for name, value in clamp_packs.sae().named_parameters()
+    }
     save_file(tensors, folder / "params.safetensors")
     return (folder / "params.safetensors").read_bytes()
 
