@@ -248,6 +248,7 @@ def published(request, tmp_path, monkeypatch):
         }
         scope[f"{where}/config.json"] = json.dumps(said).encode()
     rows = [{"question": "Which?", "choices": list("wxyz"), "answer": n % 4, "subject": f"s{n % 3}"} for n in range(6)]
+    rows[1]["choices"] = ["of", "another", "field"]  # which nobody wants
     wmdp = [{"question": "What?", "choices": list("wxyz"), "answer": 1}]
     asked = {"all/t.parquet": parquet(rows, tmp_path / "a"), "bio/t.parquet": parquet(wmdp, tmp_path / "b")}
     folder = tmp_path / "packs" / "published"
