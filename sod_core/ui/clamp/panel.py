@@ -85,6 +85,11 @@ class Panel(NamedTuple):
         return [*edit, self.scatter, self.look, self.firing, self.toggle, self.curve_note, *self.curves]
 
     @property
+    def looks(self) -> list:
+        """What shows the latent that is looked at."""
+        return [self.scatter, self.look, self.firing, self.toggle]
+
+    @property
     def curves(self) -> list:
         return [self.forget, self.retain, self.alignment]
 

@@ -11,7 +11,7 @@ MOST_POINTS = 3000
 """Points that are drawn at most; those that fire least on the forget texts are left out, and the page says so."""
 _WIDTH, _HEIGHT = 480, 370
 _LEFT, _RIGHT, _TOP, _BOTTOM = 78, 28, 12, 58
-_STRIP = 52
+_STRIP = 64
 """Width of the strip in which a frequency of 0 stands, which has no logarithm."""
 
 

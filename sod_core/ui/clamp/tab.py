@@ -41,7 +41,7 @@ def build(tab: gr.Tab) -> None:
     other = panel.pack.input(
         handling.kept(_open, len(opened)), [page, panel.pack], opened, trigger_mode="multiple", **QUIET
     )
-    plotted = handling.kept(_plotted, 1), [page, panel.pack, panel.sae, panel.latents], panel.scatter
+    plotted = handling.kept(_plotted, 4), [page, panel.pack, panel.sae, panel.latents], panel.looks
     for event in (first, other):
         event.then(**again).then(*plotted, **QUIET)
     _wire_questions(panel, page, running, again)
@@ -122,7 +122,7 @@ def _wire_edit(panel: Panel, page: gr.State, again: dict) -> None:
         ruled = [page, p.pack, p.sae, p.rule, p.top, p.seed], [p.latents, p.scatter, p.toggle]
         event(handling.kept(_ruled, 3), *ruled, **LATEST).then(*shown, **QUIET).then(**again)
     other_sae = handling.kept(_other_sae, len(p.about)), [page, p.pack, p.sae], p.about
-    plotted = handling.kept(_plotted, 1), [page, p.pack, p.sae, p.latents], p.scatter
+    plotted = handling.kept(_plotted, 4), [page, p.pack, p.sae, p.latents], p.looks
     p.sae.input(*other_sae, **LATEST).then(**again).then(*plotted, **QUIET)
     written = [page, p.pack, p.sae, p.latents], [p.latents, p.rule, p.scatter, p.toggle]
     p.latents.submit(handling.kept(_written, 4), *written, **LATEST).then(*shown, **QUIET).then(**again)
@@ -145,10 +145,9 @@ def _wire_measuring(panel: Panel, page: gr.State) -> None:
 
 def _wire_latents(panel: Panel, page: gr.State, again: dict) -> None:
     p = panel
-    looks = [p.scatter, p.look, p.firing, p.toggle]
     inputs = [page, p.pack, p.sae, p.latents]
-    p.scatter.click(handling.kept(_pick, len(looks)), inputs, looks, trigger_mode="multiple", **QUIET)
-    p.look.submit(handling.kept(_look, len(looks)), [*inputs, p.look], looks, **LATEST)
+    p.scatter.click(handling.kept(_pick, 4), inputs, p.looks, trigger_mode="multiple", **QUIET)
+    p.look.submit(handling.kept(_look, 4), [*inputs, p.look], p.looks, **LATEST)
     toggled = [p.latents, p.rule, p.scatter, p.toggle]
     shown = handling.kept(_moved, 4), [page, p.pack, *p.controls], [p.curve_note, *p.curves]
     p.toggle.click(handling.kept(_toggle, len(toggled)), inputs, toggled, **LATEST).then(*shown, **QUIET).then(**again)
@@ -314,8 +313,13 @@ def _measure_idle(p: Panel) -> dict:
 # ------------------------------------------------------------ latents
 
 
-def _plotted(page: Page, name: str, sae: str, text: str) -> str:
-    return filling.scatter_of(shared_pack(name), sae, asked.ids(text or ""), page)
+def _plotted(page: Page, name: str, sae: str, text: str) -> list:
+    """The plot of latents, and the words of the first that is edited, where the pack's texts are here."""
+    chosen = asked.ids(text or "")
+    try:
+        return _look(page, name, sae, text, chosen[0] if chosen else None)
+    except ValueError:
+        return _look(page, name, sae, text, None)
 
 
 def _ruled(page: Page, name: str, sae: str, rule: str, top: int, seed: int) -> list:

@@ -73,7 +73,8 @@ def setting(clamp: Clamp) -> str:
     if clamp.method != "refusal":
         said.append(f"{count} to {_numbers(clamp.values())}")
     if clamp.refuses:
-        where = f" where one of {count} fires" if clamp.method == "refusal" else ""
+        which = f"one of {count}" if len(clamp.latents) > 1 else f"latent {clamp.latents[0]}"
+        where = f" where {which} fires" if clamp.method == "refusal" else ""
         said.append(f"refusal latent {clamp.refusal} to {clamp.refusal_value:g}{where}")
     return ", ".join(said)
 

@@ -73,7 +73,8 @@ def _text(column: Column) -> str:
 
 def about(prompt: Prompt) -> str:
     """A question in the menu, with what should become of it."""
-    return f"{ABOUT[prompt.about]}: {prompt.text}" if prompt.about else prompt.text
+    text = " ".join(prompt.text.split())
+    return f"{ABOUT[prompt.about]}: {text}" if prompt.about else text
 
 
 def answers(answered: Answered) -> str:
