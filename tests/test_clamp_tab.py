@@ -21,6 +21,16 @@ from sod_core.ui.clamp.scatter import Firing
 from sod_core.ui.clamp.shown import Answered, Column
 
 PATIENCE = 60_000
+CANCEL = """
+const timer = setInterval(() => {
+  const button = document.querySelector('#clamp-cancel');
+  if (button && document.querySelector('.sod-text p:has(.sod-caret)')?.innerText) {
+    clearInterval(timer);
+    button.click();
+  }
+}, 5);
+"""
+"""Cancels as soon as the first words are there: a busy machine would have a hand come too late."""
 TITLE = "Tiny, a random model"
 
 
@@ -212,10 +222,8 @@ def test_an_answer_can_be_cancelled_and_asked_again(page: Page) -> None:
     longest.fill("200")
     longest.blur()
     prompt(page).fill("the clock of Dorn strikes")
+    page.evaluate(CANCEL)
     page.locator("#clamp-ask").click()
-    expect(page.locator(".sod-asked")).to_contain_text("the clock of Dorn strikes")
-    expect(page.locator(".sod-caret")).to_have_count(3)
-    page.locator("#clamp-cancel").click()
     answered(page, "the clock of Dorn strikes")
     counted = re.search(r"on \d+ of (\d+) tokens", page.locator(".sod-untouched .sod-quiet").inner_text())
     assert counted and 0 < int(counted[1]) < 200
