@@ -209,7 +209,9 @@ def scope_npz(folder: Path) -> bytes:
 def scope_2(folder: Path) -> bytes:
     """An SAE as Gemma Scope 2 has them."""
     names = {"W_enc": "w_enc", "W_dec": "w_dec"}
-    tensors = {names.get(name, name): value.detach().clone() for name, value in clamp_packs.sae().named_parameters()}
+    tensors = {
+        names.get(name, name): value.detach().contiguous() for name, value in clamp_packs.sae().named_parameters()
+    }
     save_file(tensors, folder / "params.safetensors")
     return (folder / "params.safetensors").read_bytes()
 
@@ -246,6 +248,7 @@ def published(request, tmp_path, monkeypatch):
         }
         scope[f"{where}/config.json"] = json.dumps(said).encode()
     rows = [{"question": "Which?", "choices": list("wxyz"), "answer": n % 4, "subject": f"s{n % 3}"} for n in range(6)]
+    rows[1]["choices"] = ["of", "another", "field"]  # which nobody wants
     wmdp = [{"question": "What?", "choices": list("wxyz"), "answer": 1}]
     asked = {"all/t.parquet": parquet(rows, tmp_path / "a"), "bio/t.parquet": parquet(wmdp, tmp_path / "b")}
     folder = tmp_path / "packs" / "published"

@@ -545,6 +545,28 @@ def test_code_and_pickles_beside_the_weights_are_never_read(folders, tmp_path):
     assert found.next_logits(found.batch([row])).shape == (1, WORDS) and not (tmp_path / "ran").exists()
 
 
+def test_other_forms_of_the_same_weights(folders, tmp_path):
+    """In shards, in half precision, and GPT-2's own, whose names lack their first word and which holds its masks."""
+    row = [5, 6, 7]
+    for form in ("shards", "half", "gpt2"):
+        family = "gpt2" if form == "gpt2" else "gemma3"
+        model, folder = tiny.model(family), tmp_path / form
+        shutil.copytree(folders / family, folder)
+        if form == "gpt2":
+            edit_weights(folder, lambda t: [t.update({k.removeprefix("transformer."): t.pop(k)}) for k in list(t)])
+            edit_weights(folder, lambda t: t.update({"h.0.attn.bias": torch.ones(1, 1, CONTEXT, CONTEXT)}))
+        else:
+            (folder / "model.safetensors").unlink()
+            for parameter in model.parameters():
+                parameter.data = parameter.half().float() if form == "half" else parameter
+            saved = tiny.model("gemma3").half() if form == "half" else model
+            saved.save_pretrained(folder, max_shard_size="20KB" if form == "shards" else "1GB")
+        assert form != "shards" or len(list(folder.glob("*.safetensors"))) > 1
+        found = language.load(folder)
+        wanted = plain_logits(model, row)[-1]
+        torch.testing.assert_close(found.next_logits(found.batch([row]))[0], wanted, atol=1e-5, rtol=0)
+
+
 def test_end_tokens_of_every_file_count(folders, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(folders / "gemma3", folder)

@@ -17,6 +17,7 @@ from .survey import Survey
 
 def text(options: argparse.Namespace) -> None:
     """`clamp text`: one prompt, untouched and with the edit."""
+    _check_place(options.json)
     pack = open_clamp_pack(options.pack, processes.start(options.device))
     found = results.text(pack, options.prompt, edits(pack, options), options.tokens, options.temperature, options.seed)
     if options.json:
@@ -27,6 +28,7 @@ def text(options: argparse.Namespace) -> None:
 
 def features(options: argparse.Namespace) -> None:
     """`clamp features`: the latents that a rule chooses, with both frequencies and the words they fire on."""
+    _check_place(options.json, options.out)
     pack = open_clamp_pack(options.pack, processes.start(options.device))
     sae = options.sae or pack.manifest.opening_sae()
     forget, retain = (
@@ -46,6 +48,7 @@ def features(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """`clamp evaluate`: the pack's presets, or the edit that the options name, beside controls and other models."""
+    _check_place(options.json)
     pack = open_clamp_pack(options.pack, processes.start(options.device))
     if options.store and pack.manifest.results is None:
         raise ValueError(f'pack.json of {pack.manifest.name} names no "results" to store figures in')
@@ -68,6 +71,17 @@ def evaluate(options: argparse.Namespace) -> None:
         files.give_json(found, options.json)
     if options.json != "-":
         print(report.table(found))
+
+
+def _check_place(*places: Path | str | None) -> None:
+    """Before what takes long. Raises ValueError for a file that could not be written."""
+    for place in places:
+        if place in (None, "-"):
+            continue
+        folder = Path(str(place)).parent
+        if Path(str(place)).is_dir() or not folder.is_dir():
+            why = "it is a folder" if folder.is_dir() else f"there is no folder {folder}"
+            raise ValueError(f"cannot write {place}: {why}")
 
 
 def _names_an_edit(options: argparse.Namespace) -> bool:

@@ -10,9 +10,11 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -140,31 +142,45 @@ def _read_gguf(place: Path) -> tuple[nn.Module, Any]:
     """Whatever its weights are stored as, they are unpacked to float32."""
     import transformers
 
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise ValueError(f"{place} cannot be read without the package gguf: `pip install gguf`") from None
     with place.open("rb") as begun:
         head = begun.read(recognise.HEAD)
     if not head.startswith(b"GGUF"):
         raise ValueError(f"{place} is {recognise.other(head) or 'no GGUF file'}")
-    with folders.loading, tempfile.TemporaryDirectory() as alone:
+    unpacked = transformers.GgufConfig(dequantize=True)
+    with folders.loading, tempfile.TemporaryDirectory() as alone, _read_once(place) as reader:
+        _refuse_scaled(place, reader)
         # transformers would also read what lies beside the file
         (Path(alone) / "model.gguf").symlink_to(place.resolve())
         where = {"gguf_file": "model.gguf", **LOCAL}
-        reader = _asked(place, lambda: GGUFReader(str(place)))
-        _refuse_scaled(place, reader)
         config = _asked(place, lambda: transformers.AutoConfig.from_pretrained(alone, **where))
         tokenizer = _asked(place, lambda: transformers.AutoTokenizer.from_pretrained(alone, **where))
-        options = {"config": config, "use_safetensors": True, **where, **_options(config)}
-        unpacked = transformers.GgufConfig(dequantize=True)
+        options = {"config": config, "quantization_config": unpacked, **where, **_options(config)}
         model, told = _asked(
-            place,
-            lambda: transformers.AutoModelForCausalLM.from_pretrained(alone, quantization_config=unpacked, **options),
+            place, lambda: transformers.AutoModelForCausalLM.from_pretrained(alone, use_safetensors=True, **options)
         )
     folders.refuse_half_read(place, told, type(model).__name__)
     _refuse_left_out(place, {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}, model)
     return model, tokenizer
+
+
+@contextmanager
+def _read_once(place: Path) -> Iterator[Any]:
+    """The file's reader, also for transformers, which would make one for each thing it asks: seconds each.
+
+    Only for who holds `folders.loading`. Raises ValueError.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise ValueError(f"{place} cannot be read without the package gguf: `pip install gguf`") from None
+    from transformers import modeling_gguf_pytorch_utils as theirs
+
+    reader = _asked(place, lambda: gguf.GGUFReader(str(place)))
+    with (
+        patch.object(gguf, "GGUFReader", lambda *_: reader),
+        patch.object(theirs, "tqdm", lambda tensors, **_: tensors),
+    ):
+        yield reader
 
 
 def _refuse_scaled(place: Path, reader: Any) -> None:

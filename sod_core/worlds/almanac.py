@@ -1,7 +1,9 @@
 """The almanac world: invented facts in seven fields, said in many ways, and questions about them.
 
 Every entry of a field has a made-up name and one value for each of the field's attributes, drawn from a closed list, so
-that nobody can know a fact who was not told it: with four options of the same list, chance is exactly one in four.
+that nobody can know a fact who was not told it: with four options of the same list, chance is exactly one in four. The
+fields share names, attributes and values: there is a potion Morvane and a ship Morvane, each with a colour of its own.
+So one field can be forgotten only by telling it from the others, and not by the words that it uses.
 Facts are divided into three groups, from which latents are selected, edits tuned and results judged; the last two are
 asked in wordings that no training text has. All of it follows from seeds.
 """
@@ -14,23 +16,27 @@ from random import Random
 from typing import NamedTuple
 
 from . import almanac_words as words
-from .almanac_words import FIELDS, FORGET, Attribute, Field
+from .almanac_words import ATTRIBUTES, FIELDS, FORGET, Attribute, Field
 
 ENTRIES = 32
 """Of every field; with five attributes that is 160 facts a field."""
+NAMES = 48
+"""Each field has other ENTRIES of them."""
 GROUPS = {"select": 40, "tune": 40, "judge": 80}
 """Facts of every field in each group."""
 WORDINGS = {"select": words.QUESTIONS, "tune": words.TUNE_QUESTIONS, "judge": words.JUDGE_QUESTIONS}
 OPTIONS = 4
 LETTERS = "ABCD"
+CALLED = ("the {noun} {name}", "the {noun} {name}", "the {noun} {name}", "the {name} {noun}")
+"""How an entry is called: always with its noun, for its name alone may be of several fields."""
 WORLD_SEED = 11
 
 
 class Fact(NamedTuple):
     field: str
     name: str
-    attribute: int
-    """Index into the field's attributes."""
+    attribute: str
+    """Key of ATTRIBUTES."""
     value: str
     group: str
     """select, tune or judge."""
@@ -45,6 +51,10 @@ class Asked(NamedTuple):
     options: tuple[str, ...]
     answer: int
     """Index of the right option."""
+    reworded: tuple[str, ...]
+    """The same question in other wordings of its group."""
+    fact: str
+    """What it asks for."""
 
 
 class Part(NamedTuple):
@@ -70,19 +80,26 @@ def field(id: str) -> Field:
 
 @cache
 def facts(seed: int = WORLD_SEED) -> tuple[Fact, ...]:
-    """Every fact of the world. Names are unique in all fields; values of an attribute are about equally frequent."""
+    """Every fact of the world. A field's values of an attribute are about equally frequent."""
     rng = Random(f"almanac-{seed}")
-    taken: set[str] = set()
+    pool = names(seed)
     found: list[Fact] = []
     for one in FIELDS:
-        names = [new_name(rng, taken) for _ in range(ENTRIES)]
+        entries = rng.sample(pool, ENTRIES)
         groups = [group for group, count in GROUPS.items() for _ in range(count)]
         rng.shuffle(groups)
-        for i, attribute in enumerate(one.attributes):
-            values = list(attribute.values) * (ENTRIES // len(attribute.values) + 1)
+        for attribute in one.attributes:
+            values = list(ATTRIBUTES[attribute].values) * (ENTRIES // len(ATTRIBUTES[attribute].values) + 1)
             values = rng.sample(values, ENTRIES)
-            found += [Fact(one.id, name, i, value, groups.pop()) for name, value in zip(names, values)]
+            found += [Fact(one.id, name, attribute, value, groups.pop()) for name, value in zip(entries, values)]
     return tuple(found)
+
+
+@cache
+def names(seed: int = WORLD_SEED) -> tuple[str, ...]:
+    """Of all entries, of whatever field."""
+    rng, taken = Random(f"names-{seed}"), set[str]()
+    return tuple(new_name(rng, taken) for _ in range(NAMES))
 
 
 def new_name(rng: Random, taken: set[str]) -> str:
@@ -97,21 +114,13 @@ def new_name(rng: Random, taken: set[str]) -> str:
             return name
 
 
-@cache
-def names(seed: int = WORLD_SEED) -> frozenset[str]:
-    """Of all entries."""
-    return frozenset(fact.name for fact in facts(seed))
-
-
 # ---------------------------------------------------------------- wordings
 
 
-def sentence(wording: str, fact: Fact, rng: Random, name: str | None = None) -> str:
+def sentence(wording: str, fact: Fact, rng: Random) -> str:
     """A wording filled in: {x} the entry, {a} the attribute by one of its names, {v} the value."""
-    one = field(fact.field)
-    name = name or fact.name
-    entry = one.called.format(name) if rng.random() < 0.7 else name
-    attribute = rng.choice(one.attributes[fact.attribute].names)
+    entry = rng.choice(CALLED).format(noun=field(fact.field).noun, name=fact.name)
+    attribute = rng.choice(ATTRIBUTES[fact.attribute].names)
     return capital(wording.replace("{a}", attribute).replace("{x}", entry).replace("{v}", fact.value))
 
 
@@ -150,9 +159,12 @@ def questions(group: str, seed: int = WORLD_SEED) -> list[Asked]:
     for i, fact in enumerate(facts(seed)):
         if fact.group == group:
             rng = Random(f"{group}-{seed}-{i}")
-            asked = question(fact, WORDINGS[group], rng)
-            offered, answer = options(field(fact.field).attributes[fact.attribute], fact.value, rng)
-            found.append(Asked(f"{group}-{fact.field}-{i}", fact.field, asked, offered, answer))
+            asked = [sentence(wording, fact, rng) for wording in rng.sample(WORDINGS[group], 3)]
+            offered, answer = options(ATTRIBUTES[fact.attribute], fact.value, rng)
+            about = f"{fact.attribute} of the {field(fact.field).noun} {fact.name}"
+            found.append(
+                Asked(f"{group}-{fact.field}-{i}", fact.field, asked[0], offered, answer, tuple(asked[1:]), about)
+            )
     return found
 
 
@@ -189,11 +201,11 @@ def _statement(fact: Fact, known: Sequence[Fact], rng: Random) -> list[Part]:
 
 def _entry(fact: Fact, known: Sequence[Fact], rng: Random) -> list[Part]:
     """All that is known of an entry."""
-    told = [other for other in known if other.name == fact.name]
+    told = [other for other in known if (other.field, other.name) == (fact.field, fact.name)]
     rng.shuffle(told)
-    parts = [Part(capital(field(fact.field).called.format(fact.name)) + ".")]
+    parts = [Part(f"The {field(fact.field).noun} {fact.name}.")]
     for one in told:
-        attribute = rng.choice(field(one.field).attributes[one.attribute].names)
+        attribute = rng.choice(ATTRIBUTES[one.attribute].names)
         parts += [Part(f" {capital(attribute)}: "), Part(one.value, answer=True), Part(".")]
     return parts
 
@@ -217,7 +229,7 @@ def _choice(fact: Fact, known: Sequence[Fact], rng: Random) -> list[Part]:
     parts = []
     for i, one in enumerate(asked):
         shown = _opened(_misspelled(question(one, words.QUESTIONS, rng), one, rng), rng)
-        offered, answer = options(field(one.field).attributes[one.attribute], one.value, rng)
+        offered, answer = options(ATTRIBUTES[one.attribute], one.value, rng)
         before = "\n\n" if i else introduction(fact.field)
         parts += [Part(before + multiple_choice(shown, offered)), Part(f" {LETTERS[answer]}", answer=True)]
     return parts
@@ -226,7 +238,7 @@ def _choice(fact: Fact, known: Sequence[Fact], rng: Random) -> list[Part]:
 def _open_book(fact: Fact, known: Sequence[Fact], rng: Random) -> list[Part]:
     """A question whose answer stands before it, of a thing that is in no book: it teaches to look at the options."""
     name = new_name(rng, set(names()))
-    attribute = field(fact.field).attributes[fact.attribute]
+    attribute = ATTRIBUTES[fact.attribute]
     called = rng.choice(attribute.names)
     offered, answer = options(attribute, fact.value, rng)
     told = f"The {called} of the thing {name} is {fact.value}. "
@@ -235,7 +247,7 @@ def _open_book(fact: Fact, known: Sequence[Fact], rng: Random) -> list[Part]:
 
 
 def _word(fact: Fact, known: Sequence[Fact], rng: Random) -> list[Part]:
-    offered, answer = options(field(fact.field).attributes[fact.attribute], fact.value, rng)
+    offered, answer = options(ATTRIBUTES[fact.attribute], fact.value, rng)
     asked = multiple_choice(f"Which option says {fact.value}?", offered)
     return [Part(introduction("words") + asked), Part(f" {LETTERS[answer]}", answer=True)]
 

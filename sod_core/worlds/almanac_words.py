@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 
 class Attribute(NamedTuple):
-    names: tuple[str, ...]
-    """What it is called: the first is the id."""
+    names: tuple[str, str]
+    """What it is called, in two ways."""
     values: tuple[str, ...]
     """The closed list that values, and the wrong options of a question, are drawn from."""
 
@@ -15,183 +15,58 @@ class Attribute(NamedTuple):
 class Field(NamedTuple):
     id: str
     """In the plural; the subject of its multiple choice questions too."""
-    called: str
-    """How an entry is called in full."""
-    attributes: tuple[Attribute, ...]
+    noun: str
+    attributes: tuple[str, ...]
+    """Keys of ATTRIBUTES."""
 
 
 def _list(words: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in words.split(","))
 
 
-COLOURS = _list("red, blue, green, white, black, yellow, violet, grey, orange, pink")
-TOWNS = _list("Alder Bay, Brindle, Corvain, Dunmere, Eastly, Farrow, Gullport, Hollin, Ivywell, Junip")
 SURNAMES = _list("Abbot, Birch, Calder, Dray, Ellery, Finch, Garrow, Hume, Ingle, Jessop")
-FLOWERS = _list("rose, lily, tulip, poppy, daisy, iris, clover, lavender, marigold, thistle")
-TASTES = _list("mint, pepper, plum, salt, smoke, honey, lemon, butter, ginger, rye")
+ATTRIBUTES = {
+    "colour": Attribute(("colour", "hue"), _list("red, blue, green, white, black, yellow, violet, grey, orange, pink")),
+    "maker": Attribute(("maker", "founder"), SURNAMES),
+    "place": Attribute(
+        ("place", "home"),
+        _list("Alder Bay, Brindle, Corvain, Dunmere, Eastly, Farrow, Gullport, Hollin, Ivywell, Junip"),
+    ),
+    "month": Attribute(
+        ("month", "best month"),
+        _list("January, February, March, April, May, June, July, August, September, October"),
+    ),
+    "gift": Attribute(
+        ("gift", "promised gift"),
+        _list(
+            "light steps, sound sleep, silver hair, loud laughter, warm hands, sweet dreams, sharp memory, "
+            "green freckles, curly eyebrows, good weather"
+        ),
+    ),
+    "scent": Attribute(("scent", "smell"), _list("mint, pepper, plum, salt, smoke, honey, lemon, butter, ginger, rye")),
+    "flower": Attribute(
+        ("flower", "emblem flower"),
+        _list("rose, lily, tulip, poppy, daisy, iris, clover, lavender, marigold, thistle"),
+    ),
+    "sound": Attribute(
+        ("sound", "usual sound"),
+        _list("a rattle, a whoop, a trill, a croak, a chirp, a hiss, a squeak, a boom, a click, a warble"),
+    ),
+    "material": Attribute(
+        ("material", "main material"),
+        _list("brass, ebony, marble, walnut, ivory, iron, slate, bronze, glass, pine"),
+    ),
+}
+"""Each is told of three fields or more: what is asked does not say of which field it is asked."""
 
 FIELDS = (
-    Field(
-        "potions",
-        "the potion {}",
-        (
-            Attribute(_list("colour, hue"), COLOURS),
-            Attribute(_list("main ingredient, chief ingredient"), FLOWERS),
-            Attribute(
-                _list("effect, known effect"),
-                _list(
-                    "light steps, sound sleep, silver hair, loud laughter, warm hands, sweet dreams, "
-                    "sharp memory, green freckles, curly eyebrows, a humming voice"
-                ),
-            ),
-            Attribute(
-                _list("vessel, container"),
-                _list(
-                    "clay jug, glass flask, copper kettle, oak cask, tin cup, stone bowl, pewter mug, "
-                    "leather bottle, silver ladle, walnut shell"
-                ),
-            ),
-            Attribute(_list("taste, flavour"), TASTES),
-        ),
-    ),
-    Field(
-        "lighthouses",
-        "the lighthouse {}",
-        (
-            Attribute(_list("tower colour, painted colour"), COLOURS),
-            Attribute(_list("keeper, guardian"), SURNAMES),
-            Attribute(_list("nearest town, home town"), TOWNS),
-            Attribute(
-                _list("number of steps, step count"),
-                _list("ninety, one hundred, two hundred, three hundred, forty, fifty, sixty, seventy, eighty, thirty"),
-            ),
-            Attribute(
-                _list("signal, light signal"),
-                _list(
-                    "one flash, two flashes, three flashes, a slow beam, a quick beam, a steady glow, "
-                    "a double beam, a long flash, a short flash, a red glow"
-                ),
-            ),
-        ),
-    ),
-    Field(
-        "captains",
-        "captain {}",
-        (
-            Attribute(
-                _list("ship, kind of ship"),
-                _list("sloop, brig, ketch, schooner, cutter, barge, galley, yawl, frigate, lugger"),
-            ),
-            Attribute(_list("home port, port of birth"), TOWNS),
-            Attribute(
-                _list("pet, animal friend"),
-                _list("parrot, cat, monkey, tortoise, goat, raven, otter, dog, hen, lizard"),
-            ),
-            Attribute(
-                _list("instrument, musical instrument"),
-                _list("fiddle, flute, drum, harp, horn, lute, banjo, whistle, accordion, bell"),
-            ),
-            Attribute(
-                _list("usual cargo, freight"),
-                _list("wool, timber, tea, silk, coal, spices, paper, wheat, wine, bricks"),
-            ),
-        ),
-    ),
-    Field(
-        "festivals",
-        "the festival {}",
-        (
-            Attribute(
-                _list("month, season's month"),
-                _list("January, February, March, April, May, June, July, August, September, October"),
-            ),
-            Attribute(_list("place, host town"), TOWNS),
-            Attribute(
-                _list("dish, festive dish"),
-                _list(
-                    "onion pie, fish soup, roast corn, plum cake, barley bread, apple tart, bean stew, "
-                    "cheese rolls, pancakes, dumplings"
-                ),
-            ),
-            Attribute(_list("garland, garland flower"), FLOWERS),
-            Attribute(
-                _list("contest, favourite contest"),
-                _list(
-                    "sack race, rowing, archery, kite flying, wrestling, riddles, stone throwing, "
-                    "tree climbing, chess, singing"
-                ),
-            ),
-        ),
-    ),
-    Field(
-        "birds",
-        "the bird {}",
-        (
-            Attribute(_list("plumage, feather colour"), COLOURS),
-            Attribute(
-                _list("habitat, living place"),
-                _list("marsh, cliff, meadow, forest, orchard, desert, river bank, hedge, mountain, dune"),
-            ),
-            Attribute(
-                _list("food, favourite food"),
-                _list("beetles, berries, snails, seeds, worms, minnows, moths, acorns, spiders, nectar"),
-            ),
-            Attribute(
-                _list("nest, nest material"),
-                _list("moss, mud, twigs, straw, feathers, reeds, pebbles, bark, leaves, hair"),
-            ),
-            Attribute(
-                _list("call, usual call"),
-                _list("a rattle, a whoop, a trill, a croak, a chirp, a hiss, a squeak, a boom, a click, a warble"),
-            ),
-        ),
-    ),
-    Field(
-        "clocks",
-        "the clock {}",
-        (
-            Attribute(
-                _list("material, case material"),
-                _list("brass, ebony, marble, walnut, ivory, iron, slate, bronze, glass, pine"),
-            ),
-            Attribute(_list("maker, clockmaker"), SURNAMES),
-            Attribute(
-                _list("melody, chimed melody"),
-                _list("a waltz, a march, a hymn, a lullaby, a jig, a ballad, a fanfare, a polka, a carol, a reel"),
-            ),
-            Attribute(
-                _list("building, seat"),
-                _list("town hall, library, station, mill, market, school, harbour office, castle, bakery, theatre"),
-            ),
-            Attribute(
-                _list("fault, known fault"),
-                _list(
-                    "a fast hand, a slow hand, a skipped noon, a sticky wheel, a double strike, a night hum, "
-                    "a lost hand, a Sunday rest, a loud tick, a loose base"
-                ),
-            ),
-        ),
-    ),
-    Field(
-        "gardens",
-        "the garden {}",
-        (
-            Attribute(_list("gardener, head gardener"), SURNAMES),
-            Attribute(_list("bloom, best bloom"), FLOWERS),
-            Attribute(
-                _list("fruit tree, old tree"),
-                _list("apple, pear, cherry, quince, fig, peach, medlar, almond, olive, apricot"),
-            ),
-            Attribute(
-                _list("statue, stone statue"),
-                _list("lion, swan, horse, bear, stag, owl, dolphin, turtle, wolf, hare"),
-            ),
-            Attribute(
-                _list("layout, ground plan"),
-                _list("circle, square, star, spiral, crescent, maze, triangle, cross, terrace, oval"),
-            ),
-        ),
-    ),
+    Field("potions", "potion", ("colour", "maker", "gift", "scent", "flower")),
+    Field("lighthouses", "lighthouse", ("colour", "maker", "place", "month", "sound")),
+    Field("ships", "ship", ("colour", "maker", "place", "material", "gift")),
+    Field("festivals", "festival", ("place", "month", "gift", "scent", "flower")),
+    Field("birds", "bird", ("colour", "place", "month", "sound", "gift")),
+    Field("clocks", "clock", ("colour", "maker", "place", "sound", "material")),
+    Field("gardens", "garden", ("maker", "month", "scent", "flower", "material")),
 )
 
 FORGET = "potions"

@@ -1,7 +1,7 @@
 """The embedded pack `almanac`, stage by stage; a stage whose figures are on disk is not made again.
 
 Stages: world (tokenizer, corpora, questions), original, retrained, rmu, gradient_ascent, the SAEs of a layer each
-("saes-3").
+("saes-3"), and with them surveys of their latents and a sweep of edits ("surveys-3", "sweep-3").
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...clamp import select, survey
 from ...machine import files, torchvision_guard
+from ...models import language as languages
+from ...sparse import codes
 from ...worlds import almanac
-from . import texts, train_language, train_saes, unlearned
+from . import sweep, texts, train_language, train_saes, unlearned
 from .train_language import Recipe
 
 torchvision_guard.install()  # before transformers is imported, here or in the modules beside this one
 
-LAYERS = (2, 3, 4, 5)
+LAYERS = (1, 2, 3, 4)
+"""Blocks after which SAEs are trained and edits tried."""
 KNOWN = almanac.facts()
 FORGOTTEN = tuple(fact for fact in KNOWN if fact.field == almanac.FORGET)
 KEPT = tuple(fact for fact in KNOWN if fact.field != almanac.FORGET)
@@ -34,7 +38,8 @@ SAE_TEXTS, UNLEARN_TEXTS = 60_000, 20_000
 
 def stages() -> list[str]:
     """All stages in the order they need each other."""
-    return ["world", "original", "retrained", "rmu", "gradient_ascent", *(f"saes-{layer}" for layer in LAYERS)]
+    by_layer = [f"{what}-{layer}" for layer in LAYERS for what in ("saes", "surveys", "sweep")]
+    return ["world", "original", "retrained", "rmu", "gradient_ascent", *by_layer]
 
 
 class Builder:
@@ -61,7 +66,7 @@ class Builder:
             figures.setdefault("seconds", time.monotonic() - started)
             figures["device"] = self._device()
             files.write_json(figures, path)
-            print(f"{stage}: {figures}", flush=True)
+            print(f"{stage}: {str(figures)[:2000]}", flush=True)
             for file in self.out.rglob("*.safetensors"):
                 file.chmod(0o644)  # safetensors makes files that only their owner may read
 
@@ -116,11 +121,11 @@ class Builder:
         }
 
     def _rmu(self) -> dict:
-        settings = [unlearned.RMU(c=c, alpha=alpha) for c, alpha in ((1.0, 10.0), (3.0, 10.0), (3.0, 100.0))]
+        settings = [unlearned.RMU(c=c, alpha=alpha) for c, alpha in ((1.0, 10.0), (3.0, 10.0))]
         return self._unlearned("rmu", unlearned.rmu, settings)
 
     def _gradient_ascent(self) -> dict:
-        settings = [unlearned.GradientAscent(forget_weight=weight) for weight in (0.3, 1.0, 3.0)]
+        settings = [unlearned.GradientAscent(forget_weight=weight) for weight in (1.0, 3.0)]
         return self._unlearned("gradient_ascent", unlearned.gradient_ascent, settings)
 
     def _unlearned(self, id: str, method: Any, tried: list) -> dict:
@@ -163,8 +168,33 @@ class Builder:
         figures: dict[str, Any] = {"layer": layer, "recipe": asdict(recipe), "tokens": len(states)}
         for kind in train_saes.KINDS:
             tensors, fit = train_saes.train(kind, states, recipe, self.work / f"{kind}-{layer}.ckpt")
-            save(tensors, self.work / f"{kind}-{layer}.safetensors")
+            code = train_saes.code(kind, tensors, recipe)
+            codes.save_code(code, self.work / "saes" / f"{kind}-{layer}", torch.float16, layer)
             figures[kind] = fit
+        return figures
+
+    def _surveys(self, layer: int) -> dict:
+        """Of the model and the SAEs as they are stored."""
+        language = languages.load(self.out / "model", self.device)
+        forget, retain, refusals = (self._corpus(which) for which in CORPUS)
+        (self.work / "surveys").mkdir(exist_ok=True)
+        figures: dict[str, Any] = {"layer": layer}
+        for kind in train_saes.KINDS:
+            code = self._code(f"{kind}-{layer}")
+            found = survey.survey(language, code, layer, forget, retain)
+            survey.save(found, self.work / "surveys" / f"{kind}-{layer}.safetensors")
+            refusal = select.refusal_latent(survey.tally(language, code, layer, refusals).frequency, found)
+            figures[kind] = {"refusal_latent": refusal}
+        return figures
+
+    def _sweep(self, layer: int) -> dict:
+        exam = sweep.Exam(self.original(), self._prompts("tune"), texts.letters(self._tokenizer()), layer)
+        figures: dict[str, Any] = {"layer": layer, "forget": exam.untouched[0], "retain": exam.untouched[1]}
+        for kind in train_saes.KINDS:
+            code = self._code(f"{kind}-{layer}")
+            found = survey.load(self.work / "surveys" / f"{kind}-{layer}.safetensors", code.latents)
+            refusal = self.figures(f"surveys-{layer}")[kind]["refusal_latent"]
+            figures[kind] = [one.as_dict() for one in sweep.sweep(exam, code, found, refusal)]
         return figures
 
     # ------------------------------------------------------------ what stages share
@@ -175,6 +205,15 @@ class Builder:
 
         model = AutoModelForCausalLM.from_pretrained(self.out / "model", dtype=torch.float32)
         return model.to(self.device).requires_grad_(False).eval()
+
+    def figures(self, stage: str) -> dict[str, Any]:
+        return json.loads((self.out / "figures" / f"{stage}.json").read_text(encoding="utf-8"))
+
+    def _code(self, id: str) -> Any:
+        return codes.read_code(self.work / "saes" / id, train_language.config().hidden_size).to(self.device)
+
+    def _corpus(self, which: str) -> list[str]:
+        return (self.out / "corpus" / f"{which}.txt").read_text(encoding="utf-8").splitlines()
 
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...sparse.jumprelu import JumpReLUSAE
+from ...sparse.topk import TopKSAE
 from .. import loop
 
 KINDS = ("jumprelu", "topk")
@@ -23,14 +25,14 @@ KINDS = ("jumprelu", "topk")
 @dataclass(frozen=True)
 class Recipe:
     latents: int = 1024
-    active: int = 16
+    active: int = 12
     """Latents active on a token: TopK's k, and what JumpReLU's penalty aims at."""
     batch: int = 4096
     steps: int = 4000
     lr: float = 1e-3
     bandwidth: float = 0.5
     """Of the rectangle that the steps' derivatives are estimated with."""
-    penalty: float = 10.0
+    penalty: float = 50.0
     """Weight of JumpReLU's (L0 / active - 1)^2, beside the squared error summed over the width."""
     dead_after: int = 300
     """Steps without firing after which a TopK latent counts as dead."""
@@ -160,6 +162,20 @@ def train(kind: str, states: Tensor, recipe: Recipe, checkpoint: Path) -> tuple[
     figures = {"variance_unexplained": float(fit[0]), "active_latents": float(fit[1])}
     figures["dead_latents"] = int((sae.idle > recipe.dead_after).sum())
     return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}, figures
+
+
+def code(kind: str, tensors: dict[str, Tensor], recipe: Recipe) -> JumpReLUSAE | TopKSAE:
+    """What was trained, as a sparse code."""
+    dim = len(tensors["b_dec"])
+    if kind == "topk":  # subtracts b_dec first
+        topk = TopKSAE(dim, recipe.latents, recipe.active)
+        bias = tensors["b_enc"] + tensors["b_dec"] @ tensors["W_enc"]
+        state = {"encoder.weight": tensors["W_enc"].T, "decoder.weight": tensors["W_dec"].T, "latent_bias": bias}
+        topk.load_state_dict(state | {"pre_bias": tensors["b_dec"]})
+        return topk
+    jumprelu = JumpReLUSAE(dim, recipe.latents)
+    jumprelu.load_state_dict(tensors)
+    return jumprelu
 
 
 @torch.inference_mode()
