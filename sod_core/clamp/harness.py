@@ -171,7 +171,7 @@ def model_class() -> type:
         from lm_eval.api.registry import register_model
     except ImportError as error:
         raise ValueError(
-            f"EleutherAI's harness is not there ({error}): `pip install lm-eval`, or ask questions of your own with --questions"
+            f"EleutherAI's harness is not there ({error}): `pip install lm-eval`, or ask your own with --questions FILE"
         ) from error
 
     @register_model(NAME)
@@ -236,10 +236,16 @@ def _check(tasks: Sequence[str | dict[str, Any]]) -> None:
     known = set(_manager().all_tasks) if named else set()
     unknown = [task for task in named if task not in known]
     if unknown or not tasks:
-        named = repr(unknown[0]) if unknown else "nothing"
-        raise ValueError(
-            f"the harness knows no task {named}: `lm_eval ls tasks` lists them; commas stand between names"
-        )
+        what = repr(unknown[0]) if unknown else "of no name"
+        raise ValueError(f"the harness knows no task {what}: `lm_eval ls tasks` lists them; commas stand between names")
+
+
+@cache
+def _manager() -> Any:
+    """The harness's list of tasks, which it takes seconds to read."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _evaluated(pack: ClampPack, entry: Entry, tasks: Sequence[Any], limit: int | None) -> dict[str, Any]:
@@ -250,7 +256,12 @@ def _evaluated(pack: ClampPack, entry: Entry, tasks: Sequence[Any], limit: int |
         edit = judged.editor(pack, entry)
         model = model_class()(judged.language(pack, entry), judged.layer(pack, entry), edit)
         found = lm_eval.simple_evaluate(
-            model=model, tasks=list(tasks), limit=limit, log_samples=False, bootstrap_iters=1000, task_manager=_manager()
+            model=model,
+            tasks=list(tasks),
+            limit=limit,
+            log_samples=False,
+            bootstrap_iters=1000,
+            task_manager=_manager(),
         )
     except NotFinite as error:
         return {"results": {}, "problem": str(error)}
