@@ -114,7 +114,7 @@ class _SAE(nn.Module):
     def _explains_the_rest(self, pre: Tensor, error: Tensor) -> Tensor:
         """Dead latents learn to explain the error (Gao et al. 2024, A.2)."""
         dead = pre.masked_fill(self.idle < self.recipe.dead_after, -torch.inf)
-        top = dead.topk(self.recipe.aux_k, dim=1)
+        top = dead.topk(min(self.recipe.aux_k, dead.shape[1]), dim=1)
         values = torch.where(top.values.isfinite(), top.values, 0).relu()
         latents = torch.zeros_like(pre).scatter(1, top.indices, values)
         return (error - latents @ self.W_dec).square().sum(1).mean()
