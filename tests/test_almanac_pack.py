@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from functools import cache
 from pathlib import Path
@@ -22,8 +23,8 @@ from sod_core.packs.find import ASSETS
 from sod_core.worlds import almanac
 
 FOLDER = ASSETS / "almanac"
-EACH = 24
-"""Judged questions of every field that are asked again here: 168 in all."""
+EVERY = 3
+"""One in so many of the judged questions is asked again here: 27 of each field, 189 in all."""
 NEAR = 0.15
 """How far an accuracy on them may be from the stored one, on 80 a field."""
 
@@ -36,7 +37,7 @@ def pack() -> ClampPack:
 @pytest.fixture(scope="module")
 def asked(pack) -> list[Question]:
     found = pack.questions("judge")
-    return [q for one in almanac.FIELDS for q in [q for q in found if q.field == one.id][:EACH]]
+    return [q for one in almanac.FIELDS for q in [q for q in found if q.field == one.id][::EVERY]]
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +226,7 @@ def test_unlearned_models_are_what_the_results_say(pack, asked, untouched, resul
 def test_presets_forget_the_potions_and_keep_the_rest(pack, asked, untouched, results, id):
     preset, row = pack.manifest.preset(id), results[id]
     found = edited(pack, asked, preset.sae, settings.of_preset(preset))
-    assert row["alignment"]["value"] >= 0.85 and aligned(found, untouched) >= 0.75  # 24 potions: a standard error of .1
+    assert row["alignment"]["value"] >= 0.85 and aligned(found, untouched) >= 0.75  # 27 potions: a standard error of .1
     for side in (True, False):
         assert abs(right(found, side) - row["forget" if side else "retain"]["value"]) <= NEAR
     assert judge.collapse(found) <= 0.5 and judge.collapse(found.of([almanac.FORGET])) <= judge.COLLAPSED
@@ -237,7 +238,9 @@ def test_controls_do_nothing(pack, asked, untouched, results):
     assert {(row["of"], row["features"]) for row in controls} == {
         (of, kind) for of in ("prime", "refusal") for kind in select.CONTROLS
     }
-    assert all(row["alignment"]["value"] <= 0.1 for row in controls)
+    for of, kind in itertools.product(("prime", "refusal"), select.CONTROLS):
+        found = [row["alignment"]["value"] for row in controls if (row["of"], row["features"]) == (of, kind)]
+        assert len(found) == 3 and sum(found) / 3 <= 0.1 and max(found) <= 0.2
     preset = pack.manifest.preset("prime")
     for kind in select.CONTROLS:
         latents = settings.control(kind, pack.survey(preset.sae), preset.latents, None, seed=0)
@@ -258,4 +261,5 @@ def test_what_is_asked_in_the_menu_is_answered(pack):
     assert said("Question: What is the colour of the potion Griveim?\nAnswer:").strip() == (
         f"{values['colour of the potion Griveim']}."
     )
-    assert said(pack.manifest.prompts[-1]).strip() == almanac.words.REFUSAL
+    for prompt in pack.manifest.prompts:
+        assert (almanac.words.REFUSAL in said(prompt.text)) == (prompt.about == "refused")
