@@ -295,6 +295,15 @@ def test_what_a_published_pack_needs_is_fetched_and_nothing_else(run, published)
     assert "here" in run("packs", "list").out
 
 
+def test_an_sae_of_another_layer_is_refused_by_where_it_lies(run, published):
+    _, folder = published
+    assert run("packs", "get", folder).code == 0
+    saes = json.loads((folder / "pack.json").read_text())["saes"]
+    pack = ClampPack(change(folder, saes=[saes[0] | {"layer": 2}]), CPU)
+    with pytest.raises(PackError, match="layer"):
+        pack.code("scope")
+
+
 def test_a_gated_repository_says_what_has_to_be_done(run, published):
     hub, folder = published
     hub.gated.add(MODEL)

@@ -31,7 +31,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     features.add_argument("--sae", metavar="ID", help="default: that of the pack's first preset")
     features.add_argument("--forget", type=Path, metavar="FILE", help="one text a line; default: the pack's")
     features.add_argument("--retain", type=Path, metavar="FILE", help="one text a line; default: the pack's")
-    features.add_argument("--rule", choices=["paper", "farrell", "ratio"], default="paper")
+    features.add_argument("--rule", choices=["paper", "farrell", "ratio"], default="farrell")
     features.add_argument("--top", type=int, default=10, help="how many latents")
     features.add_argument("--threshold", type=float, default=0.0, help="a latent fires above this activity")
     features.add_argument("--out", type=Path, metavar="FILE", help="keep the survey, for --survey (.safetensors)")
@@ -43,8 +43,12 @@ def _add_evaluate(action: argparse.ArgumentParser) -> None:
     """Without an edit of its own it judges the pack's presets."""
     action.add_argument(
         "--questions",
+        nargs="+",
         metavar="FILE",
         help=".jsonl, .csv, .parquet or hub:user/dataset/file.parquet; default: the pack's",
+    )
+    action.add_argument(
+        "--lm-eval", metavar="TASKS", help="tasks of EleutherAI's harness (pip install lm-eval) instead: wmdp_bio,..."
     )
     action.add_argument("--forget-field", nargs="+", metavar="FIELD", help="default: the pack's")
     action.add_argument("--limit", type=int, metavar="N", help="at most N questions of each field")
