@@ -35,7 +35,7 @@ KINDS = ("topk", "jumprelu")
 SAMPLE = 8000
 """States on which the threshold is found, and the fit is measured."""
 FORGET = "food"
-RECIPE = train_saes.Recipe(latents=2048, active=32, batch=2048, steps=2000)
+RECIPE = train_saes.Recipe(latents=2048, active=32, batch=1024, steps=1500)
 GRID = search.Grid()
 OTHER_GRID = search.Grid(tops=(10, 30), strengths=(0.8, 1.6))
 """For the other fields forgotten in turn, of which no more than a table is made."""
@@ -187,7 +187,7 @@ class Builder:
         survey.save(surveyed, self.out / "surveys" / f"{id}.safetensors")
         refusing = survey.tally(self.language, code, int(layer), corpus["refusals"])
         latent = select.refusal_latent(refusing.frequency, surveyed, best["latents"])
-        refusal = {"latent": latent, "frequency": float(refusing.frequency[latent])}
+        refusal: dict[str, Any] = {"latent": latent, "frequency": float(refusing.frequency[latent])}
         refusal |= {"retain_frequency": float(surveyed.retain_frequency[latent])}
         asked, harmful = self._to_choose_on, tuple(best["latents"])
         length = json.loads((self.out / "figures" / f"saes-{layer}.json").read_text())["length"]

@@ -29,9 +29,12 @@ class Standard(NamedTuple):
 
 
 def encoded(language: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
-    """As `language.encode` does one text, many at a time: BOS stands in front, once."""
+    """As `language.encode` does one text, many at a time: BOS stands in front, once. Raises ValueError without one."""
     found = language.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    return [[language.bos, *ids[ids[0] == language.bos :]] for ids in found]
+    bos = language.bos
+    if bos is None:
+        raise ValueError("the tokenizer has no BOS token, without which Gemma answers nonsense")
+    return [[bos, *ids[ids[0] == bos :]] for ids in found]
 
 
 @torch.inference_mode()
