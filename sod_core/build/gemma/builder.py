@@ -26,18 +26,16 @@ from ...models import language as languages
 from ...sparse import codes
 from ...sparse.code import Code
 from ...sparse.jumprelu import JumpReLUSAE
-from ...sparse.topk import TopKSAE
 from ..almanac import train_saes
 from . import search, states, texts, weights, wordnet
 
 LAYERS = (9,)
-KINDS = ("topk", "jumprelu")
 SAMPLE = 8000
 """States on which the threshold is found, and the fit is measured."""
 FORGET = "food"
-RECIPE = train_saes.Recipe(latents=2048, active=32, batch=1024, steps=1500)
+RECIPE = train_saes.Recipe(latents=2048, active=32, batch=1024, steps=1800, lr=7e-4)
 GRID = search.Grid()
-OTHER_GRID = search.Grid(tops=(10, 30), strengths=(0.8, 1.6))
+OTHER_GRID = search.Grid(tops=(30,), strengths=(0.8, 1.6))
 """For the other fields forgotten in turn, of which no more than a table is made."""
 LINES = {"food": 1200, "other": 500}
 """Of the corpora; the fields to keep have as many as `other`, meanings in none of the fields."""
@@ -128,17 +126,17 @@ class Builder:
         }
 
     def _saes(self, layer: int) -> dict:
-        """A TopK SAE of a layer, and the same weights as a JumpReLU one; in half precision, among the work."""
+        """A TopK SAE of a layer, made a JumpReLU one; in half precision, among the work."""
         found, by = self._collected(layer)
         figures: dict[str, Any] = {"layer": layer, "recipe": asdict(RECIPE), "tokens": len(found), "length": by.length}
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.device.type == "cpu"):
-            tensors, figures["topk"] = train_saes.train("topk", found, RECIPE, self.work / f"topk-{layer}.ckpt")
+        on_cpu = self.device.type == "cpu"  # twice as fast there; the cache would keep weights as they were at first
+        with torch.autocast("cpu", torch.bfloat16, enabled=on_cpu, cache_enabled=False):
+            tensors, figures["fit"] = train_saes.train("topk", found, RECIPE, self.work / f"topk-{layer}.ckpt")
         sample = found[:: max(1, len(found) // SAMPLE)].float().cpu()
-        every = {"topk": tensors, "jumprelu": states.thresholded(tensors, sample, RECIPE.active)}
-        for kind in KINDS:
-            code = _code(kind, states.plain(kind, every[kind], by), RECIPE.active)
-            codes.save_code(code, self._candidate(f"{kind}-{layer}"), torch.float16, layer)
-            figures[kind] = {"unexplained": states.unexplained(kind, every[kind], sample, RECIPE.active)}
+        jumping = states.thresholded(tensors, sample, RECIPE.active)
+        for kind, weights_of in {"topk": tensors, "jumprelu": jumping}.items():
+            figures[kind] = {"unexplained": states.unexplained(kind, weights_of, sample, RECIPE.active)}
+        codes.save_code(_code(states.plain(jumping, by)), self._candidate(layer), torch.float16, layer)
         return figures
 
     def _collected(self, layer: int) -> tuple[torch.Tensor, states.Standard]:
@@ -153,52 +151,48 @@ class Builder:
         return kept["states"], states.Standard(kept["mean"], kept["deviation"])
 
     def _search(self) -> dict:
-        """Every setting of the grid, for every candidate and every field to forget, on questions to select and tune."""
-        language, lines = self.language, self._lines
-        asked = self._to_choose_on
-        figures: dict[str, Any] = {"grid": asdict(GRID), "questions": len(asked.questions), "saes": {}}
+        """Every setting of the grid, for every layer and every field to forget, on questions to select and tune."""
+        asked, lines = self._to_choose_on, self._lines
+        figures: dict[str, Any] = {"grid": asdict(GRID), "questions": len(asked.questions), "layers": {}}
         figures["untouched"] = search.marks(asked, asked.untouched)
         for layer in LAYERS:
-            length = json.loads((self.out / "figures" / f"saes-{layer}.json").read_text())["length"]
-            for kind in KINDS:
-                code = self._stored(f"{kind}-{layer}", layer)
-                by_field = search.tallies(language, code, layer, lines)
-                fields: dict[str, list[dict[str, Any]]] = {}
-                for field in texts.FIELDS:
-                    grid = GRID if field == FORGET else OTHER_GRID
-                    rows = search.tried(code, layer, length, asked, by_field, field, grid)
-                    fields[field] = sorted(rows, key=_worth, reverse=True)
-                    print(f"{kind}-{layer}, {field}: {_told(fields[field][0])}", flush=True)
-                    if field != FORGET:
-                        del fields[field][1:]
-                figures["saes"][f"{kind}-{layer}"] = fields
+            code = self._stored(layer)
+            by_field = search.tallies(self.language, code, layer, lines)
+            fields: dict[str, list[dict[str, Any]]] = {}
+            for field in texts.FIELDS:
+                grid = GRID if field == FORGET else OTHER_GRID
+                rows = search.tried(code, layer, self._length(layer), asked, by_field, field, grid)
+                fields[field] = sorted(rows, key=_worth, reverse=True)
+                print(f"layer {layer}, {field}: {_told(fields[field][0])}", flush=True)
+                if field != FORGET:
+                    del fields[field][1:]
+            figures["layers"][str(layer)] = fields
         return figures
 
     def _pack(self) -> dict:
         """The best SAE with its survey, the presets, and pack.json."""
-        found = json.loads((self.out / "figures" / "search.json").read_text())["saes"]
-        id = max(found, key=lambda name: _worth(found[name][FORGET][0]))
-        best, (kind, _, layer) = found[id][FORGET][0], id.partition("-")
-        code = self._stored(id, int(layer))
-        codes.save_code(code, self.out / "saes" / id, torch.float16, int(layer))
+        found = json.loads((self.out / "figures" / "search.json").read_text())["layers"]
+        layer = max(LAYERS, key=lambda layer: _worth(found[str(layer)][FORGET][0]))
+        best, code, id = found[str(layer)][FORGET][0], self._stored(layer), f"jumprelu-{layer}"
+        codes.save_code(code, self.out / "saes" / id, torch.float16, layer)
         corpus = {name: self._corpus(name) for name in ("forget", "retain", "refusals")}
-        surveyed = survey.survey(self.language, code, int(layer), corpus["forget"], corpus["retain"])
+        surveyed = survey.survey(self.language, code, layer, corpus["forget"], corpus["retain"])
         (self.out / "surveys").mkdir(exist_ok=True)
         survey.save(surveyed, self.out / "surveys" / f"{id}.safetensors")
-        refusing = survey.tally(self.language, code, int(layer), corpus["refusals"])
-        latent = select.refusal_latent(refusing.frequency, surveyed, best["latents"])
+        refusing = survey.tally(self.language, code, layer, corpus["refusals"])
+        harmful = tuple(best["latents"])
+        latent = select.refusal_latent(refusing.frequency, surveyed, harmful)
         refusal: dict[str, Any] = {"latent": latent, "frequency": float(refusing.frequency[latent])}
-        refusal |= {"retain_frequency": float(surveyed.retain_frequency[latent])}
-        asked, harmful = self._to_choose_on, tuple(best["latents"])
-        length = json.loads((self.out / "figures" / f"saes-{layer}.json").read_text())["length"]
+        refusal["retain_frequency"] = float(surveyed.retain_frequency[latent])
         drawn = select.random(surveyed, [*harmful, latent], seed=0)[:OTHERS]
+        asked, length = self._to_choose_on, self._length(layer)
         rows = {
-            r: search.refused(code, int(layer), length, asked, Clamp(harmful, refusal=r), FORGET, GRID)
+            r: search.refused(code, layer, length, asked, Clamp(harmful, refusal=r), FORGET, GRID)
             for r in (latent, *drawn)
         }
         set_to = max(rows[latent], key=lambda row: row["alignment"])
         presets = [_preset(id, harmful, best["value"]), _preset(id, harmful, best["value"], latent, set_to["value"])]
-        files.write_json(_manifest(id, kind, int(layer), presets), self.out / "pack.json")
+        files.write_json(_manifest(id, layer, presets), self.out / "pack.json")
         refusal["tried"] = {str(r): rows[r] for r in rows}
         return {"sae": id, "chosen": best, "refusal": refusal}
 
@@ -239,26 +233,23 @@ class Builder:
     def _corpus(self, name: str) -> list[str]:
         return (self.out / "corpus" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
-    def _candidate(self, id: str) -> Path:
-        return self.work / "saes" / id
+    def _candidate(self, layer: int) -> Path:
+        return self.work / "saes" / f"jumprelu-{layer}"
 
-    def _stored(self, id: str, layer: int) -> Code:
+    def _length(self, layer: int) -> float:
+        """Of a hidden state, from the mean on."""
+        return json.loads((self.out / "figures" / f"saes-{layer}.json").read_text())["length"]
+
+    def _stored(self, layer: int) -> Code:
         """As it is stored: in half precision."""
-        found: Any = codes.read_code(self._candidate(id), self.language.width, layer)
+        found: Any = codes.read_code(self._candidate(layer), self.language.width, layer)
         return found.to(self.device)
 
 
-def _code(kind: str, tensors: dict[str, torch.Tensor], active: int) -> Code:
-    dim, latents = tensors["W_enc"].shape
-    if kind == "jumprelu":
-        sae = JumpReLUSAE(dim, latents)
-        sae.load_state_dict(tensors)
-        return sae
-    topk = TopKSAE(dim, latents, active)
-    names = {"encoder.weight": tensors["W_enc"].T, "decoder.weight": tensors["W_dec"].T, "pre_bias": tensors["b_dec"]}
-    bias = tensors["b_enc"] + tensors["b_dec"] @ tensors["W_enc"]  # TopKSAE subtracts pre_bias first
-    topk.load_state_dict(names | {"latent_bias": bias})
-    return topk
+def _code(tensors: dict[str, torch.Tensor]) -> Code:
+    sae = JumpReLUSAE(*tensors["W_enc"].shape)
+    sae.load_state_dict(tensors)
+    return sae
 
 
 def _worth(row: dict[str, Any]) -> tuple[float, int]:
@@ -279,9 +270,8 @@ def _preset(sae: str, latents: tuple[int, ...], value: float, refusal: int | Non
     return found if refusal is None else found | {"threshold": 0.0, "refusal": refusal, "refusal_value": to}
 
 
-def _manifest(sae: str, kind: str, layer: int, presets: list[dict]) -> dict:
+def _manifest(sae: str, layer: int, presets: list[dict]) -> dict:
     """pack.json."""
-    title = {"jumprelu": "JumpReLU", "topk": "TopK"}[kind]
     return {
         "format": 1,
         "kind": "clamp",
@@ -299,7 +289,7 @@ def _manifest(sae: str, kind: str, layer: int, presets: list[dict]) -> dict:
         "saes": [
             {
                 "id": sae,
-                "title": f"{title}, layer {layer}",
+                "title": f"JumpReLU, layer {layer}",
                 "layer": layer,
                 "path": f"saes/{sae}",
                 "survey": f"surveys/{sae}.safetensors",

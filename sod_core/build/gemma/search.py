@@ -30,7 +30,7 @@ class Grid:
     """What is tried."""
 
     rules: tuple[str, ...] = ("paper", "farrell", "ratio", CONTRAST)
-    tops: tuple[int, ...] = (10, 20, 30, 50)
+    tops: tuple[int, ...] = (10, 20, 40)
     strengths: tuple[float, ...] = (0.4, 0.8, 1.6, 3.2)
     """Coefficients, as shares of a hidden state's length (root mean square over tokens), below 0."""
 

@@ -50,23 +50,22 @@ def collect(language: LanguageModel, rows: Sequence[Sequence[int]], layer: int, 
     return torch.cat([((states - by.mean) / by.deviation).half() for states in _states(language, rows, layer)])
 
 
-def plain(kind: str, tensors: dict[str, Tensor], by: Standard) -> dict[str, Tensor]:
-    """The weights of an SAE of standardised states -> those of the same SAE for states as they are.
+def plain(tensors: dict[str, Tensor], by: Standard) -> dict[str, Tensor]:
+    """The weights of a JumpReLU SAE of standardised states -> those of the same SAE for states as they are.
 
-    A decoder row of a JumpReLU SAE gets length 1, so that an activity is a length in the residual stream, as in Gemma
-    Scope. TopK compares activities, so all of them are scaled by one factor: rows are of length 1 on average.
+    Decoder rows get length 1, so that an activity is a length in the residual stream, as in Gemma Scope.
     """
     mean, deviation = by.mean.cpu(), by.deviation.cpu()
     rows = tensors["W_dec"] * deviation
     lengths = rows.norm(dim=1)
-    if kind == "topk":
-        lengths = lengths.mean().expand_as(lengths)
     columns = tensors["W_enc"] / deviation[:, None] * lengths
-    found = {"W_enc": columns, "W_dec": rows / lengths[:, None], "b_dec": tensors["b_dec"] * deviation + mean}
-    found["b_enc"] = tensors["b_enc"] * lengths - mean @ columns
-    if "threshold" in tensors:
-        found["threshold"] = tensors["threshold"] * lengths
-    return found
+    return {
+        "W_enc": columns,
+        "b_enc": tensors["b_enc"] * lengths - mean @ columns,
+        "W_dec": rows / lengths[:, None],
+        "b_dec": tensors["b_dec"] * deviation + mean,
+        "threshold": tensors["threshold"] * lengths,
+    }
 
 
 @torch.inference_mode()
