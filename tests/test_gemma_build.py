@@ -238,13 +238,13 @@ def test_contrast_is_with_the_nearest_field():
 def test_where_an_edit_changes_nothing_the_untouched_answer_stands(tiny, monkeypatch):
     """And elsewhere the model is asked: together the answers are those of asking everything."""
     language, questions = tiny
-    exam = search.Exam(language, questions)
-    strongest = torch.stack([ReluCode(8, shift=0).encode(x[1:])[:, 5].max() for x in exam._after(1)])
+    exam = search.Exam(language, questions, 1)
+    strongest = torch.stack([ReluCode(8, shift=0).encode(x[1:])[:, 5].max() for x in exam._states])
     code, clamp = ReluCode(8, shift=float(strongest.median())), Clamp((5,), value=-40.0)
     asked: list[int] = []
     ask = exam._ask
-    monkeypatch.setattr(exam, "_ask", lambda rows, *more: asked.extend(rows) or ask(rows, *more))
-    found = exam.answers(code, 1, clamp)
+    monkeypatch.setattr(exam, "_ask", lambda states: asked.extend(states) or ask(states))
+    found = exam.answers(code, clamp)
     whole = judge.answers(language, exam.questions, {}, "cloze", 1, editor_of(code, clamp, language.special_ids))
     assert found.tolist() == whole.chosen.tolist()
     assert 0 < len(asked) < len(questions)

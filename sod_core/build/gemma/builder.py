@@ -116,7 +116,7 @@ class Builder:
             licence = packed.extractfile("package/LICENSE")
             assert licence is not None
             (self.out / "WORDNET-LICENSE").write_bytes(licence.read())
-        judged = search.Exam(self.language, self._questions("judge"))
+        judged = search.Exam(self.language, self._questions("judge"), LAYERS[0])
         return {
             "wordnet": wordnet.PACKAGE,
             "synsets": len(synsets),
@@ -152,16 +152,16 @@ class Builder:
 
     def _search(self) -> dict:
         """Every setting of the grid, for every layer and every field to forget, on questions to select and tune."""
-        asked, lines = self._to_choose_on, self._lines
-        figures: dict[str, Any] = {"grid": asdict(GRID), "questions": len(asked.questions), "layers": {}}
-        figures["untouched"] = search.marks(asked, asked.untouched)
+        figures: dict[str, Any] = {"grid": asdict(GRID), "layers": {}}
         for layer in LAYERS:
-            code = self._stored(layer)
-            by_field = search.tallies(self.language, code, layer, lines)
+            code, asked = self._stored(layer), self._to_choose_on(layer)
+            figures["questions"] = len(asked.questions)
+            figures["untouched"] = search.marks(asked, asked.untouched)
+            by_field = search.tallies(self.language, code, layer, self._lines)
             fields: dict[str, list[dict[str, Any]]] = {}
             for field in texts.FIELDS:
                 grid = GRID if field == FORGET else OTHER_GRID
-                rows = search.tried(code, layer, self._length(layer), asked, by_field, field, grid)
+                rows = search.tried(code, self._length(layer), asked, by_field, field, grid)
                 fields[field] = sorted(rows, key=_worth, reverse=True)
                 print(f"layer {layer}, {field}: {_told(fields[field][0])}", flush=True)
                 if field != FORGET:
@@ -185,15 +185,17 @@ class Builder:
         refusal: dict[str, Any] = {"latent": latent, "frequency": float(refusing.frequency[latent])}
         refusal["retain_frequency"] = float(surveyed.retain_frequency[latent])
         drawn = select.random(surveyed, [*harmful, latent], seed=0)[:OTHERS]
-        asked, length = self._to_choose_on, self._length(layer)
-        rows = {
-            r: search.refused(code, layer, length, asked, Clamp(harmful, refusal=r), FORGET, GRID)
-            for r in (latent, *drawn)
-        }
-        set_to = max(rows[latent], key=lambda row: row["alignment"])
+        asked, length = self._to_choose_on(layer), self._length(layer)
+        values = [round(sign * strength * length, 1) for strength in GRID.strengths for sign in (-1, 1)]
+        rows = search.refused(code, asked, Clamp(harmful, refusal=latent), FORGET, values)
+        set_to = max(rows, key=lambda row: row["alignment"])
         presets = [_preset(id, harmful, best["value"]), _preset(id, harmful, best["value"], latent, set_to["value"])]
         files.write_json(_manifest(id, layer, presets), self.out / "pack.json")
-        refusal["tried"] = {str(r): rows[r] for r in rows}
+        refusal["tried"] = rows
+        refusal["others"] = [
+            {"latent": other} | search.refused(code, asked, Clamp(harmful, refusal=other), FORGET, [set_to["value"]])[0]
+            for other in drawn
+        ]
         return {"sae": id, "chosen": best, "refusal": refusal}
 
     # ------------------------------------------------------------ what they share
@@ -226,9 +228,8 @@ class Builder:
     def _questions(self, name: str) -> list[Question]:
         return read_questions(self.out / "questions" / f"{name}.jsonl")
 
-    @cached_property
-    def _to_choose_on(self) -> search.Exam:
-        return search.Exam(self.language, [*self._questions("tune"), *self._questions("select")])
+    def _to_choose_on(self, layer: int) -> search.Exam:
+        return search.Exam(self.language, [*self._questions("tune"), *self._questions("select")], layer)
 
     def _corpus(self, name: str) -> list[str]:
         return (self.out / "corpus" / f"{name}.txt").read_text(encoding="utf-8").splitlines()

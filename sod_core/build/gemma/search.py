@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...clamp import edit, select, survey
 from ...clamp.edit import Clamp
-from ...clamp.editor import editor_of
 from ...clamp.questions import Question
 from ...clamp.survey import Survey, Tally
 from ...models.language import LanguageModel
@@ -36,66 +37,79 @@ class Grid:
 
 
 class Exam:
-    """Questions that are asked many times. Where an edit changes no token, the untouched model's answer stands.
+    """Questions that are asked many times, with edits after one block: the blocks before it run once.
 
-    Only questions whose options are one token each: raises ValueError for another.
+    Where an edit changes no token, the untouched model's answer stands. Only questions whose options are one token
+    each: raises ValueError for another.
     """
 
-    def __init__(self, language: LanguageModel, questions: Sequence[Question]):
-        self.language = language
-        self.questions = sorted(questions, key=lambda question: len(language.encode(question.question)))
-        pairs = [
-            [language.encode_pair(question.question, f" {option}") for option in question.options]
-            for question in self.questions
-        ]
-        for question, four in zip(self.questions, pairs):
-            if any(len(option) != 1 for _, option in four):
+    def __init__(self, language: LanguageModel, questions: Sequence[Question], layer: int):
+        self.special = language.special_ids
+        pairs = {
+            question: [language.encode_pair(question.question, f" {option}") for option in question.options]
+            for question in questions
+        }
+        self.questions = sorted(questions, key=lambda question: len(pairs[question][0][0]))
+        for question in self.questions:
+            if any(len(option) != 1 for _, option in pairs[question]):
                 raise ValueError(f"question {question.id} has an option of several tokens")
-        self.options = torch.tensor([[option[0] for _, option in four] for four in pairs], device=language.device)
-        self._rows = [four[0][0] for four in pairs]
-        self._states: dict[int, list[Tensor]] = {}
-        self.untouched = self._ask(list(range(len(self._rows))))
+        options = [[option[0] for _, option in pairs[question]] for question in self.questions]
+        self.options = torch.tensor(options, device=language.device)
+        self._rows = [pairs[question][0][0] for question in self.questions]
+        self._rest, self._head = rest(language, layer), language.model.get_output_embeddings().weight  # type: ignore
+        self._states: list[Tensor] = []
+        for rows in self._batches(list(range(len(self._rows)))):
+            batch = language.batch([self._rows[n] for n in rows])
+            self._states += [one[mask] for one, mask in zip(language.states(batch, layer), batch.mask)]
+        self.untouched = self._ask(dict(enumerate(self._states)))
 
     @property
     def fields(self) -> list[str]:
         return sorted({question.field for question in self.questions})
 
     @torch.inference_mode()
-    def answers(self, code: Code, layer: int, clamp: Clamp) -> Tensor:
+    def answers(self, code: Code, clamp: Clamp) -> Tensor:
         """[N]: the option to which the model gives the highest likelihood, with the edit on."""
-        special = self.language.special_ids
-        changed = []
-        for row, states in zip(self._rows, self._after(layer)):
-            alone = edit.left_alone(torch.tensor(row, device=states.device), special)
-            changed.append(bool(edit.apply(states, code, clamp, alone).changed.any()))
-        rows, found = [n for n, one in enumerate(changed) if one], self.untouched.clone()
-        if rows:
-            found[rows] = self._ask(rows, layer, editor_of(code, clamp, special))
+        changed = {}
+        for n, (row, states) in enumerate(zip(self._rows, self._states)):
+            alone = edit.left_alone(torch.tensor(row, device=states.device), self.special)
+            edited = edit.apply(states, code, clamp, alone)
+            if edited.changed.any():
+                changed[n] = edited.hidden
+        found = self.untouched.clone()
+        if changed:
+            found[list(changed)] = self._ask(changed)
         return found
 
-    def _after(self, layer: int) -> list[Tensor]:
-        """[T, D] of each question, after a block."""
-        if layer not in self._states:
-            self._states[layer] = []
-            for rows in self._batches(list(range(len(self._rows)))):
-                batch = self.language.batch([self._rows[n] for n in rows])
-                states = self.language.states(batch, layer)
-                self._states[layer] += [one[mask] for one, mask in zip(states, batch.mask)]
-        return self._states[layer]
-
     @torch.inference_mode()
-    def _ask(self, rows: list[int], layer: int | None = None, editor: Any = None) -> Tensor:
+    def _ask(self, states: dict[int, Tensor]) -> Tensor:
+        """What the model answers, from the states [T, D] of some questions on."""
         found = []
-        for some in self._batches(rows):
-            batch = self.language.batch([self._rows[n] for n in some])
-            logits = self.language.next_logits(batch, layer, None if editor is None else [editor] * len(some))
-            found.append(logits.gather(1, self.options[some]).argmax(1).cpu())
+        for rows in self._batches(list(states)):
+            longest = max(len(states[n]) for n in rows)
+            x = torch.stack([F.pad(states[n], (0, 0, longest - len(states[n]), 0)) for n in rows])
+            mask = torch.stack([torch.arange(longest) >= longest - len(states[n]) for n in rows]).to(x.device)
+            last = self._rest(inputs_embeds=x, attention_mask=mask, use_cache=False).last_hidden_state[:, -1]
+            scores = torch.einsum("nd,nod->no", last, self._head[self.options[rows]].to(last.dtype))
+            found.append(scores.argmax(1).cpu())
         return torch.cat(found)
 
     def _batches(self, rows: list[int]) -> Iterator[list[int]]:
         """Neighbours are of like length."""
-        size = AT_ONCE if self.language.device.type == "cpu" else 8 * AT_ONCE
+        size = AT_ONCE if self.options.device.type == "cpu" else 8 * AT_ONCE
         yield from (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def rest(language: LanguageModel, layer: int) -> Any:
+    """The blocks after `layer` and the final norm, as a model of their own that shares the weights."""
+    whole: Any = language.model.model
+    found = copy.copy(whole)
+    found._modules = whole._modules | {"layers": whole.layers[layer + 1 :]}
+    found.config = copy.deepcopy(whole.config)
+    if getattr(found.config, "layer_types", None):
+        found.config.layer_types = whole.config.layer_types[layer + 1 :]
+    found.config.num_hidden_layers = len(found.layers)
+    return found
 
 
 def marks(asked: Exam, chosen: Tensor) -> dict[str, Any]:
@@ -157,7 +171,6 @@ def _survey(forget: str, by_field: dict[str, Tally]) -> Survey:
 
 def tried(
     code: Code,
-    layer: int,
     length: float,
     asked: Exam,
     by_field: dict[str, Tally],
@@ -178,29 +191,20 @@ def tried(
         done.add((rule, *latents))
         for strength in grid.strengths:
             clamp = Clamp(tuple(latents), "prime", value=-round(strength * length, 1))
-            found = marks(asked, asked.answers(code, layer, clamp))
+            found = marks(asked, asked.answers(code, clamp))
             score = alignment(before, found["right"], forget)
             rows.append({"rule": rule, "latents": latents, "value": clamp.value, "alignment": score, **found})
     return rows
 
 
-def refused(
-    code: Code,
-    layer: int,
-    length: float,
-    asked: Exam,
-    clamp: Clamp,
-    forget: str,
-    grid: Grid,
-) -> list[dict[str, Any]]:
-    """A row for every coefficient of Refusal Clamp, below 0 and above: what the model still knows, and the alignment.
+def refused(code: Code, asked: Exam, clamp: Clamp, forget: str, values: Sequence[float]) -> list[dict[str, Any]]:
+    """A row for every coefficient of Refusal Clamp: what the model still knows, and the alignment.
 
     clamp: says the latents and the refusal latent.
     """
     before = marks(asked, asked.untouched)["right"]
     rows = []
-    for strength in (sign * strength for strength in grid.strengths for sign in (-1, 1)):
-        value = round(strength * length, 1)
-        found = marks(asked, asked.answers(code, layer, replace(clamp, method="refusal", refusal_value=value)))
+    for value in values:
+        found = marks(asked, asked.answers(code, replace(clamp, method="refusal", refusal_value=value)))
         rows.append({"value": value, "alignment": alignment(before, found["right"], forget), **found})
     return rows
