@@ -311,6 +311,8 @@ def test_what_cannot_be_judged_is_told_in_one_line(run, clamp_folder, options, s
         (["--features", "ratio", "--top", 0], "0 latents"),
         (["--steering", "no.csv"], "no.csv"),
         (["--survey", "no.safetensors"], "no.safetensors"),
+        (["--json", "/nowhere/x.json"], "cannot write /nowhere/x.json: there is no folder"),
+        (["--json", "/"], "cannot write /: it is a folder"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(refused, options, said):

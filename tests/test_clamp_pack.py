@@ -209,7 +209,9 @@ def scope_npz(folder: Path) -> bytes:
 def scope_2(folder: Path) -> bytes:
     """An SAE as Gemma Scope 2 has them."""
     names = {"W_enc": "w_enc", "W_dec": "w_dec"}
-    tensors = {names.get(name, name): value.detach().clone() for name, value in clamp_packs.sae().named_parameters()}
+    tensors = {
+        names.get(name, name): value.detach().contiguous() for name, value in clamp_packs.sae().named_parameters()
+    }
     save_file(tensors, folder / "params.safetensors")
     return (folder / "params.safetensors").read_bytes()
 
@@ -246,6 +248,7 @@ def published(request, tmp_path, monkeypatch):
         }
         scope[f"{where}/config.json"] = json.dumps(said).encode()
     rows = [{"question": "Which?", "choices": list("wxyz"), "answer": n % 4, "subject": f"s{n % 3}"} for n in range(6)]
+    rows[1]["choices"] = ["of", "another", "field"]  # which nobody wants
     wmdp = [{"question": "What?", "choices": list("wxyz"), "answer": 1}]
     asked = {"all/t.parquet": parquet(rows, tmp_path / "a"), "bio/t.parquet": parquet(wmdp, tmp_path / "b")}
     folder = tmp_path / "packs" / "published"
@@ -290,6 +293,15 @@ def test_what_a_published_pack_needs_is_fetched_and_nothing_else(run, published)
     assert [one.field for one in pack.questions("judge")] == ["bio", "s0", "s2", "s0", "s2"]
     assert run("packs", "check", folder).code == 0
     assert "here" in run("packs", "list").out
+
+
+def test_an_sae_of_another_layer_is_refused_by_where_it_lies(run, published):
+    _, folder = published
+    assert run("packs", "get", folder).code == 0
+    saes = json.loads((folder / "pack.json").read_text())["saes"]
+    pack = ClampPack(change(folder, saes=[saes[0] | {"layer": 2}]), CPU)
+    with pytest.raises(PackError, match="layer"):
+        pack.code("scope")
 
 
 def test_a_gated_repository_says_what_has_to_be_done(run, published):

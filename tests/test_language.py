@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from language_families import BOS, CONTEXT, DEPTH, EOS, PAD, WIDTH, WORDS, plain
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sod_core.models import decoder_layers, language
+from sod_core.models import decoder_layers, language, passes
 from sod_core.models.language import LanguageModel, NotFinite
 
 TEXTS = ("hello, world", "a", "a longer text than the window")
@@ -104,6 +105,14 @@ def test_of_several_lists_the_one_that_carries_the_stream_is_taken():
             decoder_layers.find(ambiguous, depth)
 
 
+def test_a_model_whose_passes_differ_is_refused():
+    import transformers as t
+
+    bloom = t.BloomForCausalLM(t.BloomConfig(vocab_size=WORDS, hidden_size=WIDTH, n_layer=DEPTH, n_head=2))
+    with pytest.raises(ValueError, match="a BloomForCausalLM cannot be used: its passes take no position_ids"):
+        LanguageModel(bloom, tiny.tokenizer())
+
+
 def test_a_layer_may_give_a_tuple():
     class Old(nn.Module):
         def forward(self, x: Tensor) -> tuple:
@@ -181,6 +190,19 @@ def test_an_edit_is_in_float32_and_cast_once(folders):
     handle.remove()
     assert kinds == [torch.float32] and got[0].dtype == torch.bfloat16
     assert torch.equal(got[0], (got[1].float() + 0.001 - 0.001 + 1e-4).bfloat16())
+
+
+def test_half_precision_is_that_of_transformers(folders):
+    import transformers
+
+    for family in ("gemma3", "llama"):
+        found = language.load(folders / family, dtype=torch.bfloat16)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folders / family, dtype=torch.bfloat16)
+        row = list(range(5, 50))
+        with torch.inference_mode():
+            wanted = theirs(torch.tensor([row])).logits[0, -1]
+        assert found.model.dtype == torch.bfloat16
+        assert torch.equal(found.next_logits(found.batch([row]))[0], wanted.float())
 
 
 def test_log_likelihoods(of_family, monkeypatch):
@@ -291,6 +313,9 @@ def test_huge_coefficients_are_told_in_a_sentence(gemma):
         with pytest.raises(NotFinite, match="closer to 0"):
             list(gemma.generate(prompt, LAYER, [push(huge)], 3))
     assert hooks(gemma) == 0 and gemma.next_logits(gemma.batch([prompt])).isfinite().all()
+    broken = language.with_weights(gemma, {NORM: torch.full([WIDTH], 3e38)})
+    with pytest.raises(NotFinite, match="float32"):
+        broken.next_logits(broken.batch([prompt]))
 
 
 # ---------------------------------------------------------------- hooks and visitors
@@ -328,6 +353,27 @@ def test_visitors_at_the_same_time_get_what_each_gets_alone(gemma):
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(visit, range(4))) == alone
     assert hooks(gemma) == 0
+
+
+def test_a_pass_holds_the_devices_turn_and_a_generation_does_not(gemma, monkeypatch):
+    held: list[str] = []
+
+    @contextmanager
+    def turn(device: torch.device) -> Iterator[None]:
+        held.append(device.type)
+        yield
+        held.pop()
+
+    monkeypatch.setattr(passes.gpu, "turn", turn)
+    inside: list[list[str]] = []
+
+    def watch(hidden: Tensor, ids: Tensor) -> Tensor:
+        inside.append(list(held))
+        return hidden
+
+    for _ in gemma.generate(gemma.encode("abc"), LAYER, [watch], 3):
+        assert held == []
+    assert inside == [["cpu"]] * 3
 
 
 def test_visitors_take_turns(gemma):
@@ -543,6 +589,28 @@ def test_code_and_pickles_beside_the_weights_are_never_read(folders, tmp_path):
     edit_json(folder / "config.json", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Config"})
     row = (found := language.load(folder)).encode("a")
     assert found.next_logits(found.batch([row])).shape == (1, WORDS) and not (tmp_path / "ran").exists()
+
+
+def test_other_forms_of_the_same_weights(folders, tmp_path):
+    """In shards, in half precision, and GPT-2's own, whose names lack their first word and which holds its masks."""
+    row = [5, 6, 7]
+    for form in ("shards", "half", "gpt2"):
+        family = "gpt2" if form == "gpt2" else "gemma3"
+        model, folder = tiny.model(family), tmp_path / form
+        shutil.copytree(folders / family, folder)
+        if form == "gpt2":
+            edit_weights(folder, lambda t: [t.update({k.removeprefix("transformer."): t.pop(k)}) for k in list(t)])
+            edit_weights(folder, lambda t: t.update({"h.0.attn.bias": torch.ones(1, 1, CONTEXT, CONTEXT)}))
+        else:
+            (folder / "model.safetensors").unlink()
+            for parameter in model.parameters():
+                parameter.data = parameter.half().float() if form == "half" else parameter
+            saved = tiny.model("gemma3").half() if form == "half" else model
+            saved.save_pretrained(folder, max_shard_size="20KB" if form == "shards" else "1GB")
+        assert form != "shards" or len(list(folder.glob("*.safetensors"))) > 1
+        found = language.load(folder)
+        wanted = plain_logits(model, row)[-1]
+        torch.testing.assert_close(found.next_logits(found.batch([row]))[0], wanted, atol=1e-5, rtol=0)
 
 
 def test_end_tokens_of_every_file_count(folders, tmp_path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..machine import files, processes
 from . import evaluate as evaluation
-from . import questions, report, results, settings
+from . import harness, questions, report, results, settings
 from . import survey as surveys
 from .judged import Entry
 from .pack import ClampPack, open_clamp_pack, read_texts
@@ -17,6 +19,7 @@ from .survey import Survey
 
 def text(options: argparse.Namespace) -> None:
     """`clamp text`: one prompt, untouched and with the edit."""
+    _check_place(options.json)
     pack = open_clamp_pack(options.pack, processes.start(options.device))
     found = results.text(pack, options.prompt, edits(pack, options), options.tokens, options.temperature, options.seed)
     if options.json:
@@ -27,6 +30,7 @@ def text(options: argparse.Namespace) -> None:
 
 def features(options: argparse.Namespace) -> None:
     """`clamp features`: the latents that a rule chooses, with both frequencies and the words they fire on."""
+    _check_place(options.json, options.out)
     pack = open_clamp_pack(options.pack, processes.start(options.device))
     sae = options.sae or pack.manifest.opening_sae()
     forget, retain = (
@@ -45,11 +49,30 @@ def features(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """`clamp evaluate`: the pack's presets, or the edit that the options name, beside controls and other models."""
+    """`clamp evaluate`: the pack's presets, or the edit that the options name, beside controls and other models.
+
+    With --lm-eval it is EleutherAI's harness that asks, and nothing else is measured.
+    """
+    try:
+        _evaluate(options)
+    finally:
+        processes.end()
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    _check_place(options.json)
     pack = open_clamp_pack(options.pack, processes.start(options.device))
     if options.store and pack.manifest.results is None:
         raise ValueError(f'pack.json of {pack.manifest.name} names no "results" to store figures in')
-    asked = None if options.questions is None else questions.read_questions(questions.find(options.questions))
+    own = _entries(edits(pack, options)) if _names_an_edit(options) else None
+    fidelity = options.fidelity or "exact"
+    if options.lm_eval is not None:
+        tasks = [task for task in options.lm_eval.replace(",", " ").split() if task]
+        _give(options, *(harness.run(pack, tasks, own, options.limit, fidelity, options.keep), harness.table))
+        return
+    asked = None
+    if options.questions is not None:
+        asked = [one for text in options.questions for one in questions.read_questions(questions.find(text))]
     how = evaluation.Settings(
         every_order=options.every_order,
         limit=options.limit,
@@ -58,16 +81,31 @@ def evaluate(options: argparse.Namespace) -> None:
         relearn=options.relearn,
         seed=options.seed,
     )
-    own = _entries(edits(pack, options)) if _names_an_edit(options) else None
-    found = evaluation.run(pack, how, asked, options.forget_field, options.fidelity or "exact", options.keep, own)
+    found = evaluation.run(pack, how, asked, options.forget_field, fidelity, options.keep, own)
+    if options.store and processes.is_main():
+        files.write_json(found, pack.manifest.path(pack.manifest.results or ""))
+    _give(options, found, report.table)
+
+
+def _give(options: argparse.Namespace, found: dict[str, Any], table: Callable[[dict[str, Any]], str]) -> None:
+    """The first of several processes speaks for all."""
     if not processes.is_main():
         return
-    if options.store:
-        files.write_json(found, pack.manifest.path(pack.manifest.results or ""))
     if options.json:
         files.give_json(found, options.json)
     if options.json != "-":
-        print(report.table(found))
+        print(table(found))
+
+
+def _check_place(*places: Path | str | None) -> None:
+    """Before what takes long. Raises ValueError for a file that could not be written."""
+    for place in places:
+        if place in (None, "-"):
+            continue
+        folder = Path(str(place)).parent
+        if Path(str(place)).is_dir() or not folder.is_dir():
+            why = "it is a folder" if folder.is_dir() else f"there is no folder {folder}"
+            raise ValueError(f"cannot write {place}: {why}")
 
 
 def _names_an_edit(options: argparse.Namespace) -> bool:

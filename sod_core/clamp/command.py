@@ -43,8 +43,12 @@ def _add_evaluate(action: argparse.ArgumentParser) -> None:
     """Without an edit of its own it judges the pack's presets."""
     action.add_argument(
         "--questions",
+        nargs="+",
         metavar="FILE",
         help=".jsonl, .csv, .parquet or hub:user/dataset/file.parquet; default: the pack's",
+    )
+    action.add_argument(
+        "--lm-eval", metavar="TASKS", help="tasks of EleutherAI's harness (pip install lm-eval) instead: wmdp_bio,..."
     )
     action.add_argument("--forget-field", nargs="+", metavar="FIELD", help="default: the pack's")
     action.add_argument("--limit", type=int, metavar="N", help="at most N questions of each field")

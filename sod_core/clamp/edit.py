@@ -109,7 +109,8 @@ def apply(hidden: Tensor, code: Code, clamp: Clamp, left_alone: Tensor) -> Edite
         recons = code.decode(code.encode(x), x) + code.delta(difference, ids, x)
         return Edited(recons.to(hidden.dtype), activity, fires)
     edited, rows = hidden.clone(), fires.nonzero(as_tuple=True)
-    edited[rows] = (x[rows] + code.delta(difference[rows], ids, x[rows])).to(hidden.dtype)
+    firing = x[rows]
+    edited[rows] = (firing + code.delta(difference[rows], ids, firing)).to(hidden.dtype)
     return Edited(edited, activity, fires)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tqdm import tqdm
 
 from ..machine import processes
-from . import judge, report, ways_back
+from . import judge, judged, report, ways_back
 from .judged import UNTOUCHED, Board, Entry, Settings, answers_key, way_key
 from .questions import LETTERS, Question
 from .ways_back import Paper
@@ -56,12 +56,8 @@ def run(
     todo = [job for job in jobs(board) if job.key not in work.done]
     for job in tqdm(processes.share(todo), desc="rows", leave=False, disable=None):
         work.add(job.key, job.run())
-    if processes.count() > 1:
-        from accelerate.utils import gather_object
-
-        for done in gather_object([work.done]):
-            work.done |= done
-    return report.results(board, work.done)
+    done = processes.gathered(work.done)
+    return report.results(board, done)
 
 
 def _sure(board: Board, work: Work) -> list[Question]:
@@ -104,14 +100,14 @@ def jobs(board: Board) -> Iterator[Job]:
 def _answers(board: Board, entry: Entry) -> dict[str, Any]:
     """{"chosen": a letter a question}, or {"problem": a sentence}. Raises where the untouched model gives none."""
     try:
-        layer, editor = board.layer(entry), board.editor(entry)
+        edit = judged.editor(board.pack, entry)
         found = judge.answers(
-            board.language(entry),
+            judged.language(board.pack, entry),
             board.questions,
             board.subjects,
             board.pack.manifest.scoring,
-            None if editor is None else layer,
-            editor,
+            None if edit is None else judged.layer(board.pack, entry),
+            edit,
         )
     except ValueError as error:
         if entry.kind == UNTOUCHED:

@@ -146,6 +146,32 @@ def curve(entry: Entry, factor: float) -> tuple[float, Clamp]:
     return sum(values) / len(values), replace(clamp, value=values if isinstance(clamp.value, tuple) else values[0])
 
 
+def untouched() -> Entry:
+    return Entry(UNTOUCHED, "Untouched", UNTOUCHED, "none")
+
+
+def models(pack: ClampPack) -> list[Entry]:
+    """The pack's models with other weights."""
+    return [Entry(o.id, o.title, "model", o.method, other=o.id) for o in pack.manifest.others]
+
+
+def language(pack: ClampPack, entry: Entry) -> LanguageModel:
+    """Raises PackError."""
+    return pack.language() if entry.other is None else pack.other(entry.other)
+
+
+def layer(pack: ClampPack, entry: Entry) -> int:
+    """Where its edit acts; where a probe begins to read a model without one."""
+    return pack.manifest.sae(entry.sae or pack.manifest.opening_sae()).layer
+
+
+def editor(pack: ClampPack, entry: Entry) -> Editor | None:
+    """None for the untouched model. Raises PackError or ValueError."""
+    if entry.clamp is None or entry.sae is None:
+        return None
+    return editor_of(pack.code(entry.sae), entry.clamp, pack.language().special_ids)
+
+
 class Board:
     """Everything that one evaluation of a pack asks."""
 
@@ -179,12 +205,12 @@ class Board:
         self.prime, self.refusal = first(self.edits, ("prime", "conditional")), first(self.edits, ("refusal",))
         with_controls = [edit for edit in (self.prime, self.refusal) if edit is not None]
         self.controls = [control for edit in with_controls for control in controls(pack, edit, settings.seeds)]
-        self.models = [Entry(o.id, o.title, "model", o.method, other=o.id) for o in pack.manifest.others]
+        self.models = models(pack)
 
     @property
     def entries(self) -> list[Entry]:
         """The rows of the table."""
-        return [Entry(UNTOUCHED, "Untouched", UNTOUCHED, "none"), *self.edits, *self.controls, *self.models]
+        return [untouched(), *self.edits, *self.controls, *self.models]
 
     def curves(self) -> dict[str, list[tuple[float, Entry]]]:
         """{prime, refusal, random, matched: (coefficient, edit)}.
@@ -209,7 +235,7 @@ class Board:
         """On whom the ways back are tried: the untouched model, one edit of each kind, the other models."""
         both = first(self.edits, ("both",))
         some = [entry for entry in (self.prime, self.refusal, both) if entry is not None]
-        return [Entry(UNTOUCHED, "Untouched", UNTOUCHED, "none"), *some, *self.models] if self.settings.ways else []
+        return [untouched(), *some, *self.models] if self.settings.ways else []
 
     def ways(self) -> list[str]:
         trains = self.settings.relearn
@@ -217,24 +243,10 @@ class Board:
             trains = sum(p.numel() for p in self.pack.language().model.parameters()) <= relearning.SMALL
         return [name for name, way in WAYS.items() if trains or not way.trains]
 
-    def language(self, entry: Entry) -> LanguageModel:
-        """Raises PackError."""
-        return self.pack.language() if entry.other is None else self.pack.other(entry.other)
-
-    def layer(self, entry: Entry) -> int:
-        """Where its edit acts; where a probe reads a model without one."""
-        return self.pack.manifest.sae(entry.sae or self.pack.manifest.opening_sae()).layer
-
-    def editor(self, entry: Entry) -> Editor | None:
-        """Raises PackError or ValueError."""
-        if entry.clamp is None or entry.sae is None:
-            return None
-        return editor_of(self.pack.code(entry.sae), entry.clamp, self.pack.language().special_ids)
-
     def subject(self, entry: Entry) -> Subject:
         """For the ways back."""
-        editor = self.editor(entry)
-        return Subject(entry.id, entry.title, self.language(entry), self.layer(entry), editor, entry.clamp is not None)
+        where = language(self.pack, entry), layer(self.pack, entry), editor(self.pack, entry)
+        return Subject(entry.id, entry.title, *where, is_edit=entry.clamp is not None)
 
     def fingerprint(self) -> dict[str, Any]:
         """Whatever the rows depend on that is not said in their keys."""
@@ -250,7 +262,7 @@ class Board:
             "seed": self.settings.seed,
             "layers": layers,
             "opening": m.opening_sae(),
-            "models": {entry.id: weights_id(self.language(entry).model) for entry in self.entries if not entry.clamp},
+            "models": {entry.id: weights_id(language(pack, entry).model) for entry in self.entries if not entry.clamp},
         }
 
     def _uses(self, sae: str) -> bool:

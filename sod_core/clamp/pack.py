@@ -109,9 +109,7 @@ class ClampPack:
                     f"questions of {self.manifest.name} are not on this computer: "
                     f"`python -m sod_core packs get {self.manifest.name}`"
                 )
-            for found in questions.read_questions(path, one.field):
-                if not one.only or found.field in one.only:
-                    yield found
+            yield from questions.read_questions(path, one.field, one.only)
 
     def corpus(self, kind: str) -> list[str]:
         """The texts of "forget", "retain" or "refusals". Raises PackError where the pack has none."""

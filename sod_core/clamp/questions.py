@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def find(text: str) -> Path:
     return path
 
 
-def read_questions(path: Path, field: str | None = None) -> list[Question]:
+def read_questions(path: Path, field: str | None = None, only: Collection[str] = ()) -> list[Question]:
     """The questions of a file, by its suffix. Raises ValueError with one sentence for a file that is not understood.
 
     `.jsonl`: an object a line with "question", "options", "answer", and perhaps "id", "field", "reworded", "fact".
@@ -79,7 +79,11 @@ def read_questions(path: Path, field: str | None = None) -> list[Question]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} cannot be read: it is not in UTF-8") from error
     other = field or _called(path)
-    found = [_question(row, f"{name}, question {number}", other, number) for number, row in enumerate(rows, 1)]
+    found = [
+        _question(row, f"{name}, question {number}", other, number)
+        for number, row in enumerate(rows, 1)
+        if not only or (row.get("field") or row.get("subject") or other) in only
+    ]
     if not found:
         raise ValueError(f"{name} holds no question")
     check_ids(found, name)

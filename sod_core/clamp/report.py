@@ -12,7 +12,7 @@ import torch
 
 from . import judge, verdicts
 from .judge import Answers, Share
-from .judged import FACTORS, UNTOUCHED, Board, Entry, answers_key, way_key
+from .judged import FACTORS, UNTOUCHED, Board, Entry, answers_key, layer, way_key
 from .questions import LETTERS
 from .ways_back import CONFIDENCE, WAYS, Figure
 
@@ -94,7 +94,7 @@ def _row(board: Board, entry: Entry, row: Mapping[str, Any], untouched: Answers)
         "kind": entry.kind,
         "method": entry.method,
         "sae": entry.sae,
-        "layer": None if entry.sae is None else board.layer(entry),
+        "layer": None if entry.sae is None else layer(board.pack, entry),
         "clamp": None if entry.clamp is None else asdict(entry.clamp),
         "of": entry.of,
         "features": entry.features,

@@ -33,7 +33,9 @@ def load(place: Path, device: str | torch.device = "cpu", dtype: torch.dtype = t
     Raises ValueError in one sentence for what is not there, cannot be understood whole, or would run code.
     """
     model, tokenizer = language_weights.read(Path(place))
-    return LanguageModel(model.to(dtype).to(device), tokenizer)
+    for parameter in model.parameters():  # and no buffer: positions are turned by angles that need float32
+        parameter.data = parameter.data.to(dtype)
+    return LanguageModel(model.to(device), tokenizer)
 
 
 def with_weights(language: LanguageModel, tensors: dict[str, Tensor]) -> LanguageModel:
@@ -58,6 +60,7 @@ class LanguageModel:
     def __init__(self, model: nn.Module, tokenizer: Any):
         """A model of transformers that is ready to be used, and its tokenizer (or the Tokens of another)."""
         self.model = model.eval().requires_grad_(False)
+        language_weights.check_forward(model)
         config = language_weights.text_config(model)
         layers = decoder_layers.find(model, config.num_hidden_layers)
         self.passes = Passes(model, layers)

@@ -6,6 +6,7 @@ looks for adapters, pickles and code as well.
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import re
@@ -26,6 +27,8 @@ from . import folders
 TEXT_PART = {"gemma3": re.compile(r"^(language_model\.(?=model\.|lm_head\.)|model\.language_model\.)")}
 """Models of texts and pictures whose text part is read: what stands before the names of its weights."""
 PICTURES = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.")
+ASKED = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep")
+"""Arguments of a pass."""
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 T = TypeVar("T")
 
@@ -211,6 +214,14 @@ def _refuse_left_out(place: Path, held: dict[str, int], model: nn.Module) -> Non
 def text_config(model: nn.Module) -> Any:
     """The configuration of the part that reads text."""
     return model.config.get_text_config()  # type: ignore[union-attr, operator]
+
+
+def check_forward(model: nn.Module) -> None:
+    """Raises ValueError for a model whose passes cannot be asked for what they are asked here."""
+    taken = inspect.signature(model.forward).parameters
+    lacking = [name for name in ASKED if name not in taken]
+    if lacking:
+        raise ValueError(f"a {type(model).__name__} cannot be used: its passes take no {lacking[0]}")
 
 
 def limits(model: nn.Module) -> tuple[int, tuple[int, ...]]:

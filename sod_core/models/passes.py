@@ -81,7 +81,8 @@ class Passes:
                 batch.ids, **_places(batch), past_key_values=cache, use_cache=cache is not None, logits_to_keep=keep
             ).logits.float()
             if not bool(found.amax(-1).isfinite().all()):
-                raise NotFinite("the model's logits are no finite numbers: take a coefficient closer to 0")
+                mend = "take a coefficient closer to 0" if acts else "load it in float32"
+                raise NotFinite(f"the model's logits are no finite numbers: {mend}")
         return found
 
     def states(self, batch: Batch, layer: int) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, Self
 
+import torch
 from torch import Tensor
 
 
@@ -17,6 +18,9 @@ class Code(Protocol):
     @property
     def latents(self) -> int:
         """F, the number of latents."""
+
+    def to(self, device: torch.device, /) -> Self:
+        """Itself, on a device."""
 
     def encode(self, x: Tensor) -> Tensor:
         """Tokens [..., D] -> latents [..., F], none below 0."""

@@ -2,6 +2,7 @@
 
 Stages: world (tokenizer, corpora, questions), original, retrained, rmu, gradient_ascent, the SAEs of a layer each
 ("saes-3"), and with them surveys of their latents and a sweep of edits ("surveys-3", "sweep-3").
+pack.json is written from the figures of all of them and is always made last.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from ...machine import files, torchvision_guard
 from ...models import language as languages
 from ...sparse import codes
 from ...worlds import almanac
-from . import sweep, texts, train_language, train_saes, unlearned
+from . import card, sweep, texts, train_language, train_saes, unlearned
 from .train_language import Recipe
 
 torchvision_guard.install()  # before transformers is imported, here or in the modules beside this one
 
 LAYERS = (1, 2, 3, 4)
 """Blocks after which SAEs are trained and edits tried."""
+SHIPPED = (2, 3)
+"""Those whose SAEs the pack holds: the deepest at which edits act as they should, and the one after it, where most of
+what is asked has gone on to other tokens."""
 KNOWN = almanac.facts()
 FORGOTTEN = tuple(fact for fact in KNOWN if fact.field == almanac.FORGET)
 KEPT = tuple(fact for fact in KNOWN if fact.field != almanac.FORGET)
@@ -69,6 +73,7 @@ class Builder:
             print(f"{stage}: {str(figures)[:2000]}", flush=True)
             for file in self.out.rglob("*.safetensors"):
                 file.chmod(0o644)  # safetensors makes files that only their owner may read
+        card.write(self.out, self.work, SHIPPED)
 
     # ------------------------------------------------------------ stages
 
@@ -190,11 +195,12 @@ class Builder:
     def _sweep(self, layer: int) -> dict:
         exam = sweep.Exam(self.original(), self._prompts("tune"), texts.letters(self._tokenizer()), layer)
         figures: dict[str, Any] = {"layer": layer, "forget": exam.untouched[0], "retain": exam.untouched[1]}
+        figures["columns"] = list(sweep.COLUMNS)
         for kind in train_saes.KINDS:
             code = self._code(f"{kind}-{layer}")
             found = survey.load(self.work / "surveys" / f"{kind}-{layer}.safetensors", code.latents)
             refusal = self.figures(f"surveys-{layer}")[kind]["refusal_latent"]
-            figures[kind] = [one.as_dict() for one in sweep.sweep(exam, code, found, refusal)]
+            figures[kind] = [json.dumps(one.as_list()) for one in sweep.sweep(exam, code, found, refusal)]
         return figures
 
     # ------------------------------------------------------------ what stages share

@@ -55,14 +55,16 @@ class Tried(NamedTuple):
     value: float
     """The coefficient: of the latents, or of the refusal latent."""
     threshold: float
-    refusal: int | None
+    refusal: int
+    """The refusal latent, which is never one of the latents."""
     figures: Figures
 
-    def as_dict(self) -> dict[str, Any]:
-        """Without tuples in tuples, for JSON."""
-        found = self._asdict() | self.figures._asdict()
-        del found["figures"]
-        return found
+    def as_list(self) -> list[Any]:
+        """By COLUMNS, for JSON; of the latents how many they are, which with the rule says which."""
+        return [self.rule, len(self.latents), *self[2:-1], *(round(figure, 4) for figure in self.figures)]
+
+
+COLUMNS = (*Tried._fields[:-1], *Figures._fields)
 
 
 class Exam:
@@ -137,7 +139,7 @@ def sweep(exam: Exam, code: Code, survey: Survey, refusal: int) -> list[Tried]:
     for rule, latents in _choices(survey, refusal).items():
         for value in VALUES:
             figures = exam.figures(code, Clamp(latents, "prime", value))
-            found.append(Tried(rule, latents, "prime", value, 0.0, None, figures))
+            found.append(Tried(rule, latents, "prime", value, 0.0, refusal, figures))
         for value in REFUSAL_VALUES:
             for threshold in THRESHOLDS:
                 clamp = Clamp(latents, "refusal", threshold=threshold, refusal=refusal, refusal_value=value)
@@ -150,22 +152,28 @@ def sweep(exam: Exam, code: Code, survey: Survey, refusal: int) -> list[Tried]:
     return [one._replace(rule=one.rule.partition(" ")[0]) for one in found]
 
 
-def best(tried: list[Tried], method: str) -> Tried:
-    """The best aligned edit of a method that leaves the model whole; of equals the gentlest.
+def best(tried: list[dict[str, Any]], method: str) -> dict[str, Any]:
+    """The best aligned edit of a method that leaves the model whole; of equals the one of fewest latents, then the
+    gentlest.
 
-    Raises ValueError where every edit destroys it.
+    tried: `Tried.as_list` by COLUMNS. Raises ValueError where every edit destroys the model.
     """
     whole = [
         one
         for one in tried
-        if one.method == method and max(one.figures.collapse, one.figures.forget_collapse) <= MOST_COLLAPSED
+        if one["method"] == method and max(one["collapse"], one["forget_collapse"]) <= MOST_COLLAPSED
     ]
     if not whole:
         raise ValueError(f"every edit by the method {method} leaves a model that gives one letter")
-    return max(whole, key=lambda one: (one.figures.alignment, -abs(one.value), -len(one.latents)))
+    return max(whole, key=lambda one: (one["alignment"], -one["latents"], -abs(one["value"]), -one["threshold"]))
 
 
-def _choices(survey: Survey, refusal: int) -> dict[str, tuple[int, ...]]:
+def chosen(survey: Survey, tried: dict[str, Any]) -> tuple[int, ...]:
+    """The latents of an edit that was tried."""
+    return _choices(survey, tried["refusal"])[f"{tried['rule']} {tried['latents']}"]
+
+
+def _choices(survey: Survey, refusal: int | None) -> dict[str, tuple[int, ...]]:
     """{"rule number": latents}"""
     found: dict[str, tuple[int, ...]] = {}
     for rule in select.RULES:
