@@ -13,6 +13,7 @@ from ..packs import download
 from ..packs.errors import PackError
 from ..restore.pack import folders, shared_pack
 from . import api
+from .clamp import tab as clamp_tab
 from .erase import tab as erase_tab
 from .intake import most_bytes, uploads_allowed
 from .restore import scoreboard
@@ -44,6 +45,8 @@ def build() -> gr.Blocks:
                 scoreboard.build(tab, tabs, opener, settled)
             with gr.Tab("Erase", id="erase") as tab:
                 erase_tab.build(app, tab)
+            with gr.Tab("Clamp", id="clamp") as tab:
+                clamp_tab.build(tab)
         api.build(first)
     app.queue(default_concurrency_limit=8, max_size=256)
     return app
@@ -80,6 +83,10 @@ def warm_up() -> None:
         warm(name)
     except Exception as error:
         log.warning("the default pack could not be loaded: %s", error)
+    try:
+        clamp_tab.warm_up()
+    except Exception as error:
+        log.warning("the Clamp tab's first answer could not be computed: %s", error)
 
 
 def launch_options() -> dict:
