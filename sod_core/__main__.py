@@ -11,13 +11,14 @@ if sys.version_info < (3, 11):  # noqa: UP036  told before an older Python meets
     sys.exit(2)
 
 from .build import command as build
+from .clamp import command as clamp
 from .erase import command as erase
 from .machine import sentences
 from .packs import command as packs
 from .restore import command as restore
 from .unlearn import command as unlearn
 
-COMMANDS = (restore, erase, unlearn, packs, build)
+COMMANDS = (restore, erase, clamp, unlearn, packs, build)
 """Each adds its verbs, in the order of the help."""
 
 

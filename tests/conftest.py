@@ -339,6 +339,14 @@ def erase_folder(tiny_folder: Path, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def clamp_folder(tmp_path_factory) -> Path:
+    """The tiny clamp pack's folder, shared: tests that change a file copy it."""
+    import clamp_packs
+
+    return clamp_packs.write(tmp_path_factory.mktemp("clamp-packs") / clamp_packs.NAME)
+
+
 class Outcome(NamedTuple):
     """Of a command."""
 

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 
 from sod_core.__main__ import _parser
+from sod_core.clamp import manifest as clamp_manifest
 from sod_core.restore import manifest
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("assets/*/*.md")])
@@ -168,9 +169,11 @@ def test_the_whole_table_is_whole():
 
 
 def test_the_packs_page_s_manifest_opens(tmp_path):
-    [body] = [body for kind, body in FENCED.findall(text("docs/packs.md")) if kind == "json"]
+    body, clamp = [body for kind, body in FENCED.findall(text("docs/packs.md")) if kind == "json"]
     (tmp_path / "pack.json").write_text(body)
     assert manifest.read(tmp_path).entry("scrub-apple").target_class == 0
+    (tmp_path / "pack.json").write_text(clamp)
+    assert clamp_manifest.read(tmp_path).opening_sae() == "layer-9"
 
 
 def test_the_packs_page_has_the_published_figures():

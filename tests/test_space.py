@@ -68,6 +68,9 @@ def test_the_card_names_every_repository_that_a_pack_fetches_from(space):
         items = [pack, *pack.get("unlearned", []), *pack.get("saes", [])]
         models |= {item["source"]["repo_id"] for item in items if "source" in item}
         datasets |= {pack["examples_source"]["repo_id"]} if "examples_source" in pack else set()
+        models |= {place["repo_id"] for place in pack.get("model", []) if "repo_id" in place}
+        asked = [one for files in pack.get("questions", {}).values() if isinstance(files, list) for one in files]
+        datasets |= {one["repo_id"] for one in asked if "repo_id" in one}
     assert (set(space["models"]), set(space["datasets"])) == (models, datasets)
 
 

@@ -6,7 +6,7 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
-PACKS = {"canvas": "canvas", "canvas-diffusion": "canvas_diffusion"}
+PACKS = {"canvas": "canvas", "canvas-diffusion": "canvas_diffusion", "almanac": "almanac"}
 """Name of an embedded pack -> the folder of what builds it."""
 
 

@@ -108,6 +108,15 @@ def by_main(work: Callable[[], T]) -> T:
     return given
 
 
+def gathered(found: dict[str, T]) -> dict[str, T]:
+    """What all processes have found, together, in every process."""
+    if _state is None:
+        return found
+    from accelerate.utils import gather_object
+
+    return {key: value for part in gather_object([found]) for key, value in part.items()}
+
+
 def one_first() -> AbstractContextManager[None]:
     """Lets one process of each machine do what makes files, before the others find them there."""
     return nullcontext() if _state is None else _state.local_main_process_first()

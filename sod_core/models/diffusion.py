@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..machine import torchvision_guard
-from . import parts, schedulers
+from . import folders, parts, schedulers
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -38,8 +38,6 @@ TURN = 0.2
 Edit = Callable[[Tensor, int, Tensor | None], Tensor]
 """edit(tokens [B, N, D], step, the block's input as tokens or None where its shape differs) -> tokens [B, N, D]."""
 
-_loading = threading.Lock()
-"""diffusers and transformers switch parts of torch off while they load, and two at once would leave them off."""
 _registry = threading.Lock()
 _locks: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
@@ -82,7 +80,7 @@ def load(
     if kind not in PIPELINES:
         raise ValueError(f"{source} is a {kind or 'pipeline without a name'}; erase works on {' and '.join(PIPELINES)}")
     parts.refuse_others(index, (*FOLDERS, *NOT_ASKED))
-    with _loading:
+    with folders.loading:
         pipeline = getattr(diffusers, kind)(**_components(folder, index, large=kind == PIPELINES[1]))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device, dtype)
@@ -130,7 +128,7 @@ def _tokenizer(folder: Path, index: dict[str, Any], name: str) -> Any:
         raise ValueError(f"the pipeline's {name} is a {library}.{kind}; CLIPTokenizer can be read")
     if not (folder / name).is_dir():
         raise ValueError(f"the pipeline's {name} is missing: there is no {folder / name}")
-    parts.refuse_made_up(folder / name)
+    folders.refuse_made_up(folder / name)
     try:
         return transformers.CLIPTokenizer.from_pretrained(str(folder / name), local_files_only=True)
     except Exception as error:  # the tokenizers' library raises no narrower kind for a damaged file

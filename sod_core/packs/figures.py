@@ -39,8 +39,14 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a .npz file by their names, none of them pickled. Raises PackError."""
     name = printable(path.name)
     try:
+        if not path.is_file():  # a pipe would wait for its writer
+            raise PackError(f"{name} is missing in {path.parent}, or no regular file")
+        if path.stat().st_size > safe.LARGEST_FILE:
+            raise PackError(f"{name} was refused: it is larger than {safe.LARGEST_FILE >> 30} GiB")
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+            if len({member.filename for member in members}) < len(members):
+                raise PackError(f"{name} was refused: it holds two arrays of one name")
             claimed = sum(member.file_size for member in members)
             if claimed > max(LARGEST, 4 * path.stat().st_size):  # what is compressed could expand a thousandfold
                 raise PackError(f"{name} was refused: its arrays claim {claimed >> 20} MiB")

@@ -105,6 +105,21 @@ def fetch(file: HubFile, progress: Progress = lambda here, total: None, most_byt
         raise _explained(file, error) from error
 
 
+def listing(repo_id: str, revision: str = "main", repo_type: str = "model") -> list[HubFile]:
+    """Every file of a repository, as the hub tells. Raises PackError with what happened and what to do."""
+    from huggingface_hub import HfApi
+
+    what = HubFile(repo_id, "the list of files", revision, repo_type)
+    try:
+        environment.check_network()
+        found = HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type)
+    except PackError:
+        raise
+    except Exception as error:
+        raise _explained(what, error) from error
+    return [HubFile(repo_id, one.rfilename, revision, repo_type) for one in found.siblings or ()]
+
+
 def shown_by(bar: tqdm) -> Progress:
     """A progress that a bar shows."""
 

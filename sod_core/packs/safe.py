@@ -28,7 +28,8 @@ from . import plain, recognise
 from .errors import PackError
 from .pickles import LARGEST, Arrays, Refused, printable
 
-_LARGEST_FILE = 4 << 30
+LARGEST_FILE = 4 << 30
+"""Bytes of a file of weights."""
 _LARGEST_PICKLE = 16 << 30
 """SAeUron's script gathers latents by the gigabyte: 20 concepts x 80 prompts x 100 steps x 20,480 halves are 6.6 GB."""
 _CORES, _REBUILT = ("numpy.core", "numpy._core"), ("scalar", "_reconstruct")
@@ -105,7 +106,7 @@ def read_pickle(path: Path) -> Any:
 
 
 @contextmanager
-def _opened(path: Path, largest: int = _LARGEST_FILE) -> Iterator[tuple[BinaryIO, int]]:
+def _opened(path: Path, largest: int = LARGEST_FILE) -> Iterator[tuple[BinaryIO, int]]:
     """A regular file and its size. Whatever goes wrong while it is read becomes a PackError of one sentence."""
     name = printable(path.name)
     try:

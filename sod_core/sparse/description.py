@@ -44,6 +44,8 @@ class Description:
     """TOPK and the other constants here, or the word that is not known."""
     told_by: str
     """What says so."""
+    told: tuple[tuple[str, str], ...]
+    """Every architecture that something says, each with what says it; the ReLU inside of another is STANDARD."""
     k: int | None
     """Active latents a token; None where nothing says it."""
     dim: int | None
@@ -62,7 +64,7 @@ class Description:
 _NESTED = (
     *("trainer", "sae", "cfg", "config", "sae_cfg", "sae_config", "hyper_parameters", "metadata", "meta"),
     *("args", "hparams", "hyperparameters", "model_config", "model_args", "sae_args", "settings"),
-    *("activation_fn_kwargs", "activation_kwargs", "activation_state_dict"),
+    *("activation_fn_kwargs", "activation_kwargs", "activation_state_dict", "model_from_pretrained_kwargs"),
 )
 _ARCHITECTURES = ("architecture", "dict_class", "sae_type", "encoder_type", "autoencoder_type")
 _ACTIVATIONS = ("activation", "activation_fn", "activation_fn_str", "activation_type", "act_fn")
@@ -76,6 +78,7 @@ _FLAGS = {
     "embed_skip": "transcoder with a skip connection",
     "gram_lookup": "SAE beside a table of n-grams",
     "tied": "tied SAE",
+    "affine_connection": TRANSCODER,  # Gemma Scope 2
 }
 _WORDS = (  # of an architecture's name in small letters, the more special ones first
     ("crosscoder", CROSSCODER),
@@ -112,9 +115,9 @@ _TELLTALES = {
 _KS = ("k", "top_k", "topk", "k_active", "n_active", "num_active", "num_active_latents")
 _DIMS = ("d_in", "activation_dim", "act_size")
 _WIDTHS = ("d_sae", "dict_size", "n_dirs_local", "num_latents", "n_latents")
-_PRE_BIAS = ("apply_b_dec_to_input", "pre_enc_bias")
+PRE_BIAS = ("apply_b_dec_to_input", "pre_enc_bias")
 _BY_DECODER = "rescale_acts_by_decoder_norm"
-_HOOKS = ("hook_name", "hook_point", "hookpoint", "hf_hook_point_in", "submodule_name")
+_HOOKS = ("hook_name", "hook_point", "hookpoint", "hf_hook_point_in", "hf_hook_point_out", "submodule_name")
 _LAYERS = ("hook_layer", "hook_point_layer", "layer")
 _OFF = (None, False, 0, "", "none", "None", "null", "identity")
 # Names of settings that may change what is computed, and what tells those of them that only concern training.
@@ -123,9 +126,11 @@ _COMPUTES = re.compile(
 )
 _TRAINING = re.compile(
     "^normalize_(sae_)?decoder|init|aux|dead|penalty|loss|noise|grad|(^|_)lr(_|$)|lambda|warm|bandwidth|path$|device"
-    "|dtype|seed|batches|batch_size|wandb|lp_norm|threshold_(beta|start)|max_norm|scaler|amp_scal|eval"
+    "|dtype|seed|batches|batch_size|wandb|lp_norm|tanh_scale|threshold_(beta|start)|max_norm|scaler|amp_scal|eval"
 )
-_NOT_RESIDUAL = re.compile("attn|attention|mlp|intermediate|hook_z|resid_mid|_q$|_v$")
+_NOT_RESIDUAL = re.compile(
+    r"attn|attention|mlp|intermediate|hook_z|resid_mid|_q$|_v$|feedforward|layernorm|[._]ln\d|embed|transcoder"
+)
 
 
 def settings_of(where: str, said: dict[Any, Any], depth: int = 0) -> list[Setting]:
@@ -144,7 +149,8 @@ def describe(state: dict[str, Tensor], settings: list[Setting], file: str, k: in
 
     Raises PackError where two statements contradict each other, or what is there has two meanings.
     """
-    architecture, told_by = _architecture(state, settings, file)
+    told = _architectures(state, settings, file)
+    architecture, told_by = told[0]
     encoder = _first(state, NAMES["encoder"])
     pre_bias, latent_bias = _first(state, NAMES["pre_bias"]), _first(state, NAMES["latent_bias"])
     dim, latents = (None if bias is None else bias.numel() for bias in (pre_bias, latent_bias))
@@ -152,28 +158,29 @@ def describe(state: dict[str, Tensor], settings: list[Setting], file: str, k: in
     return Description(
         architecture=architecture,
         told_by=told_by,
+        told=tuple(told),
         k=_k(state, settings, file, k),
         dim=dim,
         latents=latents,
         dtype=None if encoder is None else encoder.dtype,
-        subtracts_pre_bias=bool(_agreed(_said(settings, _PRE_BIAS), True)),
+        subtracts_pre_bias=bool(_agreed(_said(settings, PRE_BIAS), True)),
         scaled_by_decoder=bool(_agreed(_said(settings, (_BY_DECODER,)), False)),
         beyond=tuple(str(setting) for setting in _beyond(state, settings)),
     )
 
 
-def check_place(settings: list[Setting], layer: int) -> None:
-    """Raises PackError where the SAE was trained on anything but the hidden state after block `layer`."""
+def check_place(settings: list[Setting], layer: int | None) -> None:
+    """Raises PackError where the SAE was trained on anything but the hidden state after block `layer`, or any block."""
     hooks = [s for s in _said(settings, _HOOKS) if isinstance(s.value, str)]
     before = any("resid_pre" in hook.value for hook in hooks)  # the input of a block is the output of the one before
     for hook in hooks:
         if _NOT_RESIDUAL.search(hook.value):
             raise PackError(f"{hook}: the pack needs an SAE of the hidden state after a block")
         number = re.search(r"(?:blocks?|layers?|\bh)[._](\d+)", hook.value)
-        if number and int(number[1]) - before != layer:
+        if layer is not None and number and int(number[1]) - before != layer:
             raise PackError(f"{hook}, the pack uses it after block {layer}")
     for told in _said(settings, _LAYERS):
-        if str(told.value).isdecimal() and int(told.value) - before != layer:
+        if layer is not None and str(told.value).isdecimal() and int(told.value) - before != layer:
             raise PackError(f"{told}, the pack uses it after block {layer}")
 
 
@@ -189,8 +196,8 @@ def passes_over(name: str, tensor: Tensor) -> bool:
     )
 
 
-def _architecture(state: dict[str, Tensor], settings: list[Setting], file: str) -> tuple[str, str]:
-    """The architecture, and what says so: the first word for anything but TopK, if there is one."""
+def _architectures(state: dict[str, Tensor], settings: list[Setting], file: str) -> list[tuple[str, str]]:
+    """The architectures, each with what says so: the one that counts first, which is anything but TopK if any is."""
     named = _words(_named(settings))
     fires = _words([s for s in _said(settings, _ACTIVATIONS) if isinstance(s.value, str)])
     if any(word == TOPK for word, _ in fires):  # SAELens's older files: a standard SAE whose activation is TopK
@@ -207,7 +214,7 @@ def _architecture(state: dict[str, Tensor], settings: list[Setting], file: str) 
         told += [(STANDARD, f"{s}, and no architecture") for s in _said(settings, ("d_sae",))]  # SAELens's default
     others = [(word, by) for word, by in told if word != TOPK]
     others.sort(key=lambda other: other[0] == BATCH_TOPK)  # in use it may count as TopK, so it must hide no other
-    return (others or told or [(TOPK, file)])[0]
+    return [*others, *(t for t in told if t not in others)] or [(TOPK, file)]
 
 
 def _words(said: list[Setting]) -> list[tuple[str, str]]:
@@ -258,7 +265,8 @@ def _k(state: dict[str, Tensor], settings: list[Setting], file: str, pack: int |
     """The k that all agree on. Raises PackError where two do not."""
     told = [Setting(file, name, t.item() if t.numel() == 1 else t.tolist()) for name, t in state.items() if name in _KS]
     told += [setting for setting in _said(settings, _KS) if not isinstance(setting.value, bool)]
-    named = re.findall(r"(?<![a-z0-9])(?:top[_-]?)?k[_=-]?(\d+)(?![0-9a-z])", file.lower())
+    name = file.rpartition("/")[2] if told else file  # a folder "topk-5" may be layer 5's
+    named = re.findall(r"(?<![a-z0-9])(?:top[_-]?)?k[_=-]?(\d+)(?![0-9a-z])", name.lower())
     told += [Setting(f"the name {file}", "k", int(number)) for number in named]
     for setting in told:
         value = setting.value
@@ -282,7 +290,7 @@ def _check_widths(settings: list[Setting], file: str, dim: int | None, latents: 
 
 def _beyond(state: dict[str, Tensor], settings: list[Setting]) -> list[Setting]:
     """The settings that change what is computed and are not understood here."""
-    understood = {*_FLAGS, *_PRE_BIAS, _BY_DECODER, *_ARCHITECTURES, *_HOOKS}
+    understood = {*_FLAGS, *PRE_BIAS, _BY_DECODER, *_ARCHITECTURES, *_HOOKS}
     if state.keys() & {"finetuning_scaling_factor", "scaling_factor"}:  # the tensor tells
         understood |= {"finetuning_scaling_factor"}
     found = [s for s in _said(settings, ("hook_head_index",))]

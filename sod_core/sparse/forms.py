@@ -33,6 +33,7 @@ _LIBRARIES = {
     "state_dict.pth": "config.json",  # sdxl-unbox
     "sae_weights.safetensors": "cfg.json",  # SAELens
     "ae.pt": "config.json",  # dictionary_learning
+    "params.safetensors": "config.json",  # Gemma Scope 2
 }
 WEIGHTS = tuple(_LIBRARIES)
 """What the libraries call the weights in an SAE's folder."""
@@ -49,13 +50,18 @@ def read_sae(path: Path, k: int | None, dim: int, layer: int | None = None) -> T
     `k` is what the pack says; None leaves it to the file. `layer`: the block after which the pack uses it, None for a
     place that is no block's output. Raises PackError.
     """
+    return load_sae(read_figures(path), k, dim, shown(path), settings_beside(path), layer)
+
+
+def settings_beside(path: Path) -> list[Setting]:
+    """What the configuration beside an SAE's file says of it; nothing where there is none. Raises PackError."""
     settings = []
     for config in files(path)[1:]:
         told = read_config(config)
         # config.json beside a pack's files may be another model's
         own = path.name in WEIGHTS or config.name == "cfg.json" or any(setting.key in _SAE_KEYS for setting in told)
         settings += told if own else []
-    return load_sae(read_figures(path), k, dim, shown(path), settings, layer)
+    return settings
 
 
 def files(path: Path) -> list[Path]:
@@ -79,7 +85,7 @@ def read_config(path: Path) -> list[Setting]:
 
 def shown(path: Path) -> str:
     """A file's name for the user, with the folder's where the libraries call all files the same."""
-    return f"{path.parent.name}/{path.name}" if path.name in WEIGHTS else path.name
+    return f"{path.parent.name}/{path.name}" if path.name in (*WEIGHTS, "params.npz") else path.name
 
 
 def weights_in(folder: Path) -> Path:
@@ -107,7 +113,7 @@ def load_sae(
     `settings` is what the configuration beside it says; `batch_topk` is whether an SAE trained with BatchTopK is used
     with TopK; the rest as in `read_sae`. Raises PackError.
     """
-    state, own, outer = _opened(found, file)
+    state, own, outer = opened(found, file)
     settings = [*own, *(settings or [])]
     everything = {**outer, **state}
     description = describe(everything, settings, file, k)
@@ -120,15 +126,16 @@ def load_sae(
         if key is None:
             raise PackError(f"{file} is no sparse autoencoder: it has none of {', '.join(names)}")
         parts[part] = key
-    _check_left_over(everything, set(parts.values()), description, file)
-    weights = {part: _numbers(state[key], key, file) for part, key in parts.items()}
+    check_left_over(everything, set(parts.values()), description, file)
+    weights = {part: numbers(state[key], key, file) for part, key in parts.items()}
     return _assembled(weights, parts, description, active, dim, file)
 
 
-def _opened(found: Any, file: str) -> tuple[dict[str, Tensor], list[Setting], dict[str, Tensor]]:
+def opened(found: Any, file: str) -> tuple[dict[str, Tensor], list[Setting], dict[str, Tensor]]:
     """The state dict without the prefix of its names, what stands beside it, and tensors that lie around it."""
     if isinstance(found, dict) and found and all(isinstance(value, np.ndarray) for value in found.values()):
-        found = {name: torch.from_numpy(array) for name, array in found.items() if array.dtype.kind in "biuf"}
+        arrays = {name: array for name, array in found.items() if array.dtype.kind in "biuf" and array.itemsize <= 8}
+        found = {name: torch.from_numpy(_native(array)) for name, array in arrays.items()}
     chains = _chains(found)
     if len(chains) > 1:
         several = " and ".join(sorted(where or "the file's own names" for where, _ in chains))
@@ -142,6 +149,11 @@ def _opened(found: Any, file: str) -> tuple[dict[str, Tensor], list[Setting], di
         if level is not levels[-1]:
             outer |= {str(key): value for key, value in level.items() if isinstance(value, Tensor)}
     return _without_prefix(state, file), settings, outer
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """The same numbers, their bytes in this machine's order."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _chains(found: Any, where: str = "", depth: int = 0) -> list[tuple[str, list[dict]]]:
@@ -184,23 +196,24 @@ def _check(description: Description, file: str, batch_topk: bool) -> int:
     return description.k
 
 
-def _check_left_over(state: dict[str, Tensor], read: set[str | None], description: Description, file: str) -> None:
+def check_left_over(state: dict[str, Tensor], read: set[str | None], description: Description, file: str) -> None:
     """Raises PackError for tensors beside those that are read, save those that change nothing."""
     left = [name for name, tensor in state.items() if name not in read and not passes_over(name, tensor)]
     if description.architecture == TOPK:  # dictionary_learning's TopK keeps a threshold that it does not use
         left = [name for name in left if name != "threshold"]
     if left:
         several = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
-        raise PackError(f"{file} holds more than a TopK SAE: {several}")
+        raise PackError(f"{file} holds more than a {description.architecture} SAE: {several}")
 
 
-def _numbers(tensor: Tensor, name: str, file: str) -> Tensor:
+def numbers(tensor: Tensor, name: str, file: str) -> Tensor:
+    """A file's tensor in float32. Raises PackError for integers, NaN and infinity."""
     if not tensor.is_floating_point():
         raise PackError(f"{file}: {name} is {str(tensor.dtype).removeprefix('torch.')}, integers are no weights")
-    numbers = tensor.float()
-    if not numbers.isfinite().all():
+    weights = tensor.float()
+    if not weights.isfinite().all():
         raise PackError(f"{file}: {name} holds values that are not finite (NaN or infinity)")
-    return numbers
+    return weights
 
 
 def _assembled(

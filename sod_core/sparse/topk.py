@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class TokenStats(NamedTuple):
@@ -70,7 +71,20 @@ class TopKSAE(nn.Module):
         """Hidden state [..., 1 + N, D] -> sparse latents [..., 1 + N, F]."""
         return self.activate(self.pre_activations(self.normalise(hidden)))
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def activity(self, x: Tensor, ids: Tensor) -> Tensor:
+        """encode(x)[..., ids]: [..., D], [S] -> [..., S].
+
+        A latent fires only where it is among the k largest, which all F pre-activations tell. So the columns of `ids`
+        are looked at first, and only the tokens where one of them is above 0 are encoded.
+        """
+        x = self.normalise(x.float())
+        columns = functional.linear(x - self.pre_bias, self.encoder.weight[ids], self.latent_bias[ids])
+        candidates = (columns > 0).any(dim=-1)
+        found = torch.zeros_like(columns)
+        found[candidates] = self.activate(self.pre_activations(x[candidates]))[..., ids]
+        return found
+
+    def decode(self, latents: Tensor, x: Tensor | None = None) -> Tensor:
         """Latents [..., 1 + N, F] -> reconstructed hidden state [..., 1 + N, D]."""
         recons = self.decoder(latents) + self.pre_bias
         if self.mean is None or self.std is None:
@@ -84,6 +98,10 @@ class TopKSAE(nn.Module):
         """
         moved = difference @ self.decoder.weight[:, features].T
         return moved if self.std is None else moved * self._by_token(self.std, moved)
+
+    def delta(self, difference: Tensor, ids: Tensor, x: Tensor) -> Tensor:
+        """[..., S] of the latents ids [S] -> what it adds to the tokens x [..., D]."""
+        return self.decode_difference(difference, ids)
 
     def normalise(self, hidden: Tensor) -> Tensor:
         """[..., 1 + N, D] -> the same shape, CLS and patches each by their own statistics."""

@@ -12,6 +12,7 @@ from ..data import images
 from ..packs.errors import PackError
 from ..restore import actions
 from ..restore.pack import folders, shared_pack
+from .clamp import api as clamp_api
 from .intake import ImageUpload
 
 MOST_ALPHAS = 101
@@ -36,6 +37,7 @@ def build(default_pack: str) -> None:
     inputs = [image, pack, unlearned, target_class, layer, alphas, mode, tokens, chosen, seed]
     gr.on(button.click, restore, inputs, answer, api_name="restore", concurrency_limit=4)
     gr.on(button.click, packs, None, answer, api_name="packs")
+    clamp_api.build()
     gr.on(
         button.click, patch_latents, [image, pack, layer, patch], answer, api_name="patch_latents", concurrency_limit=4
     )

@@ -19,9 +19,9 @@ from ...erase.unlearncanvas import Asked
 from ...models import diffusion
 from ...packs.errors import PackError
 from .. import handling
+from ..running import Running, Watched
 from . import downloads, figures
 from . import panel as panels
-from .drawing import Running, Watched
 from .panel import NO_STYLE, Panel
 from .shown import Asking, Shown
 

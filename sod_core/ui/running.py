@@ -1,4 +1,4 @@
-"""What a page draws at the moment: in a thread of its own, which can be waited for, cancelled, and overtaken."""
+"""What a page computes at the moment: in a thread of its own, which can be waited for, cancelled, and overtaken."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 BEAT = 1.0
-"""Seconds after which a drawing yields without news: Gradio can end it only there, when the page is closed."""
+"""Seconds after which work yields without news: Gradio can end it only there, when the page is closed."""
 
 
 class Running:
-    """What a page draws at the moment, so that its Cancel button, or its next drawing, ends it."""
+    """What a page computes at the moment, so that its Cancel button, or its next order, ends it."""
 
     _cancel: threading.Event | None = None
 
     def begin(self) -> threading.Event:
-        """What ends the drawing that begins now, once it is set."""
+        """What ends the work that begins now, once it is set."""
         self.stop()
         self._cancel = threading.Event()
         return self._cancel
 
     def stop(self) -> None:
-        """Ends the drawing at its next step, if there is one."""
+        """Ends the work at its next step, if there is one."""
         if self._cancel is not None:
             self._cancel.set()
 
     def is_last(self, cancel: threading.Event) -> bool:
-        """Whether no drawing began after the one that `cancel` ends."""
+        """Whether no work began after the one that `cancel` ends."""
         return self._cancel is cancel
 
     @property

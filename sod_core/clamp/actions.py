@@ -1,0 +1,159 @@
+"""What the command line's verb `clamp` does once its options are parsed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..machine import files, processes
+from . import evaluate as evaluation
+from . import harness, questions, report, results, settings
+from . import survey as surveys
+from .judged import Entry
+from .pack import ClampPack, open_clamp_pack, read_texts
+from .settings import Asked, Chosen
+from .survey import Survey
+
+
+def text(options: argparse.Namespace) -> None:
+    """`clamp text`: one prompt, untouched and with the edit."""
+    _check_place(options.json)
+    pack = open_clamp_pack(options.pack, processes.start(options.device))
+    found = results.text(pack, options.prompt, edits(pack, options), options.tokens, options.temperature, options.seed)
+    if options.json:
+        files.give_json(found, options.json)
+    if options.json != "-":
+        print("\n\n".join(_shown(options.prompt, variant) for variant in found["variants"]))
+
+
+def features(options: argparse.Namespace) -> None:
+    """`clamp features`: the latents that a rule chooses, with both frequencies and the words they fire on."""
+    _check_place(options.json, options.out)
+    pack = open_clamp_pack(options.pack, processes.start(options.device))
+    sae = options.sae or pack.manifest.opening_sae()
+    forget, retain = (
+        pack.corpus(kind) if file is None else read_texts(file)
+        for kind, file in (("forget", options.forget), ("retain", options.retain))
+    )
+    shown = results.features(pack, sae, options.rule, options.top, forget, retain, options.threshold, options.out)
+    if options.json:
+        files.give_json(shown, options.json)
+    if options.json != "-":
+        for row in shown["latents"]:
+            words = ", ".join(repr(word["token"].strip()) for word in row.get("strongest", ()))
+            print(
+                f"{row['latent']}: forget {row['forget_frequency']:.2%}, retain {row['retain_frequency']:.4%}: {words}"
+            )
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """`clamp evaluate`: the pack's presets, or the edit that the options name, beside controls and other models.
+
+    With --lm-eval it is EleutherAI's harness that asks, and nothing else is measured.
+    """
+    try:
+        _evaluate(options)
+    finally:
+        processes.end()
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    _check_place(options.json)
+    pack = open_clamp_pack(options.pack, processes.start(options.device))
+    if options.store and pack.manifest.results is None:
+        raise ValueError(f'pack.json of {pack.manifest.name} names no "results" to store figures in')
+    own = _entries(edits(pack, options)) if _names_an_edit(options) else None
+    fidelity = options.fidelity or "exact"
+    if options.lm_eval is not None:
+        tasks = [task for task in options.lm_eval.replace(",", " ").split() if task]
+        _give(options, *(harness.run(pack, tasks, own, options.limit, fidelity, options.keep), harness.table))
+        return
+    asked = None
+    if options.questions is not None:
+        asked = [one for text in options.questions for one in questions.read_questions(questions.find(text))]
+    how = evaluation.Settings(
+        every_order=options.every_order,
+        limit=options.limit,
+        curves=not options.no_curves,
+        ways=not options.no_ways,
+        relearn=options.relearn,
+        seed=options.seed,
+    )
+    found = evaluation.run(pack, how, asked, options.forget_field, fidelity, options.keep, own)
+    if options.store and processes.is_main():
+        files.write_json(found, pack.manifest.path(pack.manifest.results or ""))
+    _give(options, found, report.table)
+
+
+def _give(options: argparse.Namespace, found: dict[str, Any], table: Callable[[dict[str, Any]], str]) -> None:
+    """The first of several processes speaks for all."""
+    if not processes.is_main():
+        return
+    if options.json:
+        files.give_json(found, options.json)
+    if options.json != "-":
+        print(table(found))
+
+
+def _check_place(*places: Path | str | None) -> None:
+    """Before what takes long. Raises ValueError for a file that could not be written."""
+    for place in places:
+        if place in (None, "-"):
+            continue
+        folder = Path(str(place)).parent
+        if Path(str(place)).is_dir() or not folder.is_dir():
+            why = "it is a folder" if folder.is_dir() else f"there is no folder {folder}"
+            raise ValueError(f"cannot write {place}: {why}")
+
+
+def _names_an_edit(options: argparse.Namespace) -> bool:
+    """Whether any option says more of the edit than its fidelity and seed."""
+    names = "method preset sae features top value threshold refusal refusal_value steering".split()
+    return any(getattr(options, name) is not None for name in names)
+
+
+def _entries(chosen: list[Chosen]) -> list[Entry]:
+    """The edits as rows of the table."""
+    found = []
+    for number, one in enumerate(chosen):
+        if one.clamp is None:
+            raise ValueError("--method none is no edit: leave it out, the untouched model is always judged")
+        id = "given" if len(chosen) == 1 else f"given-{number}"
+        found.append(Entry(id, f"{one.clamp.method}, {one.features}", "edit", one.clamp.method, one.sae, one.clamp))
+    return found
+
+
+def edits(pack: ClampPack, options: argparse.Namespace) -> list[Chosen]:
+    """What the options of an edit (`command.add_edit`) ask for: one edit, or those of a steering table."""
+    asked = Asked(
+        method=options.method,
+        preset=options.preset,
+        sae=options.sae,
+        features=options.features,
+        top=options.top,
+        value=None if options.value is None else settings.parse_value(options.value),
+        threshold=options.threshold,
+        refusal=options.refusal,
+        refusal_value=options.refusal_value,
+        fidelity=options.fidelity,
+        seed=options.seed,
+    )
+    if options.steering is not None:
+        return settings.steered(pack, options.steering, asked)
+    return [settings.choose(pack, asked, _survey(pack, asked, options.survey))]
+
+
+def _survey(pack: ClampPack, asked: Asked, file: Path | None) -> Survey | None:
+    if file is None:
+        return None
+    return surveys.load(file, pack.code(settings.sae_of(pack.manifest, asked)).latents)
+
+
+def _shown(prompt: str, variant: dict) -> str:
+    heading = variant["method"] if variant["method"] != "none" else "untouched"
+    fired = sum(bool(token["fired"]) for token in variant.get("prompt_tokens", ()))
+    return (
+        f"== {heading}" + (f", fires on {fired} tokens of the prompt" if fired else "") + f"\n{prompt}{variant['text']}"
+    )
