@@ -67,7 +67,7 @@ def load(
     another `dtype` theirs would be of that one: so it loads as float32, and converts afterwards.
     """
     torchvision_guard.install()
-    with _loading:  # a thread that meets another's first import of diffusers is handed half of it
+    with folders.loading:  # a thread that meets another's first import of diffusers is handed half of it
         import diffusers
         import transformers
 
