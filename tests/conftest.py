@@ -11,6 +11,7 @@ os.environ.pop("SOD_PACKS", None)
 os.environ["SSL_CERT_FILE"] = os.path.join(os.path.dirname(__file__), "certificate.pem")
 
 import asyncio  # noqa: E402
+import gc  # noqa: E402
 import json  # noqa: E402
 import random  # noqa: E402
 import shutil  # noqa: E402
@@ -461,6 +462,12 @@ SIZE = {"width": 1400, "height": 1000}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that two processes end at the same time."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """Millions of objects are imported by now; the garbage collector need not look at them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -14,6 +14,7 @@ import pytest
 from conftest import UNLEARNED, Server, serving, tab, write_manifest
 from forks import Forks
 from playwright.sync_api import BrowserContext, Page, expect
+from test_page import ALPHA, STOP_ON_THE_WAY
 
 from sod_core.restore import report, working
 from sod_core.restore.judged import CONTROLS
@@ -247,7 +248,8 @@ def test_a_sorted_table_opens_the_row_that_was_clicked(page):
 
 def test_the_tab(page, own_server):
     page.get_by_role("button", name="Play alpha").click()  # where Play leaves alpha is forgotten by a row
-    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.get_by_role("button", name="Stop", exact=True)).to_be_visible()
+    page.evaluate(STOP_ON_THE_WAY, ALPHA)
     page.get_by_role("tab", name="Scoreboard").click()
     wait_for(page, ["suppressed", "deleted"])
     expect(page.locator("#board-note")).to_contain_text("30 images (examples), layer 2")
