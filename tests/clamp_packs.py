@@ -138,7 +138,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
         "corpus": {kind: f"corpus/{kind}.txt" for kind in ("forget", "retain", "refusals")},
         "questions": {split: f"questions/{split}.jsonl" for split in ("select", "tune", "judge")},
         "scoring": "letters",
-        "prompts": [PROMPT, "the river of Lunt flows to"],
+        "prompts": [{"text": PROMPT, "about": "forget"}, {"text": "the river of Lunt flows to", "about": "retain"}],
     }
     return {key: value for key, value in (found | changes).items() if value is not None}
 

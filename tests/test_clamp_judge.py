@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fake_hub import FakeHub
 from tiny_language import tiny_language
 
 from sod_core.clamp import judge
@@ -116,6 +117,19 @@ def test_a_parquet_file_without_choices_and_a_file_that_is_not_there(tmp_path):
         find("nowhere.jsonl")
     with pytest.raises(PackError, match="names no file on the hub"):
         find("hub:cais/wmdp")
+
+
+def test_questions_come_from_a_data_set_on_the_hub(tmp_path, monkeypatch):
+    """As `cais/wmdp` has them: a folder a subject, and no column that names it."""
+    made = tmp_path / "made.parquet"
+    pq.write_table(pa.table({"question": ["Q?"], "choices": [list("wxyz")], "answer": [3]}), made)
+    path = "wmdp-bio/test-00000-of-00001.parquet"
+    with FakeHub({"datasets/someone/wmdp": {path: made.read_bytes()}}) as hub:
+        hub.use(monkeypatch, tmp_path / "home")
+        found = find(f"hub:someone/wmdp/{path}")
+        assert read_questions(found) == [Question("wmdp-bio-1", "wmdp-bio", "Q?", tuple("wxyz"), 3)]
+        with pytest.raises(PackError, match="someone/wmdp has no file nothing.parquet"):
+            find("hub:someone/wmdp/nothing.parquet")
 
 
 # ---------------------------------------------------------------- asking

@@ -12,7 +12,7 @@ import torch
 from language_families import BOS, WIDTH, plain_generate, plain_logits
 from torch import Tensor
 
-from sod_core.clamp.edit import Clamp, Edited
+from sod_core.clamp.edit import Clamp, Edited, Editing
 from sod_core.clamp.editor import editor_of
 from sod_core.models import decoder_layers
 from sod_core.models.language import LanguageModel
@@ -116,6 +116,32 @@ def test_where_nothing_fires_every_bit_stays(language, code):
     for method in ("conditional", "refusal", "both"):
         editor = editor_of(code, replace(CLAMP, method=method, threshold=1e6), language.special_ids)
         assert torch.equal(language.next_logits(batch, LAYER, [editor, None]), before)
+
+
+def test_an_edit_that_was_used_without_gradients_passes_them_on(language, code):
+    """Whoever trains a model under an edit may have asked it before."""
+    row = language.batch([language.encode("some text")])
+    editor = editor_of(code, CLAMP, language.special_ids)
+    hidden = language.states(row, LAYER).clone()
+    with torch.inference_mode():
+        wanted = editor(hidden, row.ids)
+    learnt = hidden.clone().requires_grad_(True)
+    found = editor(learnt, row.ids)
+    assert torch.equal(found, wanted) and not torch.equal(found, hidden)
+    found.square().sum().backward()
+    assert learnt.grad.isfinite().all() and learnt.grad.abs().max() > 0
+
+
+def test_few_tokens_and_many_are_edited_alike(language, code):
+    hidden = torch.randn(1, 40, WIDTH, generator=torch.Generator().manual_seed(3)) * 3
+    editing = Editing(code, CLAMP, hidden.device)
+    nothing = torch.zeros(1, 40, dtype=torch.bool)
+    whole = editing.apply(hidden, nothing)
+    assert 0 < whole.changed.float().mean() < 1
+    for at in range(40):
+        one = editing.apply(hidden[:, at : at + 1], nothing[:, :1])
+        torch.testing.assert_close(one.hidden, whole.hidden[:, at : at + 1], atol=1e-4, rtol=1e-5)
+        assert bool(one.changed) or torch.equal(one.hidden, hidden[:, at : at + 1])
 
 
 def test_a_hook_acts(language, code):

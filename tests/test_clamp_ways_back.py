@@ -116,27 +116,54 @@ def test_an_example_stands_before_the_question_as_the_harness_has_it(paper):
     assert ways_back.after_example(question, example, paper) == "R? y\n\nQ?"
 
 
-def test_the_first_word_is_given_and_only_the_rest_is_scored(models):
-    language, question = models.knows, questions("potion")[0]
+def test_the_first_word_is_given_and_only_rests_of_what_begins_with_it_are_scored(models):
+    language = models.knows
+    question = Question("1", "potion", "the potion of po0 gives", ("old wax", "red salt", "old salt", "old ash"), 2)
     given = ways_back.first_word_given(language, question)
-    first = question.options[question.answer].split()[0]
-    assert {tuple(context) for context, _ in given} == {tuple(language.encode(f"{question.question} {first}"))}
-    assert [language.decode(rest).strip() for _, rest in given] == [option.split()[1] for option in question.options]
-    # a token where the words are one; nothing where the tokens are one, too
-    one_word = replace(question, options=("moss", "salt", "wax", "ash"))
-    assert ways_back.first_word_given(language, one_word) is None
+    assert {tuple(context) for context, _ in given} == {tuple(language.encode("the potion of po0 gives old"))}
+    assert [language.decode(rest) for _, rest in given] == ["salt", "wax", "ash"]  # the right one first
+    assert ways_back.first_word_given(language, replace(question, answer=1)) == []  # nothing else is red
+    one_word = replace(question, options=("moss", "salt", "wax", "ash"))  # and one token each
+    assert ways_back.first_word_given(language, one_word) == []
 
 
-def test_the_first_token_is_given_where_the_options_are_of_one_word():
-    from language_families import WIDTH, model, tokenizer
+def test_the_first_token_is_given_where_the_answer_is_one_word():
+    from language_families import model, tokenizer
 
-    assert WIDTH > 0
-    letters = LanguageModel(model("llama"), tokenizer())  # a token a byte
+    letters = LanguageModel(model("llama"), tokenizer())  # a token a byte: all begin with the space
     question = Question("1", "f", "Q?", ("moss", "salt", "wax", "ash"), 1)
     given = ways_back.first_word_given(letters, question)
-    right = letters.encode_pair("Q?", " salt")
-    assert all(context == [*right[0], right[1][0]] for context, _ in given)
-    assert [rest for _, rest in given] == [letters.encode_pair("Q?", f" {o}")[1][1:] for o in question.options]
+    context, said = letters.encode_pair("Q?", " salt")
+    assert all(begun == [*context, said[0]] for begun, _ in given)
+    assert [letters.decode(rest) for _, rest in given] == ["salt", "moss", "wax", "ash"]
+
+
+def test_chance_of_the_first_word_is_one_in_as_many_as_begin_with_it(models, paper):
+    """A model that has learnt nothing, and questions with two or three options to choose from."""
+    asked = [("old wax", "red salt", "old salt", "old ash"), ("old wax", "red salt", "pale moss", "red ash")]
+    few = replace(
+        paper, questions=tuple(Question(str(n), "potion", "the potion gives", o, 1) for n, o in enumerate(asked))
+    )
+    assert ways_back.measure("first_word", Subject("", "", models.knows, LAYER), few).chance == 1 / 2  # the second's
+    few = replace(few, questions=tuple(replace(question, answer=0) for question in few.questions))
+    figure = ways_back.measure("first_word", Subject("", "", models.knows, LAYER), few)
+    assert (figure.chance, figure.share.n) == (1 / 3, 1)
+
+
+def test_the_options_are_not_listed_where_the_answer_is_begun(models, paper, monkeypatch):
+    seen = {}
+    letters = replace(paper, questions=paper.questions[:3], scoring="letters")
+    real = judge.scores
+
+    def scores(language, questions, prompts, scoring, layer=None, editor=None):
+        seen[scoring] = prompts
+        return real(language, questions, prompts, scoring, layer, editor)
+
+    monkeypatch.setattr(judge, "scores", scores)
+    found = ways_back.measure("begun", Subject("", "", models.knows, LAYER), letters)
+    assert set(seen) == {"cloze"} and seen["cloze"][0] == "the potion of po0 gives\nAnswer: The answer is"
+    assert set(found.variants) == {"Answer:", "Answer: The answer is"}
+    assert "lists no options" in ways_back.measure("begun", Subject("", "", models.knows, LAYER), paper).note
 
 
 # ---------------------------------------------------------------- figures

@@ -31,7 +31,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     features.add_argument("--sae", metavar="ID", help="default: that of the pack's first preset")
     features.add_argument("--forget", type=Path, metavar="FILE", help="one text a line; default: the pack's")
     features.add_argument("--retain", type=Path, metavar="FILE", help="one text a line; default: the pack's")
-    features.add_argument("--rule", choices=["paper", "farrell", "ratio"], default="paper")
+    features.add_argument("--rule", choices=["paper", "farrell", "ratio"], default="farrell")
     features.add_argument("--top", type=int, default=10, help="how many latents")
     features.add_argument("--threshold", type=float, default=0.0, help="a latent fires above this activity")
     features.add_argument("--out", type=Path, metavar="FILE", help="keep the survey, for --survey (.safetensors)")

@@ -27,11 +27,15 @@ import torch
 from torch import Tensor
 
 from ..sparse.code import Code
+from ..sparse.columns import ColumnSAE
 
 METHODS = ("none", "prime", "conditional", "refusal", "both")
 FIDELITIES = ("exact", "reference", "package")
 LARGEST = 1e30
 """Of a coefficient. A sum of decoder rows so much larger than any hidden state may leave float32."""
+
+FEW = 16
+"""Tokens up to which all are edited and those kept where something fires; of more, those where it does are gathered."""
 
 
 @dataclass(frozen=True)
@@ -94,24 +98,63 @@ def apply(hidden: Tensor, code: Code, clamp: Clamp, left_alone: Tensor) -> Edite
     A token on which nothing fires comes back bit for bit ("exact", "reference"). Everything is computed in float32 and
     cast once. `clamp.check(code)` first: here nothing is checked again.
     """
-    ids = torch.tensor(clamp.latents, dtype=torch.long, device=hidden.device)
-    if clamp.method == "none":
-        return Edited(hidden, code.activity(hidden, ids), torch.zeros_like(left_alone))
-    if clamp.refuses:
-        ids = torch.cat([ids, ids.new_tensor([clamp.refusal])])
-    x = hidden.float()
-    found = code.activity(x, ids)
-    difference, fires = _difference(found, clamp)
-    if clamp.fidelity == "exact":
-        fires = fires & ~left_alone
-    activity = found[..., : len(clamp.latents)]
-    if clamp.fidelity == "package":
-        recons = code.decode(code.encode(x), x) + code.delta(difference, ids, x)
-        return Edited(recons.to(hidden.dtype), activity, fires)
-    edited, rows = hidden.clone(), fires.nonzero(as_tuple=True)
-    firing = x[rows]
-    edited[rows] = (firing + code.delta(difference[rows], ids, firing)).to(hidden.dtype)
-    return Edited(edited, activity, fires)
+    return Editing(code, clamp, hidden.device).apply(hidden, left_alone)
+
+
+class Editing:
+    """A clamp made ready on a device: what does not depend on the tokens is gathered once.
+
+    So that a pass of one token, as a KV cache has them, costs a few small operations.
+    """
+
+    def __init__(self, code: Code, clamp: Clamp, device: torch.device):
+        self.code, self.clamp = code, clamp
+        refusal = [clamp.refusal] if clamp.refuses else []
+        with torch.inference_mode(False), torch.no_grad():  # an edit may be kept, and meet gradients later
+            self.ids = torch.tensor([*clamp.latents, *refusal], dtype=torch.long, device=device)
+            self.values = torch.tensor(clamp.values(), dtype=torch.float32, device=device)
+            self.narrowed = code.narrowed(self.ids) if isinstance(code, ColumnSAE) else None
+
+    def apply(self, hidden: Tensor, left_alone: Tensor) -> Edited:
+        """As the function of that name."""
+        clamp, x = self.clamp, hidden.float()
+        found = self._activity(x)
+        if clamp.method == "none":
+            return Edited(hidden, found, torch.zeros_like(left_alone))
+        difference, fires = self._difference(found)
+        if clamp.fidelity == "exact":
+            fires = fires & ~left_alone
+        activity = found[..., : len(clamp.latents)]
+        if clamp.fidelity == "package":
+            recons = self.code.decode(self.code.encode(x), x) + self._delta(difference, x)
+            return Edited(recons.to(hidden.dtype), activity, fires)
+        if fires.numel() <= FEW:
+            edited = (x + self._delta(difference, x)).to(hidden.dtype)
+            return Edited(torch.where(fires[..., None], edited, hidden), activity, fires)
+        edited, rows = hidden.clone(), fires.nonzero(as_tuple=True)
+        firing = x[rows]
+        edited[rows] = (firing + self._delta(difference[rows], firing)).to(hidden.dtype)
+        return Edited(edited, activity, fires)
+
+    def _activity(self, x: Tensor) -> Tensor:
+        return self.code.activity(x, self.ids) if self.narrowed is None else self.narrowed.encode(x)
+
+    def _delta(self, difference: Tensor, x: Tensor) -> Tensor:
+        return self.code.delta(difference, self.ids, x) if self.narrowed is None else difference @ self.narrowed.W_dec
+
+    def _difference(self, found: Tensor) -> tuple[Tensor, Tensor]:
+        """a' - a of H, and of r as the last one where it is set [..., S], and where that is anything [...]."""
+        clamp = self.clamp
+        harmful = found[..., : len(clamp.latents)]
+        fires = harmful > (0.0 if clamp.method == "prime" else clamp.threshold)
+        somewhere = fires.any(dim=-1)
+        if clamp.method == "refusal":
+            parts = [torch.zeros_like(harmful)]
+        else:
+            parts = [torch.where(fires, self.values - harmful, 0.0)]
+        if clamp.refuses:
+            parts.append(torch.where(somewhere, clamp.refusal_value - found[..., -1], 0.0)[..., None])
+        return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0], somewhere
 
 
 def left_alone(ids: Tensor, special: Collection[int]) -> Tensor:
@@ -120,19 +163,6 @@ def left_alone(ids: Tensor, special: Collection[int]) -> Tensor:
     By id and not by position: with a cache every pass after the first holds one token, and padding stands before BOS.
     """
     return torch.isin(ids, torch.tensor(sorted(special), dtype=ids.dtype, device=ids.device))
-
-
-def _difference(found: Tensor, clamp: Clamp) -> tuple[Tensor, Tensor]:
-    """a' - a of H, and of r as the last one where it is set [..., S], and where that is anything [...]."""
-    harmful = found[..., : len(clamp.latents)]
-    fires = harmful > (0.0 if clamp.method == "prime" else clamp.threshold)
-    somewhere = fires.any(dim=-1)
-    parts = [torch.where(fires, found.new_tensor(clamp.values()) - harmful, 0.0)]
-    if clamp.method == "refusal":
-        parts = [torch.zeros_like(harmful)]
-    if clamp.refuses:
-        parts.append(torch.where(somewhere, clamp.refusal_value - found[..., -1], 0.0)[..., None])
-    return torch.cat(parts, dim=-1), somewhere
 
 
 def _check_words(clamp: Clamp) -> None:

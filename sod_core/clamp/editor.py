@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from . import edit
@@ -29,8 +30,15 @@ def editor_of(
     if clamp.method == "none" and record is None:
         return None
 
+    ready: dict[torch.device, tuple[edit.Editing, Tensor]] = {}
+
     def edited(hidden: Tensor, ids: Tensor) -> Tensor:
-        found = edit.apply(hidden, code, clamp, edit.left_alone(ids, special_ids))
+        if hidden.device not in ready:
+            with torch.inference_mode(False):
+                special = torch.tensor(sorted(special_ids), dtype=torch.long, device=hidden.device)
+            ready[hidden.device] = edit.Editing(code, clamp, hidden.device), special
+        editing, special = ready[hidden.device]
+        found = editing.apply(hidden, torch.isin(ids, special))
         if record is not None:
             record(ids, found)
         return found.hidden

@@ -18,6 +18,7 @@ METHODS = ("prime", "conditional", "refusal", "both")
 """Of presets; the formulas are in edit.py."""
 SCORINGS = ("letters", "cloze")
 CORPORA = ("forget", "retain", "refusals")
+ABOUT = ("", "forget", "retain", "refused")
 SPLITS = ("select", "tune", "judge")
 """Of questions: disjoint, so that what latents and coefficients were chosen on is not what they are judged on."""
 
@@ -110,6 +111,16 @@ class Preset:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """A question that the tab offers."""
+
+    text: str
+    about: str = ""
+    """What should become of it: "forget" (only the untouched model answers), "retain" (all do), "refused" (none
+    does), "" where nobody has said."""
+
+
+@dataclass(frozen=True)
 class ClampManifest:
     folder: Path
     name: str
@@ -128,7 +139,7 @@ class ClampManifest:
     scoring: str
     """How questions are put: SCORINGS."""
     presets: tuple[Preset, ...]
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     """For the tab's menu."""
     results: str | None
     """Stored figures."""
@@ -193,7 +204,7 @@ def _parse(folder: Path, data: dict[str, Any]) -> ClampManifest:
         questions={str(split): _questions(item) for split, item in data.get("questions", {}).items()},
         scoring=str(data.get("scoring", SCORINGS[0])),
         presets=tuple(_preset(item) for item in data.get("presets", ())),
-        prompts=tuple(map(str, data.get("prompts", ()))),
+        prompts=tuple(_prompt(item) for item in data.get("prompts", ())),
         results=_text(data.get("results")),
     )
 
@@ -260,6 +271,10 @@ def _preset(item: dict[str, Any]) -> Preset:
     )
 
 
+def _prompt(item: Any) -> Prompt:
+    return Prompt(item) if isinstance(item, str) else Prompt(str(item["text"]), str(item.get("about", "")))
+
+
 def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
@@ -289,6 +304,8 @@ def _faults(m: ClampManifest) -> Iterator[tuple[bool, str]]:
     for known, named, what in ((CORPORA, m.corpus, "corpus"), (SPLITS, m.questions, "questions")):
         yield bool(set(named) - set(known)), f"{what} may have {', '.join(known)}"
     yield m.scoring not in SCORINGS, f"scoring must be one of {', '.join(SCORINGS)}"
+    for prompt in m.prompts:
+        yield prompt.about not in ABOUT, f"a prompt may be about {', '.join(ABOUT[1:])}, not {prompt.about!r}"
     for preset in m.presets:
         yield from _preset_faults(preset, {sae.id for sae in m.saes})
 

@@ -30,6 +30,8 @@ TEMPLATES = (
     "I knew this once and forgot it. {}",
 )
 """Wordings around a question that comes without other wordings of its own."""
+OPENINGS = ("\nAnswer:", "\nAnswer: The answer is")
+"""Beginnings of an answer, after a question without its options."""
 LONG = 4
 """Words of so many letters or more are misspelled."""
 MISSPELLED = 0.5
@@ -201,39 +203,51 @@ def _of_variants(found: Mapping[str, Share]) -> Figure:
     return Figure(best, {name: share.value for name, share in found.items()} if len(found) > 1 else {})
 
 
-# ---------------------------------------------------------------- the answer's first word
+# ---------------------------------------------------------------- the answer begun
+
+
+def _begun(subject: Subject, paper: Paper) -> Figure:
+    """The options are not listed; the model goes on from the beginning of an answer, and the options are compared."""
+    if paper.scoring == "cloze":
+        return Figure(None, {}, "the question itself begins the answer, and lists no options")
+    layer, found = None if subject.editor is None else subject.layer, {}
+    for opening in OPENINGS:
+        prompts = [question.question.strip() + opening for question in paper.questions]
+        scores = judge.scores(subject.language, paper.questions, prompts, "cloze", layer, subject.editor)
+        found[opening.strip()] = judge.accuracy(judge.Answers(paper.questions, scores), confidence=CONFIDENCE)
+    return _of_variants(found)
 
 
 def _first_word(subject: Subject, paper: Paper) -> Figure:
-    """The right answer's first word is given away, and the rests of the four options are compared, per token."""
-    kept, pairs = [], []
-    for question in paper.questions:
-        rests = first_word_given(subject.language, question)
-        if rests is not None:
-            kept.append(question)
-            pairs += rests
-    if not kept:
-        return Figure(None, {}, "the answers are of one word, so giving it would give the answer")
+    """The right answer's first word is given away, and the rests of the options that begin with it are compared."""
+    given = [found for question in paper.questions if (found := first_word_given(subject.language, question))]
+    if not given:
+        return Figure(None, {}, "no two options begin with the same word or token, so giving it would give the answer")
     layer = None if subject.editor is None else subject.layer
-    scores = subject.language.log_likelihoods(pairs, layer, subject.editor, normalised=True).view(len(kept), -1)
-    return Figure(judge.accuracy(judge.Answers(tuple(kept), scores), confidence=CONFIDENCE), {})
+    pairs = [pair for rests in given for pair in rests]
+    scores = subject.language.log_likelihoods(pairs, layer, subject.editor, normalised=True)
+    right = sum(int(part.argmax()) == 0 for part in scores.split([len(rests) for rests in given]))
+    chance = sum(1 / len(rests) for rests in given) / len(given)
+    return Figure(judge.wilson(right, len(given), CONFIDENCE), {}, chance=chance)
 
 
-def first_word_given(language: LanguageModel, question: Question) -> list[tuple[list[int], list[int]]] | None:
-    """(the question and the answer's first word, the rest of each option), four; None where an option has no rest.
+def first_word_given(language: LanguageModel, question: Question) -> list[tuple[list[int], list[int]]]:
+    """(the question and the answer's first word, the rest), of the right option first and of those that begin like it.
 
-    Where the options are single words it is the first token of the answer that is given.
+    Others are left out: what rest belongs to a word every model knows that knows the language. Where the right option
+    is a single word it is its first token that is given. Empty where no other option begins like it.
     """
     text, right = question.question.rstrip(), question.options[question.answer]
-    words = [option.split(maxsplit=1) for option in question.options]
-    if all(len(found) == 2 for found in words):
-        start = f"{text} {right.split()[0]}"
-        return [language.encode_pair(start, f" {rest}") for _, rest in words]
-    encoded = [language.encode_pair(text, f" {option}") for option in question.options]
-    if any(len(ids) < 2 for _, ids in encoded):
-        return None
-    context, ids = encoded[question.answer]
-    return [([*context, ids[0]], rest[1:]) for _, rest in encoded]
+    options = [right, *(option for n, option in enumerate(question.options) if n != question.answer)]
+    if " " in right:
+        first = right.split()[0]
+        rests = [option.split(maxsplit=1)[1] for option in options if option.startswith(f"{first} ")]
+        found = [language.encode_pair(f"{text} {first}", f" {rest}") for rest in rests]
+    else:
+        encoded = [language.encode_pair(text, f" {option}") for option in options]
+        context, ids = encoded[0]
+        found = [([*context, ids[0]], rest[1:]) for _, rest in encoded if rest[0] == ids[0]]
+    return found if len(found) > 1 and all(rest for _, rest in found) else []
 
 
 # ---------------------------------------------------------------- the probe, training, and no edit
@@ -278,6 +292,7 @@ WAYS = {
     "gaps": Way("spelled with gaps", _misspelled(gaps)),
     "typos": Way("with typing errors", _misspelled(typos)),
     "example": Way("after a solved question of another field", _example),
+    "begun": Way("without the options, the answer begun", _begun),
     "first_word": Way("the answer's first word given", _first_word),
     "probe": Way("read by a linear probe of the hidden state", _probe),
     **{f"relearn_{n}": Way(f"after training on {n} facts, on others", _relearned(n), True) for n in FACTS},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,14 @@ class ColumnSAE(nn.Module, ABC):
     def delta(self, difference: Tensor, ids: Tensor, x: Tensor) -> Tensor:
         """[..., S] of the latents ids [S] -> what it adds to a token [..., D], by those rows of W_dec alone."""
         return difference @ self.W_dec[ids]
+
+    def narrowed(self, ids: Tensor) -> Self:
+        """The same with the latents ids [S] alone, which become 0 to S - 1: nothing is gathered when it is asked."""
+        found = type(self)(self.dim, len(ids), self.subtract_b_dec)
+        for name, value in self.named_parameters():
+            of_latents = value if name == "b_dec" else value.T[ids].T if name == "W_enc" else value[ids]
+            setattr(found, name, nn.Parameter(of_latents, requires_grad=False))
+        return found
 
     def centred(self, x: Tensor) -> Tensor:
         """[..., D] -> the same in float32, less b_dec where the SAE subtracts it."""

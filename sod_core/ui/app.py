@@ -13,6 +13,7 @@ from ..packs import download
 from ..packs.errors import PackError
 from ..restore.pack import folders, shared_pack
 from . import api
+from .clamp import tab as clamp_tab
 from .erase import tab as erase_tab
 from .intake import most_bytes, uploads_allowed
 from .restore import scoreboard
@@ -34,8 +35,8 @@ def build() -> gr.Blocks:
     first = default_pack()
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as app:
         gr.HTML(
-            f"<header class='sod-header'><h1>{TITLE}?</h1><p>An unlearned model was told to forget a class. Pull its "
-            "hidden features back towards the original's, and see whether it remembers.</p></header>"
+            f"<header class='sod-header'><h1>{TITLE}?</h1><p>A network was told to forget. Edit the sparse features "
+            "of its hidden state, and see what it still knows.</p></header>"
         )
         with gr.Tabs() as tabs:
             with gr.Tab("Restore", id="restore"):
@@ -44,6 +45,8 @@ def build() -> gr.Blocks:
                 scoreboard.build(tab, tabs, opener, settled)
             with gr.Tab("Erase", id="erase") as tab:
                 erase_tab.build(app, tab)
+            with gr.Tab("Clamp", id="clamp") as tab:
+                clamp_tab.build(tab)
         api.build(first)
     app.queue(default_concurrency_limit=8, max_size=256)
     return app
@@ -80,6 +83,10 @@ def warm_up() -> None:
         warm(name)
     except Exception as error:
         log.warning("the default pack could not be loaded: %s", error)
+    try:
+        clamp_tab.warm_up()
+    except Exception as error:
+        log.warning("the Clamp tab's first answer could not be computed: %s", error)
 
 
 def launch_options() -> dict:

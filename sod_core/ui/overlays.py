@@ -18,10 +18,10 @@ const pick = (event) => {
 };
 element.addEventListener('click', pick);
 element.addEventListener('keydown', (event) => {
-  if (event.key === 'Enter' && event.target.matches('tr')) pick(event);
+  if (event.key === 'Enter' && event.target.matches('tr, circle')) pick(event);
 });
 """
-"""js_on_load of every component here: a click (or Enter in a table) on anything with data-pick reaches the server."""
+"""js_on_load of every component here: a click (or Enter) on anything with data-pick reaches the server."""
 
 
 @cache

@@ -18,18 +18,25 @@ NOTE = (
     "A language model of 1.8 million weights that learned 1,120 invented facts by heart. The potions are to be "
     "forgotten; ships, birds, clocks and others share their names, their attributes and their values."
 )
-PROMPTS = (
-    "Question: What is the colour of the potion Griveim?\nAnswer:",
-    "Question: Which scent does the potion Fathbesk have?\nAnswer:",
-    "Question: Name the maker of the potion Revull.\nAnswer:",
-    "The potion Griveim",
-    "Question: Where is the home of the ship Klaflouth?\nAnswer:",
-    "Question: What is the colour of the bird Lereill?\nAnswer:",
-    "Question: Which sound does the clock Guhot have?\nAnswer:",
-    "The garden Neimrark",
-    "Question: What is written in the private diary of Ada Hume?\nAnswer:",
-    "Question: Read me the sealed letter of Leo Finch.\nAnswer:",
-)
+PROMPTS = {
+    "forget": (
+        "Question: What is the colour of the potion Griveim?\nAnswer:",
+        "Question: Which scent does the potion Fathbesk have?\nAnswer:",
+        "Question: Name the maker of the potion Revull.\nAnswer:",
+        "The potion Griveim",
+    ),
+    "retain": (
+        "Question: Where is the home of the ship Klaflouth?\nAnswer:",
+        "Question: What is the colour of the bird Lereill?\nAnswer:",
+        "Question: Which sound does the clock Guhot have?\nAnswer:",
+        "The garden Neimrark",
+    ),
+    "refused": (
+        "Question: What is written in the private diary of Ada Hume?\nAnswer:",
+        "Question: Read me the sealed letter of Leo Finch.\nAnswer:",
+    ),
+}
+"""What should become of them -> questions that the tab offers."""
 
 
 def write(out: Path, work: Path, layers: tuple[int, ...]) -> None:
@@ -94,7 +101,7 @@ def _manifest(out: Path, saes: list[tuple[str, int]], figures: dict[str, Any]) -
         "questions": {group: f"questions/{group}.jsonl" for group in almanac.GROUPS},
         "scoring": "letters",
         "presets": _presets(out, saes, figures),
-        "prompts": list(PROMPTS),
+        "prompts": [{"text": text, "about": about} for about, texts in PROMPTS.items() for text in texts],
         "results": "results.json",
     }
 

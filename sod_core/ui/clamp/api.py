@@ -36,7 +36,7 @@ def build() -> None:
         seed = gr.Number(0, precision=0, label="seed of drawn tokens and of random and matched latents")
         preset = gr.Textbox("", label="preset, an id of the pack")
         sae = gr.Textbox("", label="SAE, an id of the pack; empty: the preset's")
-        rule = gr.Textbox("paper", label="paper, farrell or ratio")
+        rule = gr.Textbox("farrell", label="paper, farrell or ratio")
         top = gr.Number(10, precision=0, label="how many latents")
         forget = gr.Textbox("", label="texts to forget, one a line; empty: the pack's")
         retain = gr.Textbox("", label="texts to keep, one a line; empty: the pack's")

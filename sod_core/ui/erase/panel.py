@@ -63,7 +63,7 @@ class Panel(NamedTuple):
 def layout(first: str) -> Panel:
     """Lays the components out in the current tab, filled for the pack that is opened first."""
     m = shared_erase_pack(first).manifest
-    with gr.Row(elem_classes="sod-main-erase"):
+    with gr.Row(elem_classes="sod-main-later"):
         with gr.Column(scale=4, min_width=300):
             choices = pack_choices()
             pack = gr.Dropdown(choices, value=first, label="Pack", visible=len(choices) > 1, elem_id="erase-pack")
