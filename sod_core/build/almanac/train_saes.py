@@ -162,7 +162,7 @@ def train(kind: str, states: Tensor, recipe: Recipe, checkpoint: Path) -> tuple[
     }
     if kind == "topk":
         del found["threshold"]
-    figures = {"variance_unexplained": float(fit[0]), "active_latents": float(fit[1])}
+    figures = {"variance_unexplained": fit[0].item(), "active_latents": float(fit[1])}
     figures["dead_latents"] = int((sae.idle > recipe.dead_after).sum())
     return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}, figures
 
