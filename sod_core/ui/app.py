@@ -35,8 +35,8 @@ def build() -> gr.Blocks:
     first = default_pack()
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as app:
         gr.HTML(
-            f"<header class='sod-header'><h1>{TITLE}?</h1><p>An unlearned model was told to forget a class. Pull its "
-            "hidden features back towards the original's, and see whether it remembers.</p></header>"
+            f"<header class='sod-header'><h1>{TITLE}?</h1><p>A network was told to forget. Edit the sparse features "
+            "of its hidden state, and see what it still knows.</p></header>"
         )
         with gr.Tabs() as tabs:
             with gr.Tab("Restore", id="restore"):
