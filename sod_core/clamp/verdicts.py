@@ -72,13 +72,13 @@ def verdict(
     figures: Mapping[str, Figure],
     yardsticks: Mapping[str, Figure],
     original: Share,
-    collapse: float,
+    collapse: float | None,
     is_edit: bool,
 ) -> Verdict:
     """From the figures of every way that was tried; `yardsticks` are the retrained model's, {} where there is none.
 
-    `collapse` of the subject over all judged questions. The switched-off edit is a figure of its own, and no part of
-    what comes back with the edit on.
+    `collapse` of the subject over all judged questions, None where it gave no numbers. The switched-off edit is a
+    figure of its own, and no part of what comes back with the edit on.
     """
     without = IS_SUPPRESSED if is_edit else None
     caution = "" if original.n >= FEW else f"only {original.n} questions were asked: take it as a hint"
@@ -91,6 +91,8 @@ def verdict(
             f"the untouched model answers {original.value:.0%} of the field's questions: there was little to forget"
         )
         return no(reason)._replace(without_edit=None)
+    if collapse is None:
+        return no("the model is destroyed: it gives no finite numbers")
     if collapse > COLLAPSED:
         return no(f"the model is destroyed: it gives one letter on {collapse:.0%} of all questions")
     shares = {
