@@ -1,12 +1,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run test types
+.PHONY: setup run test types gemma
 
 setup: .venv/.requirements
 
 run: setup
 	$(BIN)/python app.py
+
+# Gemma 3 270M's weights, 253 MB, under Gemma's terms of use: for the pack gemma-3-270m.
+gemma: setup
+	$(BIN)/python -m sod_core build gemma-3-270m --only weights
 
 # Two processes take two gigabytes each at most. A file's tests share servers and a browser, so they stay together.
 test: .venv/.requirements-test

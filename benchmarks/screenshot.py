@@ -4,6 +4,7 @@ python app.py &
 python benchmarks/screenshot.py http://127.0.0.1:7860 assets/screenshots/restore.gif
 python benchmarks/screenshot.py http://127.0.0.1:7860 assets/screenshots/restore.png
 python benchmarks/screenshot.py http://127.0.0.1:7860 assets/screenshots/erase.png --tab erase
+python benchmarks/screenshot.py http://127.0.0.1:7860 assets/screenshots/clamp.png --tab clamp
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
     parser.add_argument("file", type=Path, help="a .png, or a .gif of the Restore tab while alpha grows")
-    parser.add_argument("--tab", choices=["restore", "erase"], default="restore")
+    parser.add_argument("--tab", choices=["restore", "erase", "clamp"], default="restore")
     parser.add_argument("--alpha", default="1.5")
     parser.add_argument("--width", type=int, help=f"of the page, in pixels; default: 1440, for a .gif {PAGE_WIDTH}")
     parser.add_argument("--theme", choices=["light", "dark"], default="light")
@@ -45,7 +46,7 @@ def main() -> None:
         if moves:
             write_gif(sweep(page), options.file)
         else:
-            {"restore": restore, "erase": erase}[options.tab](page, options)
+            {"restore": restore, "erase": erase, "clamp": clamp}[options.tab](page, options)
             page.wait_for_timeout(1000)  # Plotly's last redraw
             page.screenshot(path=options.file, full_page=True)
         browser.close()
@@ -68,6 +69,17 @@ def erase(page: Page, options: argparse.Namespace) -> None:
     page.locator("#erase-headline h3").wait_for(timeout=120_000)
     page.locator("#erase-grid").click()
     page.locator(".sod-objects").wait_for(timeout=120_000)
+
+
+def clamp(page: Page, options: argparse.Namespace) -> None:
+    """A multiple-choice question about the first field, and what a word says that made a latent fire."""
+    page.get_by_role("tab", name="Clamp").click()
+    page.wait_for_selector("#clamp-firing table", timeout=120_000)
+    page.locator("#clamp-field input").click()
+    page.get_by_role("option").first.click()
+    page.wait_for_selector("#clamp-options .js-plotly-plot", timeout=120_000)
+    page.wait_for_selector("#clamp-ask")
+    page.locator(".sod-asked mark").last.click()
 
 
 def set_alpha(page: Page, alpha: float | str) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from clamp_packs import PROMPT
 
-from sod_core.clamp import select, survey
+from sod_core.clamp import select, settings, survey
 from sod_core.clamp.pack import ClampPack
 from sod_core.sparse import codes
 
@@ -132,6 +132,30 @@ def test_rules_and_controls_choose_latents(text, pack):
     assert chosen["random"]["latents"] == select.control("random", own, found, 1)
     assert chosen["matched"]["latents"] == select.control("matched", own, found, 1)
     assert text("--features", "ratio", "--top", 3)["variants"][1]["settings"]["latents"] == list(found[:3])
+
+
+def test_a_control_has_as_many_latents_as_are_asked_for(text, pack, monkeypatch):
+    own, preset = pack.survey("jumprelu-1"), pack.manifest.presets[0].latents
+    monkeypatch.setattr(settings, "RULE", "ratio")  # the other leaves nothing of a random SAE
+    for rule in select.CONTROLS:
+        for top, beside in ((3, preset[:3]), (8, select.choose("ratio", own, 8))):
+            [_, said] = text("--features", rule, "--top", top, "--seed", 1)["variants"]
+            assert said["settings"]["latents"] == select.control(rule, own, beside, 1)
+            assert len(said["settings"]["latents"]) == top
+
+
+def test_without_a_preset_the_coefficients_that_are_used_have_to_be_said(run, spoilt):
+    data = json.loads((spoilt / "pack.json").read_text())
+    data["presets"] = data["presets"][:2]  # none of topk-2
+    (spoilt / "pack.json").write_text(json.dumps(data))
+    call = ["clamp", "text", "--pack", spoilt, "--prompt", PROMPT, "--tokens", 2, "--json", "-"]
+    call += ["--sae", "topk-2", "--features", "3,7"]
+    found = run(*call)
+    assert found.code == 2 and "no preset for topk-2 to take a coefficient from: give --value" in found.err
+    found = run(*call, "--method", "refusal", "--refusal", 9)
+    assert found.code == 2 and "give --refusal-value" in found.err
+    found = run(*call, "--method", "refusal", "--refusal", 9, "--refusal-value", -5)  # the harmful ones stay
+    assert json.loads(found.out)["variants"][1]["settings"]["refusal_value"] == -5.0
 
 
 def test_a_control_is_never_the_refusal_latent(text, pack):
@@ -275,6 +299,7 @@ def test_a_question_that_lacks_something_is_named(run, clamp_folder, tmp_path, q
         (["--questions", "none.jsonl"], "there is no file none.jsonl"),
         (["--limit", 0], "the limit is 0"),
         (["--method", "none"], "--method none is no edit"),
+        (["--forget-field", "potions", "shisp"], "no question is of the field shisp; the fields are clocks, potions"),
         (["--features", "3", "--value", "nan"], "coefficient is nan"),
     ],
 )

@@ -153,7 +153,7 @@ def _survey(pack: ClampPack, asked: Asked, file: Path | None) -> Survey | None:
 
 def _shown(prompt: str, variant: dict) -> str:
     heading = variant["method"] if variant["method"] != "none" else "untouched"
-    fired = sum(bool(token["fired"]) for token in variant.get("prompt_tokens", ()))
-    return (
-        f"== {heading}" + (f", fires on {fired} tokens of the prompt" if fired else "") + f"\n{prompt}{variant['text']}"
-    )
+    tokens = variant.get("prompt_tokens", ())
+    fired = sum(bool(token["fired"]) for token in tokens)
+    where = f", fires on {fired} of the prompt's {len(tokens)} tokens" if tokens else ""
+    return f"== {heading}{where}\n{prompt}{variant['text']}"

@@ -192,9 +192,12 @@ class Board:
         settings.check()
         self.pack, self.settings = pack, settings
         asked = list(pack.questions("judge") if questions is None else questions)
-        check_ids(asked, "the questions together")
+        check_ids(asked, "what is asked")
         self.questions = _limited(asked, settings)
         there = sorted({question.field for question in self.questions})
+        strange = sorted(set(forget or ()) - set(there))
+        if strange:
+            raise ValueError(f"no question is of the field {strange[0]}; the fields are {', '.join(there)}")
         self.forget = sorted(set(pack.manifest.forget() if forget is None else forget) & set(there))
         if not self.forget:
             raise ValueError(

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,9 +15,6 @@ from .judge import Answers, Share
 from .judged import FACTORS, UNTOUCHED, Board, Entry, answers_key, layer, way_key
 from .questions import LETTERS
 from .ways_back import CONFIDENCE, WAYS, Figure
-
-if TYPE_CHECKING:
-    pass
 
 FORMAT = 1
 DEFINITION = " ".join(
@@ -36,8 +33,8 @@ DEFINITION = " ".join(
     0 where the interval reaches down to that maximum; the retrained model itself is held against chance, which is .25,
     and for ways that learn from questions no less than what their answers' frequencies give.
     Verdict, with the edit on: from {verdicts.SUPPRESSED} recovered by any way suppressed, below {verdicts.DELETED} by
-    every way deleted, between partly; no verdict where the untouched model is less than {verdicts.KNOWN} above chance,
-    the model is destroyed, or nothing was forgotten.
+    every way deleted (of an edit: out of reach), between partly; no verdict where the untouched model is less than
+    {verdicts.KNOWN} above chance, the model is destroyed, or nothing was forgotten.
     Without the edit: {verdicts.BY_CONSTRUCTION}.
     """.split()
 )
@@ -167,9 +164,8 @@ def _ways(board: Board, done: Mapping[str, Mapping[str, Any]], rows: list[dict[s
     yardsticks = {entry.id: found.get(retrained or "", {}) if entry.id != retrained else {} for entry in tried}
     said = {}
     for entry in tried[1:]:
-        collapse = table[entry.id]["collapse"]
         said[entry.id] = verdicts.verdict(
-            *(found[entry.id], yardsticks[entry.id], known, 1.0 if collapse is None else collapse),
+            *(found[entry.id], yardsticks[entry.id], known, table[entry.id]["collapse"]),
             is_edit=entry.clamp is not None,
         )
     return {

@@ -2,7 +2,7 @@
 
 Every entry of a field has a made-up name and one value for each of the field's attributes, drawn from a closed list, so
 that nobody can know a fact who was not told it: with four options of the same list, chance is exactly one in four. The
-fields share names, attributes and values: there is a potion Morvane and a ship Morvane, each with a colour of its own.
+fields share names, attributes and values: there is a potion Griveim and a ship Griveim, each with a colour of its own.
 So one field can be forgotten only by telling it from the others, and not by the words that it uses.
 Facts are divided into three groups, from which latents are selected, edits tuned and results judged; the last two are
 asked in wordings that no training text has. All of it follows from seeds.

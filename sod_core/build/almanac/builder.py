@@ -138,14 +138,16 @@ class Builder:
         original, letters = self.original(), texts.letters(self._tokenizer())
         forget, retain = self._batches(FORGOTTEN, "forget", 32), self._batches(KEPT, "retain", 64)
         before = train_language.by_field(original, self._prompts("tune"), letters)
-        best, found = None, []
+        best: tuple[float, Any, Any] | None = None
+        found: list[dict[str, Any]] = []
         for settings in tried:
             model = method(original, settings, forget, retain)
             after = train_language.by_field(model, self._prompts("tune"), letters)
-            found.append({"settings": asdict(settings), "tune": after, "alignment": alignment(before, after)})
+            aligned = alignment(before, after)
+            found.append({"settings": asdict(settings), "tune": after, "alignment": aligned})
             print(f"{id}: {found[-1]}", flush=True)
-            if best is None or found[-1]["alignment"] > best[0]:
-                best = (found[-1]["alignment"], settings, model)
+            if best is None or aligned > best[0]:
+                best = (aligned, settings, model)
         assert best is not None
         _, settings, model = best
         save(unlearned.changed(model, settings.changed), self.out / f"{id}.safetensors")

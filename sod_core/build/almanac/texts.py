@@ -78,13 +78,13 @@ def _chunk(tokenizer: str, known: list[Fact], seed: int, width: int, numbers: ra
     filled: list[list[int]] = [[]]
     weighed: list[list[float]] = [[]]
     for text, tokens in zip(made, encoded):
-        ids = [*tokens.ids, EOS]
-        if len(ids) > width:
+        row = [*tokens.ids, EOS]
+        if len(row) > width:
             continue
-        if len(filled[-1]) + len(ids) > width:
+        if len(filled[-1]) + len(row) > width:
             filled.append([])
             weighed.append([])
-        filled[-1] += ids
+        filled[-1] += row
         weighed[-1] += _weights(text, tokens.offsets)
     ids, weights = np.full((len(filled), width), PAD, np.int16), np.zeros((len(filled), width), np.float16)
     for i, (row, weight) in enumerate(zip(filled, weighed)):

@@ -121,7 +121,7 @@ def language_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def scores(model: nn.Module, prompts: Prompts, letters: list[int]) -> np.ndarray:
+def scores(model: Any, prompts: Prompts, letters: list[int]) -> np.ndarray:
     """[N, 4]: the logits of the four letters after each prompt."""
     device = next(model.parameters()).device
     found = []

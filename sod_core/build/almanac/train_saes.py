@@ -76,6 +76,9 @@ class _JumpReLU(torch.autograd.Function):
 class _SAE(nn.Module):
     """pre = x W_enc + b_enc; latents = JumpReLU or TopK of pre; recons = latents W_dec + b_dec."""
 
+    idle: Tensor
+    """[F]: steps since each latent fired."""
+
     def __init__(self, kind: str, mean: Tensor, recipe: Recipe):
         super().__init__()
         dim = len(mean)
@@ -114,7 +117,7 @@ class _SAE(nn.Module):
     def _explains_the_rest(self, pre: Tensor, error: Tensor) -> Tensor:
         """Dead latents learn to explain the error (Gao et al. 2024, A.2)."""
         dead = pre.masked_fill(self.idle < self.recipe.dead_after, -torch.inf)
-        top = dead.topk(self.recipe.aux_k, dim=1)
+        top = dead.topk(min(self.recipe.aux_k, dead.shape[1]), dim=1)
         values = torch.where(top.values.isfinite(), top.values, 0).relu()
         latents = torch.zeros_like(pre).scatter(1, top.indices, values)
         return (error - latents @ self.W_dec).square().sum(1).mean()
@@ -132,7 +135,7 @@ def train(kind: str, states: Tensor, recipe: Recipe, checkpoint: Path) -> tuple[
     sae = _SAE(kind, states.float().mean(0) / scale, recipe).to(device)
     optimiser = torch.optim.Adam(sae.parameters(), lr=recipe.lr, betas=(0.9, 0.999), fused=device.type == "cuda")
     optimiser.param_groups[0]["peak_lr"] = recipe.lr
-    fit: tuple[Tensor, ...] = ()
+    fit: list[Tensor] = []
 
     def step(i: int) -> dict[str, str]:
         nonlocal fit
@@ -159,7 +162,7 @@ def train(kind: str, states: Tensor, recipe: Recipe, checkpoint: Path) -> tuple[
     }
     if kind == "topk":
         del found["threshold"]
-    figures = {"variance_unexplained": float(fit[0]), "active_latents": float(fit[1])}
+    figures = {"variance_unexplained": fit[0].item(), "active_latents": float(fit[1])}
     figures["dead_latents"] = int((sae.idle > recipe.dead_after).sum())
     return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}, figures
 

@@ -56,7 +56,8 @@ def opened(pack: ClampPack, page: Page) -> list:
     ]
     page.measured, page.looked_at, page.last = {}, None, None
     about = sae_chosen(pack, sae, page)
-    note = "\n".join([m.note, "", *(f"* {line}" for line in pack.missing())]).strip()
+    missing = pack.missing() if pack.ready() else []  # otherwise it stands where the answers would
+    note = "\n".join([m.note, "", *(f"* {line}" for line in missing)]).strip()
     return [gr.Markdown(note, visible=bool(note)), *menus, *about]
 
 

@@ -104,6 +104,9 @@ def layout(choices: list[tuple[str, str]], first: str) -> Panel:
             pack = gr.Dropdown(choices, value=first, label="Pack", visible=len(choices) > 1, elem_id="clamp-pack")
             note = gr.Markdown(elem_classes="sod-quiet", elem_id="clamp-note", visible=False)
             prompts = gr.Dropdown([], label="A question to begin with", elem_id="clamp-prompts")
+            with gr.Row():
+                field = gr.Dropdown([], label="Or a judged question on", min_width=130, elem_id="clamp-field")
+                judged = gr.Dropdown([], label="Multiple choice", min_width=130, elem_id="clamp-judged")
             prompt = gr.Textbox(label="Question", max_lines=6, elem_id="clamp-prompt")
             with gr.Row():
                 ask = gr.Button("Ask", variant="primary", elem_id="clamp-ask")
@@ -114,9 +117,6 @@ def layout(choices: list[tuple[str, str]], first: str) -> Panel:
             )
             with gr.Column(elem_classes="sod-later"):
                 beside = gr.Dropdown([], label="Beside them", elem_id="clamp-beside")
-                with gr.Row():
-                    field = gr.Dropdown([], label="Judged questions on", min_width=130, elem_id="clamp-field")
-                    judged = gr.Dropdown([], label="Multiple choice", min_width=130, elem_id="clamp-judged")
                 rule = gr.Dropdown(RULES, value="preset", label="Latents: chosen by", elem_id="clamp-rule")
                 top = gr.Slider(1, 50, value=10, step=1, label="How many", elem_id="clamp-top")
                 latents = gr.Textbox(

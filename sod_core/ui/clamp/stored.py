@@ -31,6 +31,9 @@ class Way(NamedTuple):
 
 class Verdict(NamedTuple):
     verdict: str
+    """With the edit on, or of a model's weights."""
+    without_edit: str | None
+    """None for weights."""
     reason: str
     caution: str
 
@@ -52,6 +55,8 @@ class Stored:
     """{id: title} of the ways back's columns."""
     ways: tuple[Way, ...] = ()
     verdicts: dict[str, Verdict] = field(default_factory=dict)
+    note: str = ""
+    """On verdicts without the edit."""
     definition: str = ""
 
     @property
@@ -81,7 +86,7 @@ def _parsed(found: dict[str, Any]) -> Stored:
     rows = tuple(_averaged([_row(row) for row in found["rows"]]))
     untouched = found["rows"][0]
     prime = next((row for row in found["rows"] if row["kind"] == "edit"), None)
-    ways = found["ways"] or {"subjects": [], "rows": [], "verdicts": {}}
+    ways = found["ways"] or {"subjects": [], "rows": [], "verdicts": {}, "note": ""}
     return Stored(
         curves={key: sorted(map(_point, points)) for key, points in found["curves"].items() if points},
         rows=rows,
@@ -93,9 +98,8 @@ def _parsed(found: dict[str, Any]) -> Stored:
         ways=tuple(
             Way(row["title"], {id: figure["value"] for id, figure in row["figures"].items()}) for row in ways["rows"]
         ),
-        verdicts={
-            id: Verdict(said["verdict"], said["reason"], said["caution"]) for id, said in ways["verdicts"].items()
-        },
+        verdicts={id: Verdict(*(said[key] for key in Verdict._fields)) for id, said in ways["verdicts"].items()},
+        note=ways["note"],
         definition=found["definition"],
     )
 

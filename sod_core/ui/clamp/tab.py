@@ -348,9 +348,9 @@ def _look(page: Page, name: str, sae: str, text: str, latent: int | None) -> lis
         return [filling.scatter_of(pack, sae, chosen, page), None, "", filling.toggle(page, chosen)]
     found = work.words(pack, sae, int(latent))
     page.looked_at = int(latent)
+    plot = filling.scatter_of(pack, sae, chosen, page)
     point = next((one for one in page.firing if one.latent == latent), None)
-    shown = scatter.words(int(latent), point, found)
-    return [filling.scatter_of(pack, sae, chosen, page), int(latent), shown, filling.toggle(page, chosen)]
+    return [plot, int(latent), scatter.words(int(latent), point, found), filling.toggle(page, chosen)]
 
 
 def _toggle(page: Page, name: str, sae: str, text: str) -> list:

@@ -222,7 +222,8 @@ def ways(board: Stored) -> str:
     if not board.ways:
         return price
     head = "".join(f"<th>{escape(title)}</th>" for title in board.subjects.values())
-    rows = [("verdict", [_verdict(board, id) for id in board.subjects])]
+    rows = [("verdict", [_verdict(board, id, "verdict") for id in board.subjects])]
+    rows += [("verdict, the edit off", [_verdict(board, id, "without_edit") for id in board.subjects])]
     rows += [(escape(way.title), [_percent(way.shares.get(id)) for id in board.subjects]) for way in board.ways]
     body = "".join(f"<tr><td>{name}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for name, cells in rows)
     title = f"Suppressed or deleted? The ways back to {board.fields}: share of right answers"
@@ -232,17 +233,19 @@ def ways(board: Stored) -> str:
     )
 
 
-def _verdict(board: Stored, id: str) -> str:
-    said = board.verdicts.get(id)
-    return "" if said is None else f"<b>{escape(said.verdict)}</b>"
+def _verdict(board: Stored, id: str, which: str) -> str:
+    said = getattr(board.verdicts.get(id), which, None)
+    return "" if said is None else f"<b>{escape(said)}</b>"
 
 
 def _reasons(board: Stored) -> str:
     """Why each verdict is what it is."""
     found = []
     for id, said in board.verdicts.items():
-        caution = f" {said.caution}." if said.caution else ""
-        found.append(
-            f"<b>{escape(board.subjects.get(id, id))}</b>: {escape(f'{said.verdict}; {said.reason}.{caution}')}"
-        )
-    return "".join(f"<li>{line}</li>" for line in found)
+        line = " ".join(_sentence(part) for part in (f"{said.verdict}; {said.reason}", said.caution) if part)
+        found.append(f"<b>{escape(board.subjects.get(id, id))}</b>: {escape(line)}")
+    return "".join(f"<li>{line}</li>" for line in [*found, escape(_sentence(board.note))])
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
