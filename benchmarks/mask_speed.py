@@ -4,8 +4,8 @@
     python benchmarks/mask_speed.py --codebooks 16  # a sixteenth of it
 
 Random feature vectors, and keys drawn from their heads. Both ways answer for the same masks in turns and have to
-agree. "As released" is what the authors' module does in a forward pass (ftraeuble/discrete_key_value_bottleneck): every head's
-distance to every key of its codebook, those of forbidden keys set to infinity, the smallest one taken.
+agree. "As released" is what the authors' module (ftraeuble/discrete_key_value_bottleneck) does in a forward
+pass: every head's distance to every key of its codebook, those of forbidden keys set to infinity, the smallest taken.
 """
 
 from __future__ import annotations
