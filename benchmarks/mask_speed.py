@@ -61,14 +61,14 @@ def look_up(
     start = time.perf_counter()
     near = nearest(bare, features)
     print(f"nearest pairs of {len(features)} samples, found once: {time.perf_counter() - start:.0f} s")
-    index = bare.select(features, near).index
+    index = bare.select(features, near).chosen
     values = pair_values.of_counts(pair_values.count(index, labels, options.pairs, CLASSES))
     times: dict[str, list[float]] = {"look-up": [], "as released": []}
     for seed in range(options.masks):
         counts = edit.touched(index[labels == seed], options.pairs)
         masked = bare.with_mask(edit.by_activations(counts, edit.number_of(0.3, counts)))
         start = time.perf_counter()
-        ours = accuracy(vote(masked.select(features, near).index, values), labels)
+        ours = accuracy(vote(masked.select(features, near).chosen, values), labels)
         times["look-up"].append(time.perf_counter() - start)
         start = time.perf_counter()
         theirs = accuracy(as_released(features, projection, keys, values, masked.masked), labels)

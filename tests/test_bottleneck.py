@@ -46,7 +46,7 @@ def near(bare, features) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def counted(bare, features, near, labels) -> Bottleneck:
-    counts = pair_values.count(bare.select(features, near).index, labels, PAIRS, CLASSES)
+    counts = pair_values.count(bare.select(features, near).chosen, labels, PAIRS, CLASSES)
     return replace(bare, counts=counts, values=pair_values.of_counts(counts), used=counts.sum(-1) > 0)
 
 
@@ -202,7 +202,7 @@ def test_counts_add_up_and_values_are_worked_out_by_hand(counted, bare, features
 
 
 def test_descent_is_that_of_autograd(bare, features, near, labels):
-    index, how = bare.select(features, near).index, Descent(epochs=3, batch=25, lr=0.7, largest_norm=0.05, seed=8)
+    index, how = bare.select(features, near).chosen, Descent(epochs=3, batch=25, lr=0.7, largest_norm=0.05, seed=8)
     found = pair_values.descend(index, labels, PAIRS, CLASSES, how)
     values = torch.zeros(CODEBOOKS, PAIRS, CLASSES, requires_grad=True)
     optimiser = torch.optim.SGD([values], lr=0.7)
@@ -218,7 +218,7 @@ def test_descent_is_that_of_autograd(bare, features, near, labels):
 
 
 def test_slow_descent_is_proportional_to_counting(bare, features, near, labels):
-    index = bare.select(features, near).index
+    index = bare.select(features, near).chosen
     one = pair_values.descend(index, labels, PAIRS, CLASSES, Descent(epochs=1, batch=SAMPLES, smoothing=0.0))
     counts = pair_values.of_counts(pair_values.count(index, labels, PAIRS, CLASSES))
     assert torch.allclose(one / one.norm(), counts / counts.norm(), atol=1e-5)
@@ -230,7 +230,7 @@ def test_slow_descent_is_proportional_to_counting(bare, features, near, labels):
 @pytest.fixture(scope="module")
 def forget(counted, features, near, labels) -> torch.Tensor:
     """What the images of class 1 chose, as the session counts it: under no mask."""
-    return replace(counted, used=counted.used | True).select(features, near).index[labels == 1]
+    return replace(counted, used=counted.used | True).select(features, near).chosen[labels == 1]
 
 
 def test_by_activations_masks_the_most_frequent_and_masks_nest(forget):
@@ -319,12 +319,12 @@ def test_compacting_changes_no_logit_and_leaves_no_trace(counted, features, near
 def test_erased_values_vote_for_nothing_and_stay_to_be_chosen(counted, features, near, forget):
     mask = edit.by_activations(edit.touched(forget, PAIRS), 12)
     erased = edit.erase_values(counted, mask)
-    assert torch.equal(erased.select(features, near).index, counted.select(features, near).index)
+    assert torch.equal(erased.select(features, near).chosen, counted.select(features, near).chosen)
     assert not erased.values[mask].any() and torch.equal(erased.values[~mask], counted.values[~mask])
 
 
 def test_removal_equals_training_without_and_adding_takes_it_back(counted, bare, features, near, labels):
-    index = bare.select(features, near).index
+    index = bare.select(features, near).chosen
     gone = labels == 1
     removed = edit.remove_samples(counted, index[gone], labels[gone])
     counts = pair_values.count(index[~gone], labels[~gone], PAIRS, CLASSES)
@@ -349,7 +349,7 @@ def test_each_state_is_a_file_that_can_be_loaded_again(tmp_path, counted, bare, 
         "erased": lambda: edit.erase_values(counted, mask),
         "compacted": lambda: edit.compact(edit.forbid(counted, mask)),
         "removed": lambda: edit.remove_samples(
-            counted, bare.select(features, near).index[labels == 1], labels[labels == 1]
+            counted, bare.select(features, near).chosen[labels == 1], labels[labels == 1]
         ),
     }[state]()
     bottleneck_file.save(made, tmp_path / "a.safetensors")

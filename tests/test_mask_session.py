@@ -35,7 +35,7 @@ def session() -> MaskSession:
     keys = key_fitting.fit(train.features, projection, Fitting(pairs=24, epochs=4, batch=60))
     everything = torch.ones(12, 24, dtype=torch.bool)
     bare = Bottleneck(projection, keys, torch.zeros(12, 24, CLASSES), everything, ~everything)
-    index = bare.select(train.features, nearest(bare, train.features)).index
+    index = bare.select(train.features, nearest(bare, train.features)).chosen
     counts = pair_values.count(index, train.labels, 24, CLASSES)
     made = replace(bare, counts=counts, values=pair_values.of_counts(counts), used=counts.sum(-1) > 0)
     return MaskSession(made, train, test)
@@ -91,7 +91,7 @@ def test_classes_one_after_another_choose_among_what_is_left(session):
     assert not (first & ~both).any()
     after = replace(session.bottleneck, masked=first)
     rows = session.train.labels == 3
-    index = after.select(session.train.features[rows], session.train_nearest[rows]).index
+    index = after.select(session.train.features[rows], session.train_nearest[rows]).chosen
     counts = edit.touched(index, 24)
     assert torch.equal(both, first | edit.by_activations(counts, edit.number_of(0.5, counts)))
 

@@ -112,7 +112,7 @@ class MaskSession:
         """The test set's accuracies under a mask [C, J]; `classes` are those that count as forgotten."""
         masked = self.bottleneck.with_mask(self.bottleneck.masked | mask)
         selected = masked.select(self.test.features, self.test_nearest)
-        return figures(vote(selected.index, masked.values), self.test, classes, selected.abstained)
+        return figures(vote(selected.chosen, masked.values), self.test, classes, selected.abstained)
 
     def _one(self, after: Bottleneck, class_index: int, dose: Dose, seed: int) -> Tensor:
         mine = self.train.labels == class_index
@@ -136,7 +136,7 @@ class MaskSession:
         return edit.by_enrichment(counts, everything, number, dose.per_codebook)
 
     def _chosen(self, bottleneck: Bottleneck, rows: Tensor) -> Tensor:
-        return bottleneck.select(self.train.features[rows], self.train_nearest[rows]).index
+        return bottleneck.select(self.train.features[rows], self.train_nearest[rows]).chosen
 
 
 def figures(logits: Tensor, images: Images, classes: Sequence[int], abstained: Tensor) -> Figures:

@@ -81,7 +81,7 @@ class Bottleneck:
 
     def logits(self, features: Tensor, nearest: Tensor) -> Tensor:
         """[N, M] and [N, C, n] -> [N, V]; zeros where every codebook abstains."""
-        return vote(self.select(features, nearest).index, self.values)
+        return vote(self.select(features, nearest).chosen, self.values)
 
     def _ranking(self, feature: Tensor, codebook: int) -> Tensor:
         """Every pair of a codebook, nearest first. [M] -> [J]."""
@@ -91,7 +91,7 @@ class Bottleneck:
 class Selected(NamedTuple):
     """What each codebook chose for each sample."""
 
-    index: Tensor
+    chosen: Tensor
     """[N, C, k] int64: pairs, nearest first; -1 throughout where the codebook abstains."""
     rank: Tensor
     """[N, C, k] int64: their places among all pairs of the codebook, forbidden ones too; 0 is the nearest of all."""
@@ -99,7 +99,7 @@ class Selected(NamedTuple):
     @property
     def abstained(self) -> Tensor:
         """[N, C] bool."""
-        return self.index[..., 0] < 0
+        return self.chosen[..., 0] < 0
 
 
 def make_projection(codebooks: int, width: int, key_width: int, seed: int) -> Tensor:
