@@ -355,7 +355,7 @@ def test_what_comes_back_is_a_share_of_what_was_known():
         ({"plain": of(20), "probe": of(70)}, {}, False, "suppressed", "probe"),
         ({"plain": of(20), "probe": of(70)}, {"probe": of(68)}, False, "deleted", "plain"),
         ({"plain": of(20), "gaps": of(40)}, {}, False, "partly", "gaps"),
-        ({"plain": of(20), "switched_off": of(76)}, {}, True, "deleted", "plain"),
+        ({"plain": of(20), "switched_off": of(76)}, {}, True, "out of reach", "plain"),
         ({"plain": of(20), "first_word": NONE, "relearn_4": of(60)}, {}, True, "suppressed", "relearn_4"),
         ({"plain": of(70)}, {}, False, "no verdict", "plain"),
     ],

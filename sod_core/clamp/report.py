@@ -33,8 +33,8 @@ DEFINITION = " ".join(
     0 where the interval reaches down to that maximum; the retrained model itself is held against chance, which is .25,
     and for ways that learn from questions no less than what their answers' frequencies give.
     Verdict, with the edit on: from {verdicts.SUPPRESSED} recovered by any way suppressed, below {verdicts.DELETED} by
-    every way deleted, between partly; no verdict where the untouched model is less than {verdicts.KNOWN} above chance,
-    the model is destroyed, or nothing was forgotten.
+    every way deleted (of an edit: out of reach), between partly; no verdict where the untouched model is less than
+    {verdicts.KNOWN} above chance, the model is destroyed, or nothing was forgotten.
     Without the edit: {verdicts.BY_CONSTRUCTION}.
     """.split()
 )
