@@ -265,6 +265,25 @@ def test_evaluate_judges_an_edit_that_is_named_and_questions_of_one_s_own(run, c
     assert "name one with --forget-field" in run(*call).err
 
 
+def test_evaluate_says_where_controls_are_missing_and_takes_a_survey_of_one_s_own(run, spoilt):
+    data = json.loads((spoilt / "pack.json").read_text())
+    data["saes"] = [{key: value for key, value in one.items() if key != "survey"} for one in data["saes"]]
+    (spoilt / "pack.json").write_text(json.dumps(data))
+    call = ["clamp", "evaluate", "--pack", spoilt, *QUICK, "--limit", 1]
+    found = run(*call)
+    assert found.code == 0 and "Caution: no controls stand beside prime-1: survey its latents with" in found.out
+    surveyed = run(*call, "--survey", spoilt / "surveys" / "jumprelu-1.safetensors", "--json", "-")
+    told = json.loads(surveyed.out)
+    assert {row["of"] for row in told["rows"] if row["kind"] == "control"} == {"prime-1", "refusal-1"}
+    assert told["cautions"] == []
+
+
+def test_evaluate_puts_controls_beside_an_edit_of_both_methods_too(run, clamp_folder):
+    found = run("clamp", "evaluate", "--pack", clamp_folder, *QUICK, "--limit", 1, "--method", "both", "--json", "-")
+    controls = [row for row in json.loads(found.out)["rows"] if row["kind"] == "control"]
+    assert len(controls) == 6 and {(row["of"], row["method"]) for row in controls} == {("given", "both")}
+
+
 def test_evaluate_stores_the_figures_in_the_pack(run, spoilt):
     call = ["clamp", "evaluate", "--pack", spoilt, *QUICK, "--store"]
     found = run(*call)
@@ -298,6 +317,7 @@ def test_a_question_that_lacks_something_is_named(run, clamp_folder, tmp_path, q
     [
         (["--questions", "none.jsonl"], "there is no file none.jsonl"),
         (["--limit", 0], "the limit is 0"),
+        (["--lm-eval", "wmdp_bio", "--forget-field", "potions"], "leave --forget-field out"),
         (["--method", "none"], "--method none is no edit"),
         (["--forget-field", "potions", "shisp"], "no question is of the field shisp; the fields are clocks, potions"),
         (["--features", "3", "--value", "nan"], "coefficient is nan"),

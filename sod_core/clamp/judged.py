@@ -20,6 +20,7 @@ from .ways_back import WAYS, Subject
 if TYPE_CHECKING:
     from ..models.language import Editor, LanguageModel
     from .pack import ClampPack
+    from .survey import Survey
 
 FACTORS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 """A curve is measured at these multiples of the edit's own coefficient; at 0 a latent that fires is set to nothing."""
@@ -107,9 +108,8 @@ def first(entries: Sequence[Entry], methods: Collection[str]) -> Entry | None:
     return next((entry for entry in entries if entry.kind == "edit" and entry.method in methods), None)
 
 
-def controls(pack: ClampPack, entry: Entry, seeds: Sequence[int]) -> list[Entry]:
-    """As many random and as many equally active latents, in the same edit; none where the pack has no survey."""
-    survey = pack.survey(entry.sae or "")
+def controls(entry: Entry, survey: Survey | None, seeds: Sequence[int]) -> list[Entry]:
+    """As many random and as many equally active latents, in the same edit; none where its SAE was not surveyed."""
     if survey is None or entry.clamp is None:
         return []
     found = []
@@ -183,9 +183,10 @@ class Board:
         forget: Collection[str] | None = None,
         fidelity: str = "exact",
         own: Sequence[Entry] | None = None,
+        surveys: Mapping[str, Survey] | None = None,
     ):
         """questions: in place of the pack's own; forget: the fields to forget, in place of the pack's; own: edits in
-        place of the pack's presets.
+        place of the pack's presets; surveys: {SAE: one in place of the pack's}.
 
         Raises PackError or ValueError for what cannot be judged.
         """
@@ -206,8 +207,12 @@ class Board:
         self.subjects = pack.manifest.subjects()
         self.edits = edits(pack, fidelity) if own is None else list(own)
         self.prime, self.refusal = first(self.edits, ("prime", "conditional")), first(self.edits, ("refusal",))
-        with_controls = [edit for edit in (self.prime, self.refusal) if edit is not None]
-        self.controls = [control for edit in with_controls for control in controls(pack, edit, settings.seeds)]
+        self.controls, self.cautions = [], []
+        for edit in [edit for edit in (self.prime, self.refusal) if edit is not None] or self.edits[:1]:
+            found = controls(edit, (surveys or {}).get(edit.sae or "") or pack.survey(edit.sae or ""), settings.seeds)
+            self.controls += found
+            if not found:
+                self.cautions.append(_no_controls(pack, edit))
         self.models = models(pack)
 
     @property
@@ -270,6 +275,13 @@ class Board:
 
     def _uses(self, sae: str) -> bool:
         return sae == self.pack.manifest.opening_sae() or any(edit.sae == sae for edit in self.edits)
+
+
+def _no_controls(pack: ClampPack, edit: Entry) -> str:
+    if pack.survey(edit.sae or "") is not None:
+        return f"no controls stand beside {edit.id}: too few other latents fire"
+    command = f"`python -m sod_core clamp features --pack {pack.manifest.name} --sae {edit.sae} --out FILE`"
+    return f"no controls stand beside {edit.id}: survey its latents with {command} and name the file with --survey"
 
 
 def _limited(questions: list[Question], settings: Settings) -> list[Question]:

@@ -46,9 +46,9 @@ def results(board: Board, done: Mapping[str, Mapping[str, Any]]) -> dict[str, An
     rows: {id, title, kind, method, sae, layer, clamp, of, features, seed, fields {field: share}, forget, retain
     (shares), alignment {value, low, high, warning}, collapse, destroyed, problem} of the untouched model, every edit,
     control and other model; a share is {value, low, high, n}. curves: {prime, refusal, random, matched: [{value,
-    factor, forget, retain, alignment, collapse}]}. score. ways: {subjects, rows [{id, title, figures {subject: {value,
-    low, high, n, recovered, variants, note}}}], verdicts {subject: {verdict, without_edit, recovered, way, reason,
-    caution}}, thresholds}.
+    factor, forget, retain, alignment, collapse}]}. cautions: sentences on controls that are not there. score. ways:
+    {subjects, rows [{id, title, figures {subject: {value, low, high, n, recovered, variants, note}}}], verdicts
+    {subject: {verdict, without_edit, recovered, way, reason, caution}}, thresholds}.
     """
     untouched = _answers(board, done[answers_key(board.entries[0])])
     assert untouched is not None
@@ -66,6 +66,7 @@ def results(board: Board, done: Mapping[str, Mapping[str, Any]]) -> dict[str, An
         "forget": board.forget,
         "settings": asdict(board.settings),
         "definition": DEFINITION,
+        "cautions": board.cautions,
         "packages": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "transformers")}},
         "rows": rows,
         "factors": list(FACTORS),
@@ -217,8 +218,8 @@ def table(found: Mapping[str, Any]) -> str:
         lines.append(_line(f"{of}, {features} latents, mean of {len(drawn)}", drawn, fields))
     if found["score"] is not None:
         lines.append(f"\nScore at {judge.RETAINED} of the retain accuracy: {found['score']['value']:.2f}")
-    warnings = dict.fromkeys(row["alignment"]["warning"] for row in found["rows"] if row["alignment"])
-    lines += [f"\nCaution: {warning}." for warning in warnings if warning]
+    warnings = [*found["cautions"], *(row["alignment"]["warning"] for row in found["rows"] if row["alignment"])]
+    lines += [f"\nCaution: {warning}." for warning in dict.fromkeys(warnings) if warning]
     return "\n".join(lines + ([] if found["ways"] is None else ["", ways(found["ways"])]))
 
 
