@@ -11,6 +11,7 @@ from torch import Tensor
 from ..machine import files
 from ..packs import safe
 from ..packs.errors import PackError
+from . import pair_values
 from .bottleneck import Bottleneck
 
 FORM = "discrete key-value bottleneck 1"
@@ -19,12 +20,21 @@ _FLAGS = ("used", "masked")
 
 
 def save(bottleneck: Bottleneck, path: Path) -> None:
-    """Writes the file, whole or not at all."""
+    """Writes the file, whole or not at all; in the smallest numbers that lose nothing.
+
+    Values that counts make are left out.
+    """
     from safetensors.torch import save_file
 
     tensors = {name: getattr(bottleneck, name) for name in (*_FLOATS, *_FLAGS)}
+    tensors |= {
+        name: tensors[name].half() for name in _FLOATS if torch.equal(tensors[name].half().float(), tensors[name])
+    }
     if bottleneck.counts is not None:
-        tensors["counts"] = bottleneck.counts.to(torch.int32)
+        small = int(bottleneck.counts.max()) < 1 << 15
+        tensors["counts"] = bottleneck.counts.to(torch.int16 if small else torch.int32)
+        if torch.equal(bottleneck.values, pair_values.of_counts(bottleneck.counts)):
+            del tensors["values"]
     about = {"form": FORM, "k": str(bottleneck.k), "about": json.dumps(bottleneck.about, sort_keys=True)}
     with files.whole(path) as part:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=about)
@@ -36,6 +46,8 @@ def read(path: Path) -> Bottleneck:
     said = _metadata(path)
     if said.get("form") != FORM or not isinstance(tensors, dict):
         raise PackError(f"{path.name} is no file of a bottleneck: its metadata do not say {FORM!r}")
+    if "values" not in tensors and _can_count(tensors.get("counts")):
+        tensors = tensors | {"values": pair_values.of_counts(tensors["counts"].long())}
     _check(path.name, tensors)
     k = said.get("k", "")
     pairs = tensors["keys"].shape[1]
@@ -48,6 +60,10 @@ def read(path: Path) -> Bottleneck:
         k=int(k),
         about=_about(path.name, said.get("about", "{}")),
     )
+
+
+def _can_count(counts: Tensor | None) -> bool:
+    return counts is not None and counts.ndim == 3 and counts.shape[2] > 0 and not counts.is_floating_point()
 
 
 def _metadata(path: Path) -> dict[str, str]:
