@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 
 from sod_core.__main__ import _parser
+from sod_core.build.canvas_mask import card as mask_card
 from sod_core.clamp import manifest as clamp_manifest
 from sod_core.restore import manifest
 
@@ -237,3 +238,13 @@ def test_the_design_page_s_notebook_runs(tmp_path, monkeypatch):
 def test_the_tree_of_the_design_page_is_the_house_s():
     told = set(re.findall(r"^ {6}(\w+)/", text("docs/design.md"), re.MULTILINE))
     assert told == {path.parent.name for path in Path(ROOT / "sod_core").glob("*/__init__.py")}
+
+
+@pytest.mark.parametrize("head", ["| bottleneck | accuracy", "| encoder | class |"])
+def test_the_mask_page_s_tables_are_those_of_the_pack_s_records(head, tmp_path):
+    shutil.copytree(ROOT / "assets" / "canvas-mask" / "figures", tmp_path / "figures")
+    mask_card.write(tmp_path)
+    for file in ("README.md", "pack.json"):
+        assert (tmp_path / file).read_text() == text(f"assets/canvas-mask/{file}")
+    told = rows_after("docs/mask.md", head)
+    assert len(told) >= 9 and told == rows_after("assets/canvas-mask/README.md", head)
