@@ -295,6 +295,25 @@ def test_what_a_published_pack_needs_is_fetched_and_nothing_else(run, published)
     assert "here" in run("packs", "list").out
 
 
+def test_an_sae_s_config_is_fetched_before_its_weights(published):
+    """So that a fetch that breaks off leaves no SAE that counts as here and is read without its config."""
+    _, folder = published
+    wanted = ClampPack(folder, CPU).wanted()
+    assert "generation_config.json" in [one.name for one in wanted if one.repo_id == MODEL]  # says what ends a text
+    scope = [one.name for one in wanted if one.repo_id == SCOPE]
+    assert scope in (["params.npz"], ["config.json", "params.safetensors"])
+
+
+@pytest.mark.parametrize("lacks", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_model_is_not_fetched_whose_tokenizer_could_not_be_read(run, published, lacks):
+    hub, folder = published
+    del hub.files[MODEL][lacks]
+    hub.files[MODEL]["tokenizer.model"] = b"pieces"
+    found = run("packs", "get", folder)
+    assert (found.code, len(found.err.splitlines())) == (2, 1) and "lacks config.json or a tokenizer" in found.err
+    assert not [request for request in hub.requests if request.path.endswith(".safetensors")]
+
+
 def test_an_sae_of_another_layer_is_refused_by_where_it_lies(run, published):
     _, folder = published
     assert run("packs", "get", folder).code == 0

@@ -19,7 +19,7 @@ from language_families import BOS, CONTEXT, DEPTH, EOS, PAD, WIDTH, WORDS, plain
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sod_core.models import decoder_layers, language, passes
+from sod_core.models import decoder_layers, generation, language, passes
 from sod_core.models.language import LanguageModel, NotFinite
 
 TEXTS = ("hello, world", "a", "a longer text than the window")
@@ -286,6 +286,13 @@ def test_a_generation_ends_with_all_rows_and_with_the_context(gemma, monkeypatch
     assert len(list(gemma.generate(prompt, None, [None], 64))) == CONTEXT - len(prompt) + 1
     monkeypatch.setattr(gemma.tokens, "ends", frozenset(range(WORDS)))
     assert list(gemma.generate(prompt, None, [None, None], 64)) == []
+
+
+def test_a_temperature_near_0_is_greedy():
+    logits = torch.tensor([[-3.0, 2.0, 1.9], [50.0, -1e4, 49.0]])
+    draws = [torch.Generator().manual_seed(0) for _ in logits]
+    for temperature in (0.0, 1e-3, 1e-320):
+        assert generation.choose(logits, temperature, draws) == [1, 0]
 
 
 def test_settings_that_cannot_be(gemma):
