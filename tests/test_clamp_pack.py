@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import clamp_packs
@@ -167,6 +168,12 @@ def test_what_fired_is_what_the_code_says_of_the_hidden_state(pack, session):
             assert one.activity == pytest.approx(active[one.latent], rel=1e-4)
             assert one.value == (clamp.value if at else one.activity)  # BOS is left alone
         assert token.changed == bool(active and at)
+    every = [one.activity for token in tokens for one in token.fired]
+    middle = sorted(every)[len(every) // 2]
+    for method, least in (("conditional", middle), ("refusal", middle), ("prime", 0.0)):  # prime knows no threshold
+        other = replace(clamp, method=method, threshold=middle, refusal=next(iter({*range(9)} - {*clamp.latents})))
+        told = [one.activity for token in session.fired(other, last.generated[0]) for one in token.fired]
+        assert told == [activity for activity in every if activity > least]
 
 
 def test_the_prompt_is_kept_when_the_next_one_cannot_be_read(session):

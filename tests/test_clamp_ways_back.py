@@ -373,7 +373,10 @@ def test_there_is_no_verdict_on_what_was_not_known_or_is_destroyed():
     assert "no finite numbers" in verdicts.verdict(figures, {}, ORIGINAL, None, False).reason
     destroyed = verdicts.verdict(figures, {}, ORIGINAL, 0.95, False)
     assert destroyed.verdict == "no verdict" and "one letter on 95%" in destroyed.reason
-    assert "only 20 questions" in verdicts.verdict(figures, {}, wilson(19, 20), 0.4, False).caution
+    few = verdicts.verdict(figures, {}, wilson(19, 20), 0.4, False)
+    assert few.verdict == "no verdict" and "20 questions are too few" in few.reason
+    found = verdicts.verdict({"plain": of(20), "probe": of(70)}, {}, wilson(19, 20), 0.4, False)
+    assert found.verdict == "suppressed" and "only 20 questions" in found.caution
     assert verdicts.verdict({"plain": NONE}, {}, ORIGINAL, 0.4, False).reason == "no way back was tried"
 
 

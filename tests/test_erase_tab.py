@@ -50,6 +50,7 @@ def open_tab(page: Page, server: Server) -> None:
     page.get_by_role("tab", name="Erase").click()
     choose(page, "#erase-pack", "Doodles")
     expect(prompt(page)).to_have_value("An image of sun in Van Gogh style.")
+    expect(page.locator("#erase-grid")).to_contain_text("3 objects")  # the last of what the pack brings
 
 
 def choose(page: Page, menu: str, entry: str) -> None:

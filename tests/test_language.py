@@ -172,6 +172,9 @@ def test_what_an_edit_does_at_padding_is_undone(gemma):
     assert bool((batch.ids[~batch.mask] == PAD).all())
     at_pad = gemma.next_logits(batch, LAYER, [lambda hidden, ids: hidden + (ids == PAD)[..., None] * 1e3] * 3)
     assert torch.equal(at_pad, gemma.next_logits(batch))
+    hidden = torch.randn(3, batch.ids.shape[1], 4)
+    found = passes._edit(hidden, batch.ids, [(slice(0, 3), lambda hidden, ids: hidden + 1)], ~batch.mask[..., None])
+    assert torch.equal(found, torch.where(batch.mask[..., None], hidden + 1, hidden))
 
 
 def test_an_edit_is_in_float32_and_cast_once(folders):

@@ -160,7 +160,8 @@ class TestTheFirstPage:
     """What leaves the page as it finds it, so that one page serves all."""
 
     @pytest.fixture(scope="class")
-    def page(self, window: BrowserContext, server: Server) -> Iterator[Page]:
+    @classmethod
+    def page(cls, window: BrowserContext, server: Server) -> Iterator[Page]:
         with opened(window, server) as page:
             yield page
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from . import relearning, select, settings
@@ -296,10 +297,17 @@ def _limited(questions: list[Question], settings: Settings) -> list[Question]:
 
 
 def weights_id(module: Any) -> str:
-    """Tells the same weights: from the shape and the first numbers of every tensor."""
+    """Tells the same weights: from the shape, the first numbers and the sum of the bytes of every tensor.
+
+    And from what a sparse code computes with them: its kind, k, whether it subtracts b_dec, how it normalises.
+    """
     found = hashlib.sha256()
+    modules = list(module.modules()) if isinstance(module, nn.Module) else []
+    told = [getattr(part, name, None) for part in modules for name in ("k", "subtract_b_dec", "normalisation")]
+    found.update(f"{type(module).__name__} {[value for value in told if isinstance(value, int | str)]}".encode())
     state: Mapping[str, Any] = module.state_dict() if isinstance(module, nn.Module) else {}
     for name, tensor in sorted(state.items()):
-        found.update(f"{name} {tuple(tensor.shape)}".encode())
-        found.update(tensor.flatten()[:256].float().cpu().numpy().tobytes())
+        whole = tensor.contiguous().view(-1)
+        found.update(f"{name} {tuple(tensor.shape)} {whole.view(torch.uint8).sum(dtype=torch.int64).item()}".encode())
+        found.update(whole[:256].float().cpu().numpy().tobytes())
     return found.hexdigest()

@@ -18,7 +18,7 @@ DELETED = 0.1
 KNOWN = 0.2
 """The untouched model has to answer by so much more than chance, or there was nothing to forget."""
 FEW = 30
-"""Fewer questions than this make a verdict that comes with a warning."""
+"""With fewer questions nothing is called deleted, and other verdicts come with a caution."""
 THRESHOLDS = {
     "suppressed": SUPPRESSED,
     "deleted": DELETED,
@@ -108,6 +108,8 @@ def verdict(
     most = shares[way]
     found = IS_SUPPRESSED if most >= SUPPRESSED else IS_PARTLY
     reason = f"the way that brings back most brings {most:.0%} of what the untouched model knows"
+    if most < DELETED and original.n < FEW:
+        return no(f"{original.n} questions are too few to say that nothing comes back: ask at least {FEW}", most, way)
     if most < DELETED:
         found = OUT_OF_REACH if is_edit else IS_DELETED
         reason = f"no way brings back {DELETED:.0%} of what the untouched model knows"

@@ -55,7 +55,9 @@ def score(original: np.ndarray, unlearned: np.ndarray, restored: np.ndarray, alp
         return Score(None, None, None, None)
     size = len(original)
     rows = np.random.default_rng(seed).integers(0, size, (RESAMPLES, size))
-    times = np.stack([np.bincount(row, minlength=size) for row in rows]).T.astype(float)  # [n, RESAMPLES]: each image's
+    times = np.zeros((size, RESAMPLES))  # that a resample has each image
+    for number, row in enumerate(rows):
+        times[:, number] = np.bincount(row, minlength=size)
     accuracies = (original @ times / size, unlearned @ times / size, np.moveaxis(restored @ times / size, 2, 0))
     drawn = [found for one in zip(*accuracies) if (found := _best(*one)) is not None]
     if not drawn:
