@@ -77,15 +77,15 @@ class Bottleneck:
 
     def select(self, features: Tensor, nearest: Tensor) -> Selected:
         """The k nearest allowed pairs. features [N, M] and their `nearest` [N, C, n] -> Selected."""
-        return select(nearest, self.allowed, self.k, lambda n, c: self._ranking(features[n], c))
+        return select(nearest, self.allowed, self.k, lambda rows, c: self._ranking(features[rows], c))
 
     def logits(self, features: Tensor, nearest: Tensor) -> Tensor:
         """[N, M] and [N, C, n] -> [N, V]; zeros where every codebook abstains."""
         return vote(self.select(features, nearest).chosen, self.values)
 
-    def _ranking(self, feature: Tensor, codebook: int) -> Tensor:
-        """Every pair of a codebook, nearest first. [M] -> [J]."""
-        return order(distances(feature[None], self.projection[codebook], self.keys[codebook]), self.pairs)[0]
+    def _ranking(self, features: Tensor, codebook: int) -> Tensor:
+        """Every pair of a codebook, nearest first. [R, M] -> [R, J]."""
+        return order(distances(features, self.projection[codebook], self.keys[codebook]), self.pairs)
 
 
 class Selected(NamedTuple):
@@ -147,10 +147,11 @@ def nearest(bottleneck: Bottleneck, features: Tensor, n: int = NEAREST, shown: C
     return found
 
 
-def select(nearest: Tensor, allowed: Tensor, k: int, ranking: Callable[[int, int], Tensor]) -> Selected:
+def select(nearest: Tensor, allowed: Tensor, k: int, ranking: Callable[[Tensor, int], Tensor]) -> Selected:
     """The first k allowed pairs of each row. nearest [N, C, n], allowed [C, J] bool -> Selected.
 
-    `ranking(sample, codebook)` gives all J pairs, nearest first; it is asked where the n known ones do not suffice.
+    `ranking(samples [R], codebook)` gives all pairs, nearest first, [R, J]; it is asked where the n known ones do not
+    suffice.
     """
     samples, codebooks, known = nearest.shape
     index = torch.full((samples * codebooks, k), -1)
@@ -169,10 +170,13 @@ def select(nearest: Tensor, allowed: Tensor, k: int, ranking: Callable[[int, int
         waiting = waiting[have[waiting] < k]
         if not len(waiting):
             break
-    for row in waiting.tolist():
-        ranked = ranking(row // codebooks, row % codebooks)
-        places = allowed[row % codebooks][ranked].nonzero()[:k, 0]
-        index[row], rank[row] = ranked[places], places
+    for codebook in (waiting % codebooks).unique().tolist():
+        mine = waiting[waiting % codebooks == codebook]
+        for part in parts(len(mine), max(1, AT_ONCE // allowed.shape[1])):
+            ranked = ranking(mine[part] // codebooks, codebook)
+            forbidden = ~allowed[codebook][ranked]
+            places = forbidden.to(torch.uint8).argsort(dim=1, stable=True)[:, :k]  # the allowed ones, nearest first
+            index[mine[part]], rank[mine[part]] = ranked.gather(1, places), places
     shape = (samples, codebooks, k)
     return Selected(index.view(shape), rank.view(shape))
 
