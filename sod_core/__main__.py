@@ -14,11 +14,12 @@ from .build import command as build
 from .clamp import command as clamp
 from .erase import command as erase
 from .machine import sentences
+from .mask import command as mask
 from .packs import command as packs
 from .restore import command as restore
 from .unlearn import command as unlearn
 
-COMMANDS = (restore, erase, clamp, unlearn, packs, build)
+COMMANDS = (restore, erase, clamp, mask, unlearn, packs, build)
 """Each adds its verbs, in the order of the help."""
 
 

@@ -7,7 +7,11 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are fastest on one thread
 os.environ["SOD_DEVICE"] = "cpu"  # so that figures do not depend on the machine
 os.environ.pop("SOD_PACKS", None)
+# No test speaks TLS, but every HTTP client first reads the certificates: one, in place of all the world's.
+os.environ["SSL_CERT_FILE"] = os.path.join(os.path.dirname(__file__), "certificate.pem")
 
+import asyncio  # noqa: E402
+import gc  # noqa: E402
 import json  # noqa: E402
 import random  # noqa: E402
 import shutil  # noqa: E402
@@ -26,6 +30,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from browser import WANTED, find_browser  # noqa: E402
+from forks import Fork, Forks  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -374,8 +379,16 @@ class Server(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def server(pack_folder: Path, tmp_path_factory) -> Iterator[Server]:
-    """app.py as a process of its own, until the last test is done."""
+def forks() -> Iterator[Forks]:
+    """Starts servers quickly, see `serving`."""
+    found = Forks()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def server(pack_folder: Path, forks: Forks, tmp_path_factory) -> Iterator[Server]:
+    """app.py as a process of its own."""
     folder = tmp_path_factory.mktemp("server")
     packs = folder / "packs"
     shutil.copytree(pack_folder, packs / "fruit")
@@ -384,24 +397,30 @@ def server(pack_folder: Path, tmp_path_factory) -> Iterator[Server]:
     write_manifest(packs / "cut", title="Cut")
     (packs / "broken").mkdir()
     (packs / "broken" / "pack.json").write_text('{"format": 1,')
-    with serving(packs, folder) as found:
+    with serving(packs, folder, forks=forks) as found:
         yield found
 
 
 def free_port() -> int:
-    """Below those that systems lend to connections, so that none takes it before the server has started."""
-    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+    """The last one again if it is free: what a browser has read from there need not be read anew.
+
+    Below those that systems lend to connections, so that none takes it before the server has started."""
+    for port in [*_ports, *random.SystemRandom().sample(range(20_000, 32_000), 100)]:
         with socket.socket() as free, suppress(OSError):
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that just ended do not count
             free.bind(("127.0.0.1", port))
+            _ports[:] = [port]
             return port
     pytest.fail("no port is free")
 
 
 @contextmanager
-def serving(packs: Path, folder: Path, *command: str, **environment: str) -> Iterator[Server]:
+def serving(
+    packs: Path, folder: Path, *command: str, forks: Forks | None = None, **environment: str
+) -> Iterator[Server]:
     """app.py (or another command of Python's) as a process of its own that opens on the pack `fruit` of `packs`.
 
-    Its log and uploads lie in `folder`.
+    Its log and uploads lie in `folder`. With `forks` it starts six seconds sooner, if it needs no imports of its own.
     """
     port = free_port()
     variables = os.environ | {
@@ -414,10 +433,12 @@ def serving(packs: Path, folder: Path, *command: str, **environment: str) -> Ite
         **environment,
     }
     found = Server(f"http://127.0.0.1:{port}", packs, folder / "log.txt")
+    line = list(command or ["app.py"])
     with found.log.open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, *(command or ["app.py"])], cwd=ROOT, env=variables, stdout=log, stderr=log
-        )
+        if forks is None:
+            process = subprocess.Popen([sys.executable, *line], cwd=ROOT, env=variables, stdout=log, stderr=log)
+        else:
+            process = forks.start(line, variables, found.log, found.log)
     _running.append(found)
     try:
         _wait_until_it_answers(found, process)
@@ -429,8 +450,10 @@ def serving(packs: Path, folder: Path, *command: str, **environment: str) -> Ite
 
 
 _running: list[Server] = []
-LONGEST = ("test_page.py", "test_evaluate.py", "test_visitors.py", "test_erase_tab.py")
-"""Those with a browser and those that compute take turns: two browsers at once would wait for each other."""
+_ports: list[int] = []
+BROWSING = ("test_page.py", "test_visitors.py", "test_erase_tab.py", "test_scoreboard.py", "test_clamp_tab.py")
+"""The files with a browser. One process takes them all: what its browser has read for one it need not read again."""
+LONGEST = (*BROWSING, "test_evaluate.py")
 BLANK = "about:blank"
 SIZE = {"width": 1400, "height": 1000}
 """Of a page, in pixels, if a test wants no other."""
@@ -439,6 +462,25 @@ SIZE = {"width": 1400, "height": 1000}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that two processes end at the same time."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """Millions of objects are imported by now; the garbage collector need not look at them again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """As --dist loadfile, but that the files of BROWSING are one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "BROWSING" if file.rpartition("/")[2] in BROWSING else file
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -451,9 +493,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Itera
     return report
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chrome or one of its kin, without a window. A module's own: while it is there, this thread has an event loop."""
+class _Browsing(NamedTuple):
+    browser: Browser
+    window: BrowserContext
+    loop: asyncio.AbstractEventLoop
+
+
+@pytest.fixture(scope="session")
+def browsing() -> Iterator[_Browsing]:
+    """A browser for `browser` and `window`."""
     from playwright.sync_api import sync_playwright
 
     path = find_browser()
@@ -462,16 +510,30 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         options = ["--no-sandbox", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=path, args=options)
-        yield browser
+        loop = asyncio.get_running_loop()
+        found = _Browsing(browser, browser.new_context(viewport=SIZE), loop)
+        asyncio._set_running_loop(None)
+        yield found
+        asyncio._set_running_loop(loop)
         browser.close()
 
 
 @pytest.fixture(scope="module")
-def window(browser: Browser) -> Iterator[BrowserContext]:
+def browser(browsing: _Browsing) -> Iterator[Browser]:
+    """Chrome or one of its kin, without a window.
+
+    One for all modules; but only while a module has it does this thread have Playwright's event loop, beside which
+    asyncio runs no other.
+    """
+    asyncio._set_running_loop(browsing.loop)
+    yield browsing.browser
+    asyncio._set_running_loop(None)
+
+
+@pytest.fixture(scope="module")
+def window(browser: Browser, browsing: _Browsing) -> BrowserContext:
     """What most tests have their page in, see `tab`."""
-    context = browser.new_context(viewport=SIZE)
-    yield context
-    context.close()
+    return browsing.window
 
 
 @contextmanager
@@ -496,7 +558,7 @@ def tab(window: BrowserContext, patience: float, wrong: list[str]) -> Iterator[P
         page.set_viewport_size(SIZE)
 
 
-def _wait_until_it_answers(server: Server, process: subprocess.Popen) -> None:
+def _wait_until_it_answers(server: Server, process: subprocess.Popen | Fork) -> None:
     deadline = time.monotonic() + 180
     while process.poll() is None and time.monotonic() < deadline:
         try:

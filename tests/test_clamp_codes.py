@@ -151,6 +151,14 @@ def test_every_form_computes_what_its_authors_say(tmp_path, form):
     assert_computes(read_code(write(tmp_path), D, LAYER), kind, subtract)
 
 
+def test_a_latent_at_its_threshold_does_not_fire():
+    code = JumpReLUSAE(2, 3)
+    code.requires_grad_(False).W_enc.copy_(torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
+    code.threshold.copy_(torch.tensor([1.0, 0.5, 0.0]))
+    assert code.encode(torch.tensor([1.0, 0.0])).tolist() == [0.0, 1.0, 1.0]
+    assert code.encode(torch.tensor([0.5, 0.0])).tolist() == [0.0, 0.0, 0.5]
+
+
 def test_sparsify_is_a_code_too(tmp_path):
     tensors = {"encoder.weight": np.ascontiguousarray(W["W_enc"].T), "encoder.bias": W["b_enc"]}
     save_file(tensors | {"W_dec": W["W_dec"], "b_dec": W["b_dec"]}, tmp_path / "sae.safetensors")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from clamp_packs import PROMPT
 
-from sod_core.clamp import select, survey
+from sod_core.clamp import select, settings, survey
 from sod_core.clamp.pack import ClampPack
 from sod_core.sparse import codes
 
@@ -134,6 +134,30 @@ def test_rules_and_controls_choose_latents(text, pack):
     assert text("--features", "ratio", "--top", 3)["variants"][1]["settings"]["latents"] == list(found[:3])
 
 
+def test_a_control_has_as_many_latents_as_are_asked_for(text, pack, monkeypatch):
+    own, preset = pack.survey("jumprelu-1"), pack.manifest.presets[0].latents
+    monkeypatch.setattr(settings, "RULE", "ratio")  # the other leaves nothing of a random SAE
+    for rule in select.CONTROLS:
+        for top, beside in ((3, preset[:3]), (8, select.choose("ratio", own, 8))):
+            [_, said] = text("--features", rule, "--top", top, "--seed", 1)["variants"]
+            assert said["settings"]["latents"] == select.control(rule, own, beside, 1)
+            assert len(said["settings"]["latents"]) == top
+
+
+def test_without_a_preset_the_coefficients_that_are_used_have_to_be_said(run, spoilt):
+    data = json.loads((spoilt / "pack.json").read_text())
+    data["presets"] = data["presets"][:2]  # none of topk-2
+    (spoilt / "pack.json").write_text(json.dumps(data))
+    call = ["clamp", "text", "--pack", spoilt, "--prompt", PROMPT, "--tokens", 2, "--json", "-"]
+    call += ["--sae", "topk-2", "--features", "3,7"]
+    found = run(*call)
+    assert found.code == 2 and "no preset for topk-2 to take a coefficient from: give --value" in found.err
+    found = run(*call, "--method", "refusal", "--refusal", 9)
+    assert found.code == 2 and "give --refusal-value" in found.err
+    found = run(*call, "--method", "refusal", "--refusal", 9, "--refusal-value", -5)  # the harmful ones stay
+    assert json.loads(found.out)["variants"][1]["settings"]["refusal_value"] == -5.0
+
+
 def test_a_control_is_never_the_refusal_latent(text, pack):
     refusal = pack.manifest.preset("refusal-1").refusal
     for seed in range(5):
@@ -241,6 +265,25 @@ def test_evaluate_judges_an_edit_that_is_named_and_questions_of_one_s_own(run, c
     assert "name one with --forget-field" in run(*call).err
 
 
+def test_evaluate_says_where_controls_are_missing_and_takes_a_survey_of_one_s_own(run, spoilt):
+    data = json.loads((spoilt / "pack.json").read_text())
+    data["saes"] = [{key: value for key, value in one.items() if key != "survey"} for one in data["saes"]]
+    (spoilt / "pack.json").write_text(json.dumps(data))
+    call = ["clamp", "evaluate", "--pack", spoilt, *QUICK, "--limit", 1]
+    found = run(*call)
+    assert found.code == 0 and "Caution: no controls stand beside prime-1: survey its latents with" in found.out
+    surveyed = run(*call, "--survey", spoilt / "surveys" / "jumprelu-1.safetensors", "--json", "-")
+    told = json.loads(surveyed.out)
+    assert {row["of"] for row in told["rows"] if row["kind"] == "control"} == {"prime-1", "refusal-1"}
+    assert told["cautions"] == []
+
+
+def test_evaluate_puts_controls_beside_an_edit_of_both_methods_too(run, clamp_folder):
+    found = run("clamp", "evaluate", "--pack", clamp_folder, *QUICK, "--limit", 1, "--method", "both", "--json", "-")
+    controls = [row for row in json.loads(found.out)["rows"] if row["kind"] == "control"]
+    assert len(controls) == 6 and {(row["of"], row["method"]) for row in controls} == {("given", "both")}
+
+
 def test_evaluate_stores_the_figures_in_the_pack(run, spoilt):
     call = ["clamp", "evaluate", "--pack", spoilt, *QUICK, "--store"]
     found = run(*call)
@@ -274,7 +317,9 @@ def test_a_question_that_lacks_something_is_named(run, clamp_folder, tmp_path, q
     [
         (["--questions", "none.jsonl"], "there is no file none.jsonl"),
         (["--limit", 0], "the limit is 0"),
+        (["--lm-eval", "wmdp_bio", "--forget-field", "potions"], "leave --forget-field out"),
         (["--method", "none"], "--method none is no edit"),
+        (["--forget-field", "potions", "shisp"], "no question is of the field shisp; the fields are clocks, potions"),
         (["--features", "3", "--value", "nan"], "coefficient is nan"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sod_core.clamp.edit import FIDELITIES, METHODS, Clamp, apply, left_alone
+from sod_core.clamp.edit import FEW, FIDELITIES, METHODS, Clamp, apply, left_alone
 from sod_core.clamp.steering import read_steering_table
 from sod_core.packs.errors import PackError
 from sod_core.sparse.gated import GatedSAE
@@ -163,6 +163,22 @@ def test_exact_leaves_tokens_alone_by_their_id(hidden):
     assert torch.equal(found.hidden[alone], hidden[alone])
     assert torch.equal(found.hidden[~alone], everywhere.hidden[~alone])
     assert not left_alone(ids, frozenset()).any()
+
+
+@pytest.mark.parametrize("method", ["prime", "refusal"])
+def test_few_tokens_are_edited_as_many_are(hidden, method):
+    """A short prompt or a cached pass goes another way than a long one, and leaves the same tokens alone."""
+    code, clamp = CODES["JumpReLU"](), replace(BASE, method=method)
+    alone = torch.rand(ROWS, TOKENS, generator=torch.Generator().manual_seed(2)) < 0.5
+    whole = apply(hidden, code, clamp, alone)
+    assert whole.changed.any() and (apply(hidden, code, clamp, NOTHING).changed & alone).any()
+    for row in range(ROWS):
+        few = slice(row, row + 1), slice(0, FEW)
+        part = apply(hidden[few], code, clamp, alone[few])
+        torch.testing.assert_close(part.hidden, whole.hidden[few], rtol=1e-5, atol=1e-4)
+        untouched = ~part.changed
+        assert torch.equal(part.changed, whole.changed[few])
+        assert torch.equal(part.hidden[untouched], hidden[few][untouched])
 
 
 def test_one_token_a_pass_is_edited_as_in_the_whole_sequence(hidden):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import clamp_packs
 import pytest
 import torch
 from conftest import ROOT
@@ -20,6 +22,8 @@ from sod_core.clamp.judged import Settings
 from sod_core.clamp.pack import ClampPack
 from sod_core.machine import processes
 from sod_core.models.passes import NotFinite
+from sod_core.sparse.jumprelu import JumpReLUSAE
+from sod_core.sparse.normalised import NormalisedCode
 
 CPU = torch.device("cpu")
 QUICK = Settings(curves=False, ways=False, seeds=(0,))
@@ -210,19 +214,35 @@ def test_rows_of_other_settings_are_refused(whole, pack, tmp_path, clamp_folder)
     for other in (replace(QUICK, seed=1), replace(QUICK, limit=1), replace(QUICK, every_order=True)):
         with pytest.raises(ValueError, match="rows of another evaluation"):
             evaluate.run(pack, other, keep=keep)
-    copy = Path(shutil.copytree(clamp_folder, tmp_path / "copy"))
+    changed = Path(shutil.copytree(clamp_folder, tmp_path / "copy"))
     tensors = pack.other("retrained").model.state_dict()
     from safetensors.torch import save_file
 
     name = "model.layers.2.mlp.down_proj.weight"
-    save_file({name: tensors[name] + 1}, copy / "retrained.safetensors")
+    save_file({name: tensors[name] + 1}, changed / "retrained.safetensors")
     with pytest.raises(ValueError, match="rows of another evaluation"):
-        evaluate.run(ClampPack(copy, CPU), QUICK, keep=keep)
+        evaluate.run(ClampPack(changed, CPU), QUICK, keep=keep)
     (tmp_path / "rows-0.jsonl").write_text("no rows\n")
     with pytest.raises(ValueError, match="no work file of an evaluation"):
         work.Work(tmp_path, {})
     with pytest.raises(ValueError, match="cannot be used for work files"):
         work.Work(tmp_path / "rows-0.jsonl", {})
+
+
+def test_weights_are_told_apart_by_any_number_and_by_what_is_computed_with_them():
+    code = clamp_packs.topk()
+    known = judged.weights_id(code)
+    other = copy.deepcopy(code)
+    other.k += 1
+    assert judged.weights_id(other) != known == judged.weights_id(copy.deepcopy(code))
+    other = copy.deepcopy(code)
+    with torch.no_grad():
+        other.encoder.weight[-1, -1] += 0.5
+    assert judged.weights_id(other) != known
+    sae = clamp_packs.sae()
+    subtracting = JumpReLUSAE(sae.dim, sae.latents, subtract_b_dec=True)
+    subtracting.load_state_dict(sae.state_dict())
+    assert len({judged.weights_id(one) for one in (sae, subtracting, NormalisedCode(sae, "layer_norm"))}) == 3
 
 
 def test_two_processes_find_what_one_does(clamp_folder, tmp_path):

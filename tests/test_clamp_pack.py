@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import clamp_packs
@@ -167,6 +168,12 @@ def test_what_fired_is_what_the_code_says_of_the_hidden_state(pack, session):
             assert one.activity == pytest.approx(active[one.latent], rel=1e-4)
             assert one.value == (clamp.value if at else one.activity)  # BOS is left alone
         assert token.changed == bool(active and at)
+    every = [one.activity for token in tokens for one in token.fired]
+    middle = sorted(every)[len(every) // 2]
+    for method, least in (("conditional", middle), ("refusal", middle), ("prime", 0.0)):  # prime knows no threshold
+        other = replace(clamp, method=method, threshold=middle, refusal=next(iter({*range(9)} - {*clamp.latents})))
+        told = [one.activity for token in session.fired(other, last.generated[0]) for one in token.fired]
+        assert told == [activity for activity in every if activity > least]
 
 
 def test_the_prompt_is_kept_when_the_next_one_cannot_be_read(session):
@@ -293,6 +300,25 @@ def test_what_a_published_pack_needs_is_fetched_and_nothing_else(run, published)
     assert [one.field for one in pack.questions("judge")] == ["bio", "s0", "s2", "s0", "s2"]
     assert run("packs", "check", folder).code == 0
     assert "here" in run("packs", "list").out
+
+
+def test_an_sae_s_config_is_fetched_before_its_weights(published):
+    """So that a fetch that breaks off leaves no SAE that counts as here and is read without its config."""
+    _, folder = published
+    wanted = ClampPack(folder, CPU).wanted()
+    assert "generation_config.json" in [one.name for one in wanted if one.repo_id == MODEL]  # says what ends a text
+    scope = [one.name for one in wanted if one.repo_id == SCOPE]
+    assert scope in (["params.npz"], ["config.json", "params.safetensors"])
+
+
+@pytest.mark.parametrize("lacks", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_model_is_not_fetched_whose_tokenizer_could_not_be_read(run, published, lacks):
+    hub, folder = published
+    del hub.files[MODEL][lacks]
+    hub.files[MODEL]["tokenizer.model"] = b"pieces"
+    found = run("packs", "get", folder)
+    assert (found.code, len(found.err.splitlines())) == (2, 1) and "lacks config.json or a tokenizer" in found.err
+    assert not [request for request in hub.requests if request.path.endswith(".safetensors")]
 
 
 def test_an_sae_of_another_layer_is_refused_by_where_it_lies(run, published):

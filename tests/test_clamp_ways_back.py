@@ -355,7 +355,7 @@ def test_what_comes_back_is_a_share_of_what_was_known():
         ({"plain": of(20), "probe": of(70)}, {}, False, "suppressed", "probe"),
         ({"plain": of(20), "probe": of(70)}, {"probe": of(68)}, False, "deleted", "plain"),
         ({"plain": of(20), "gaps": of(40)}, {}, False, "partly", "gaps"),
-        ({"plain": of(20), "switched_off": of(76)}, {}, True, "deleted", "plain"),
+        ({"plain": of(20), "switched_off": of(76)}, {}, True, "out of reach", "plain"),
         ({"plain": of(20), "first_word": NONE, "relearn_4": of(60)}, {}, True, "suppressed", "relearn_4"),
         ({"plain": of(70)}, {}, False, "no verdict", "plain"),
     ],
@@ -370,9 +370,13 @@ def test_there_is_no_verdict_on_what_was_not_known_or_is_destroyed():
     figures = {"plain": of(20)}
     unknown = verdicts.verdict(figures, {}, wilson(30, 80), 0.4, True)
     assert unknown.verdict == "no verdict" and "little to forget" in unknown.reason and unknown.without_edit is None
+    assert "no finite numbers" in verdicts.verdict(figures, {}, ORIGINAL, None, False).reason
     destroyed = verdicts.verdict(figures, {}, ORIGINAL, 0.95, False)
     assert destroyed.verdict == "no verdict" and "one letter on 95%" in destroyed.reason
-    assert "only 20 questions" in verdicts.verdict(figures, {}, wilson(19, 20), 0.4, False).caution
+    few = verdicts.verdict(figures, {}, wilson(19, 20), 0.4, False)
+    assert few.verdict == "no verdict" and "20 questions are too few" in few.reason
+    found = verdicts.verdict({"plain": of(20), "probe": of(70)}, {}, wilson(19, 20), 0.4, False)
+    assert found.verdict == "suppressed" and "only 20 questions" in found.caution
     assert verdicts.verdict({"plain": NONE}, {}, ORIGINAL, 0.4, False).reason == "no way back was tried"
 
 

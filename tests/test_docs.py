@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 
 from sod_core.__main__ import _parser
+from sod_core.build.canvas_mask import card as mask_card
 from sod_core.clamp import manifest as clamp_manifest
 from sod_core.restore import manifest
 
@@ -168,6 +169,49 @@ def test_the_whole_table_is_whole():
     assert [row["model"] for row in table("docs/evaluation.md")] == list(measured())
 
 
+def rows_after(name: str, head: str) -> list[list[str]]:
+    """The cells of the table whose first line begins with `head`, below its two lines of head."""
+    lines = text(name).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(head))
+    end = next((i for i in range(start, len(lines)) if not lines[i].startswith("|")), len(lines))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start + 2 : end]]
+
+
+def test_the_clamp_page_s_rows_hold_what_was_measured():
+    found = json.loads(text("assets/almanac/results.json"))["rows"]
+    groups: dict[str, list[dict]] = {}
+    for row in found:
+        control = row["kind"] == "control"
+        groups.setdefault(f"{row['of']}, {row['features']} latents, mean of 3" if control else row["id"], []).append(
+            row
+        )
+    told = rows_after("docs/clamp.md", "| model | forget | retain | alignment")
+    assert {cells[0] for cells in told} == set(groups)
+    for name, forget, retain, alignment, collapse in told:
+        rows = groups[name]
+        for cell, key in ((forget, "forget"), (retain, "retain")):
+            assert cell == f"{sum(row[key]['value'] for row in rows) / len(rows):.1%}", name
+        value = sum(row["alignment"]["value"] for row in rows) / len(rows)
+        assert alignment == "–" if name == "untouched" else alignment.split()[0] == f"{value:.3f}", name
+        assert collapse == f"{sum(row['collapse'] for row in rows) / len(rows):.2f}", name
+
+
+def test_the_clamp_page_s_ways_back_hold_what_was_measured():
+    found = json.loads(text("assets/almanac/results.json"))["ways"]
+    head = "| way | untouched | prime"
+    ids = [
+        cell.strip()
+        for cell in next(line for line in text("docs/clamp.md").splitlines() if line.startswith(head)).split("|")
+    ][2:-1]
+    told = {cells[0]: cells[1:] for cells in rows_after("docs/clamp.md", head)}
+    for row in found["rows"]:
+        values = [row["figures"].get(id, {}).get("value") for id in ids]
+        assert told.pop(row["title"]) == ["–" if value is None else f"{100 * value:.1f}" for value in values]
+    for title, key in (("verdict", "verdict"), ("verdict, the edit off", "without_edit")):
+        assert told.pop(title) == [found["verdicts"].get(id, {}).get(key) or "–" for id in ids]
+    assert not told
+
+
 def test_the_packs_page_s_manifest_opens(tmp_path):
     body, clamp = [body for kind, body in FENCED.findall(text("docs/packs.md")) if kind == "json"]
     (tmp_path / "pack.json").write_text(body)
@@ -194,3 +238,13 @@ def test_the_design_page_s_notebook_runs(tmp_path, monkeypatch):
 def test_the_tree_of_the_design_page_is_the_house_s():
     told = set(re.findall(r"^ {6}(\w+)/", text("docs/design.md"), re.MULTILINE))
     assert told == {path.parent.name for path in Path(ROOT / "sod_core").glob("*/__init__.py")}
+
+
+@pytest.mark.parametrize("head", ["| bottleneck | accuracy", "| encoder | class |"])
+def test_the_mask_page_s_tables_are_those_of_the_pack_s_records(head, tmp_path):
+    shutil.copytree(ROOT / "assets" / "canvas-mask" / "figures", tmp_path / "figures")
+    mask_card.write(tmp_path)
+    for file in ("README.md", "pack.json"):
+        assert (tmp_path / file).read_text() == text(f"assets/canvas-mask/{file}")
+    told = rows_after("docs/mask.md", head)
+    assert len(told) >= 9 and told == rows_after("assets/canvas-mask/README.md", head)

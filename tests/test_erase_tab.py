@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 from conftest import Server, serving, tab
+from forks import Forks
 from PIL import Image
 from playwright.sync_api import BrowserContext, Page, expect
 
@@ -24,12 +25,12 @@ PATIENCE = 60_000
 
 
 @pytest.fixture(scope="module")
-def doodles(pack_folder: Path, erase_folder: Path, tmp_path_factory) -> Iterator[Server]:
+def doodles(pack_folder: Path, erase_folder: Path, forks: Forks, tmp_path_factory) -> Iterator[Server]:
     """app.py on the restore pack `fruit` and the diffusion pack `doodles`."""
     folder = tmp_path_factory.mktemp("erase-server")
     shutil.copytree(pack_folder, folder / "packs" / "fruit")
     shutil.copytree(erase_folder, folder / "packs" / "doodles")
-    with serving(folder / "packs", folder, TMPDIR=str(folder)) as found:
+    with serving(folder / "packs", folder, forks=forks, TMPDIR=str(folder)) as found:
         yield found
 
 
@@ -49,6 +50,7 @@ def open_tab(page: Page, server: Server) -> None:
     page.get_by_role("tab", name="Erase").click()
     choose(page, "#erase-pack", "Doodles")
     expect(prompt(page)).to_have_value("An image of sun in Van Gogh style.")
+    expect(page.locator("#erase-grid")).to_contain_text("3 objects")  # the last of what the pack brings
 
 
 def choose(page: Page, menu: str, entry: str) -> None:

@@ -6,9 +6,9 @@ import importlib.util
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import EXPERTS, LAYERS, ROOT, UNLEARNED, random_images, random_vit
+from forks import Forks
 from torch import Tensor
 
 from sod_core.machine import gpu
@@ -147,32 +148,39 @@ def fork_while_a_model_loads(folder: str) -> None:
     print(session.logits("unlearned").tolist())
 
 
-def on_zero(code: str, folder: Path, **environment: str) -> str:
+ANEW = """
+import sys
+kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "sod_core"}
+"""
+"""In a fork: this project reads the environment as it is imported. (torch needs what torchvision_guard has kept.)"""
+
+
+@pytest.fixture(scope="module")
+def on_zero(forks: Forks) -> Callable[..., str]:
     """What `code` prints where SPACES_ZERO_GPU=1 and `spaces` can be imported."""
-    (folder / "modules").mkdir()
-    (folder / "modules" / "spaces.py").write_text(SPACES)
-    paths = (folder / "modules", ROOT, ROOT / "tests")
-    variables = os.environ | {"SPACES_ZERO_GPU": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))} | environment
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(
-        command, env=variables, cwd=folder, stdout=-1, stderr=-1, text=True, start_new_session=True
-    ) as process:
+
+    def run(code: str, folder: Path, **environment: str) -> str:
+        (folder / "modules").mkdir()
+        (folder / "modules" / "spaces.py").write_text(SPACES)
+        out, err = folder / "out.txt", folder / "err.txt"
+        paths = f"sys.path[:0] = {[str(folder / 'modules'), str(ROOT), str(ROOT / 'tests')]}\n"
+        process = forks.start(
+            ["-c", ANEW + paths + code], os.environ | {"SPACES_ZERO_GPU": "1"} | environment, out, err
+        )
         try:
-            output, errors = process.communicate(timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"no answer within {SECONDS} seconds")
+            assert process.wait(SECONDS) == 0, err.read_text()
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, 9)  # forks too
-    assert process.returncode == 0, errors
-    return output
+            process.kill()
+        return out.read_text()
+
+    return run
 
 
 # ---------------------------------------------------------------- ZeroGPU
 
 
 @pytest.fixture(scope="module")
-def lent(pack_folder: Path, tmp_path_factory) -> dict[str, Any]:
+def lent(pack_folder: Path, on_zero, tmp_path_factory) -> dict[str, Any]:
     """What `write_figures` wrote."""
     folder = tmp_path_factory.mktemp("zero")
     shutil.copytree(pack_folder, folder / "fruit")
@@ -214,7 +222,7 @@ def test_what_comes_after_the_fork_is_found_there(lent, here):
     assert not torch.equal(here["later"]["first, unlearned"], here["first"]["first, unlearned"])
 
 
-def test_a_fork_does_not_wait_for_what_other_threads_were_loading(pack_folder, tmp_path):
+def test_a_fork_does_not_wait_for_what_other_threads_were_loading(pack_folder, on_zero, tmp_path):
     folder = shutil.copytree(pack_folder, tmp_path / "fruit")
     printed = on_zero(f"import test_gpu; test_gpu.fork_while_a_model_loads({str(folder)!r})", tmp_path)
     session = Pack(pack_folder).session(SECOND)
@@ -222,7 +230,7 @@ def test_a_fork_does_not_wait_for_what_other_threads_were_loading(pack_folder, t
     assert printed.strip() == str(session.logits("unlearned").tolist())
 
 
-def test_models_of_the_main_process_stay_on_the_cpu(tmp_path):
+def test_models_of_the_main_process_stay_on_the_cpu(on_zero, tmp_path):
     """Although it is told that there is a GPU: only the forks have one."""
     code = (
         "import torch; from sod_core.machine import devices; from sod_core.restore import session; "

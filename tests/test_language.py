@@ -19,7 +19,7 @@ from language_families import BOS, CONTEXT, DEPTH, EOS, PAD, WIDTH, WORDS, plain
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sod_core.models import decoder_layers, language, passes
+from sod_core.models import decoder_layers, generation, language, passes
 from sod_core.models.language import LanguageModel, NotFinite
 
 TEXTS = ("hello, world", "a", "a longer text than the window")
@@ -172,6 +172,9 @@ def test_what_an_edit_does_at_padding_is_undone(gemma):
     assert bool((batch.ids[~batch.mask] == PAD).all())
     at_pad = gemma.next_logits(batch, LAYER, [lambda hidden, ids: hidden + (ids == PAD)[..., None] * 1e3] * 3)
     assert torch.equal(at_pad, gemma.next_logits(batch))
+    hidden = torch.randn(3, batch.ids.shape[1], 4)
+    found = passes._edit(hidden, batch.ids, [(slice(0, 3), lambda hidden, ids: hidden + 1)], ~batch.mask[..., None])
+    assert torch.equal(found, torch.where(batch.mask[..., None], hidden + 1, hidden))
 
 
 def test_an_edit_is_in_float32_and_cast_once(folders):
@@ -286,6 +289,13 @@ def test_a_generation_ends_with_all_rows_and_with_the_context(gemma, monkeypatch
     assert len(list(gemma.generate(prompt, None, [None], 64))) == CONTEXT - len(prompt) + 1
     monkeypatch.setattr(gemma.tokens, "ends", frozenset(range(WORDS)))
     assert list(gemma.generate(prompt, None, [None, None], 64)) == []
+
+
+def test_a_temperature_near_0_is_greedy():
+    logits = torch.tensor([[-3.0, 2.0, 1.9], [50.0, -1e4, 49.0]])
+    draws = [torch.Generator().manual_seed(0) for _ in logits]
+    for temperature in (0.0, 1e-3, 1e-320):
+        assert generation.choose(logits, temperature, draws) == [1, 0]
 
 
 def test_settings_that_cannot_be(gemma):

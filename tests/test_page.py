@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from conftest import CLASSES, EXPERTS, LAYERS, SHAPE, Server, tab
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Response, expect
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Response, expect
 
 from sod_core.packs.find import ASSETS
 from sod_core.restore.pack import Pack
@@ -69,15 +68,6 @@ def opened(window: BrowserContext, server: Server, query: str = "") -> Iterator[
             page.remove_listener("console", on_console)
             page.remove_listener("response", on_response)
     assert not wrong
-
-
-@contextmanager
-def visit(browser: Browser, server: Server, **options: Any) -> Iterator[Page]:
-    """The page in a browser context of its own: nothing is shared with other pages."""
-    context = browser.new_context(**options)
-    with opened(context, server) as page:
-        yield page
-    context.close()
 
 
 @pytest.fixture
@@ -166,49 +156,56 @@ def figures(page: Page) -> tuple:
 # ---------------------------------------------------------------- what is there at first
 
 
-def test_the_first_page(page):
-    expect(page).to_have_title("Suppression or Deletion")
-    bars = traces(page, "bars")
-    assert list(bars) == ["original", "unlearned", "restored"]
-    for values in bars.values():
-        assert len(values) == len(CLASSES) and sum(values) == pytest.approx(1, abs=1e-3)
-    assert bars["restored"] == bars["unlearned"] != bars["original"]  # alpha is 0
-    assert classes(page) == ["<b>▸ apple</b>", "pear", "plum"] and shown_class(page) == ["apple"]
-    expect(page.locator("#verdict h3")).to_contain_text("apple")
-    names = {"experts", "random features", "random, equally active", "copied CLS, no features"}
-    assert names | {"experts on patches only"} == set(traces(page, "curves"))
-    for panel, which in zip(page.locator("#heat figure").all(), bars):
-        expect(panel.locator("rect")).to_have_count(PATCHES)
-        expect(panel.locator("figcaption")).to_have_text(which)
-    expect(page.locator("#heat .sod-title")).to_contain_text(EXPERTS_TITLE.format("apple"))
-    expect(page.locator("#heat .sod-bar")).to_be_visible()
-    expect(page.locator("#picker button")).to_have_count(9)
+class TestTheFirstPage:
+    """What leaves the page as it finds it, so that one page serves all."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def page(cls, window: BrowserContext, server: Server) -> Iterator[Page]:
+        with opened(window, server) as page:
+            yield page
+
+    def test_the_first_page(self, page):
+        expect(page).to_have_title("Suppression or Deletion")
+        bars = traces(page, "bars")
+        assert list(bars) == ["original", "unlearned", "restored"]
+        for values in bars.values():
+            assert len(values) == len(CLASSES) and sum(values) == pytest.approx(1, abs=1e-3)
+        assert bars["restored"] == bars["unlearned"] != bars["original"]  # alpha is 0
+        assert classes(page) == ["<b>▸ apple</b>", "pear", "plum"] and shown_class(page) == ["apple"]
+        expect(page.locator("#verdict h3")).to_contain_text("apple")
+        names = {"experts", "random features", "random, equally active", "copied CLS, no features"}
+        assert names | {"experts on patches only"} == set(traces(page, "curves"))
+        for panel, which in zip(page.locator("#heat figure").all(), bars):
+            expect(panel.locator("rect")).to_have_count(PATCHES)
+            expect(panel.locator("figcaption")).to_have_text(which)
+        expect(page.locator("#heat .sod-title")).to_contain_text(EXPERTS_TITLE.format("apple"))
+        expect(page.locator("#heat .sod-bar")).to_be_visible()
+        expect(page.locator("#picker button")).to_have_count(9)
+
+    @pytest.mark.parametrize("control", ["range", "number"])
+    def test_the_slider_moves_the_bars(self, page, control):
+        before, curves = traces(page, "bars"), traces(page, "curves")
+        heats = [panel.inner_html() for panel in page.locator("#heat figure").all()]
+        move_alpha(page, 5, control=control)
+        bars = traces(page, "bars")
+        assert bars["restored"] != before["restored"] and sum(bars["restored"]) == pytest.approx(1, abs=1e-3)
+        assert (bars["original"], bars["unlearned"]) == (before["original"], before["unlearned"])
+        assert traces(page, "curves") == curves  # only the marker moves
+        eventually(page, lambda: page.locator("#heat figure").nth(2).inner_html() != heats[2])
+        assert [page.locator("#heat figure").nth(i).inner_html() for i in (0, 1)] == heats[:2]
+        move_alpha(page, 0, control=control)
+        assert traces(page, "bars") == before
+
+    def test_the_reset_button_is_a_move_too(self, page):
+        before = traces(page, "bars")
+        move_alpha(page, 5)
+        page.get_by_role("button", name="Reset to default value").click()
+        expect(page.locator(ALPHA)).to_have_value("0")
+        eventually(page, lambda: traces(page, "bars") == before)
 
 
 # ---------------------------------------------------------------- alpha
-
-
-@pytest.mark.parametrize("control", ["range", "number"])
-def test_the_slider_moves_the_bars(page, control):
-    before, curves = traces(page, "bars"), traces(page, "curves")
-    heats = [panel.inner_html() for panel in page.locator("#heat figure").all()]
-    move_alpha(page, 5, control=control)
-    bars = traces(page, "bars")
-    assert bars["restored"] != before["restored"] and sum(bars["restored"]) == pytest.approx(1, abs=1e-3)
-    assert (bars["original"], bars["unlearned"]) == (before["original"], before["unlearned"])
-    assert traces(page, "curves") == curves  # only the marker moves
-    eventually(page, lambda: page.locator("#heat figure").nth(2).inner_html() != heats[2])
-    assert [page.locator("#heat figure").nth(i).inner_html() for i in (0, 1)] == heats[:2]
-    move_alpha(page, 0, control=control)
-    assert traces(page, "bars") == before
-
-
-def test_the_reset_button_is_a_move_too(page):
-    before = traces(page, "bars")
-    move_alpha(page, 5)
-    page.get_by_role("button", name="Reset to default value").click()
-    expect(page.locator(ALPHA)).to_have_value("0")
-    eventually(page, lambda: traces(page, "bars") == before)
 
 
 def test_play_sweeps_to_10(page):
@@ -368,18 +365,19 @@ def test_an_image_of_ones_own(page, tmp_path):
     expect(page.locator("#own img")).to_have_count(0)
 
 
-@pytest.mark.parametrize("damage", ["words", "cut"])
-def test_a_file_that_is_no_image_changes_nothing(page, tmp_path, damage):
-    broken = write_image(tmp_path / "broken.png")
-    broken.write_bytes(b"words" if damage == "words" else broken.read_bytes()[:2000])
-    before = figures(page)
+def test_a_file_that_is_no_image_changes_nothing(page, tmp_path):
+    words, cut = tmp_path / "words.png", write_image(tmp_path / "cut.png")
+    words.write_bytes(b"words")
+    cut.write_bytes(cut.read_bytes()[:2000])
     page.get_by_role("button", name="Your own image").click()
-    # The browser shows what was sent to it as a picture, and may say that it cannot: not in the console.
-    upload(page, broken)
-    warning(page, "not an image" if damage == "words" else "damaged or cut short")
-    assert figures(page) == before
-    move_alpha(page, 5)
-    assert traces(page, "bars")["original"] == before[0]["original"]
+    for alpha, broken, says in ((5, words, "not an image"), (2, cut, "damaged or cut short")):
+        before = figures(page)
+        # The browser shows what was sent to it as a picture, and may say that it cannot: not in the console.
+        upload(page, broken)
+        warning(page, says)
+        assert figures(page) == before
+        move_alpha(page, alpha)
+        assert traces(page, "bars")["original"] == before[0]["original"]
 
 
 # ---------------------------------------------------------------- controls
@@ -476,9 +474,10 @@ def test_the_embedded_pack_and_back(page):
 # ---------------------------------------------------------------- two visitors, other looks
 
 
-def test_two_visitors_do_not_see_each_other(browser, server, page):
+def test_two_visitors_do_not_see_each_other(window, server, page):
+    """Two tabs of one browser."""
     before = figures(page)
-    with visit(browser, server) as other:
+    with opened(window, server) as other:
         eventually(other, lambda: figures(other) == before)
         choose(other, "Unlearned model", "Retrained, forgot pear")
         eventually(other, lambda: classes(other)[1] == "<b>▸ pear</b>")
@@ -492,13 +491,14 @@ def test_two_visitors_do_not_see_each_other(browser, server, page):
         expect(other.locator(ALPHA)).to_have_value("4")
         move_alpha(other, 5)
         assert classes(other)[1] == "<b>▸ pear</b>" and shown_class(other) == ["plum"]
-    with visit(browser, server) as third:  # whoever comes next starts afresh
+    with opened(window, server) as third:  # whoever comes next starts afresh
         eventually(third, lambda: figures(third) == before)
 
 
 def test_a_phone(browser, server):
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
-    with visit(browser, server, **phone) as page:
+    context = browser.new_context(**phone)
+    with opened(context, server) as page:
         widths = "() => [document.documentElement.scrollWidth, document.body.scrollWidth, window.innerWidth]"
         assert page.evaluate(widths) == [390, 390, 390]
         page.locator("#heat .sod-picture svg").first.locator("rect").nth(5).tap()
@@ -510,6 +510,7 @@ def test_a_phone(browser, server):
             assert 0 <= box["x"] and box["x"] + box["width"] <= 390
         page.evaluate("() => document.querySelector('#curves').scrollIntoView()")
         eventually(page, lambda: 0 <= page.locator("#alpha").bounding_box()["y"] < 100)  # alpha stays in sight
+    context.close()
 
 
 def luminance(page: Page, selector: str, property: str) -> float:

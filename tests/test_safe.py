@@ -797,7 +797,7 @@ def outcome_of(load: Callable[[Path], Any], path: Path) -> str:
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             limit = pages * resource.getpagesize() + MEMORY
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-            signal.setitimer(signal.ITIMER_VIRTUAL, 60 if load is read else 0.3)  # of its own time; then it is killed
+            signal.setitimer(signal.ITIMER_VIRTUAL, 60 if load is read else 0.1)  # of its own time; then it is killed
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             said = "harmless"
             try:

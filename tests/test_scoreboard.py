@@ -12,7 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import UNLEARNED, Server, serving, tab, write_manifest
+from forks import Forks
 from playwright.sync_api import BrowserContext, Page, expect
+from test_page import ALPHA, STOP_ON_THE_WAY
 
 from sod_core.restore import report, working
 from sod_core.restore.judged import CONTROLS
@@ -190,7 +192,7 @@ def test_the_controls_go_back_where_a_rows_model_cannot_be_shown():
 
 
 @pytest.fixture(scope="module")
-def own_server(pack_folder: Path, tmp_path_factory) -> Iterator[Server]:
+def own_server(pack_folder: Path, forks: Forks, tmp_path_factory) -> Iterator[Server]:
     """app.py on two packs: fruit with scores, plain without."""
     folder = tmp_path_factory.mktemp("scoreboard")
     packs = folder / "packs"
@@ -198,7 +200,7 @@ def own_server(pack_folder: Path, tmp_path_factory) -> Iterator[Server]:
     write_manifest(packs / "plain", name="plain", title="Plain fruit")
     shutil.copytree(pack_folder, packs / "fruit")
     (packs / "fruit" / "scoreboard.json").write_text(json.dumps(board()))
-    with serving(packs, folder, TMPDIR=str(folder)) as found:
+    with serving(packs, folder, forks=forks, TMPDIR=str(folder)) as found:
         yield found
 
 
@@ -246,7 +248,8 @@ def test_a_sorted_table_opens_the_row_that_was_clicked(page):
 
 def test_the_tab(page, own_server):
     page.get_by_role("button", name="Play alpha").click()  # where Play leaves alpha is forgotten by a row
-    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.get_by_role("button", name="Stop", exact=True)).to_be_visible()
+    page.evaluate(STOP_ON_THE_WAY, ALPHA)
     page.get_by_role("tab", name="Scoreboard").click()
     wait_for(page, ["suppressed", "deleted"])
     expect(page.locator("#board-note")).to_contain_text("30 images (examples), layer 2")
@@ -284,11 +287,12 @@ runpy.run_path("app.py", run_name="__main__")
 """
 
 
-def test_the_tab_is_filled_where_it_was_opened_before_the_page_was_ready(scored, window, tmp_path):
+def test_the_tab_is_filled_where_it_was_opened_before_the_page_was_ready(scored, window, forks, tmp_path):
     expect.set_options(timeout=PATIENCE)
     packs = tmp_path / "packs"
     shutil.copytree(scored.manifest.folder, packs / "fruit")
-    with serving(packs, tmp_path, "-c", SLOW, TMPDIR=str(tmp_path)) as found, tab(window, PATIENCE, []) as page:
+    started = serving(packs, tmp_path, "-c", SLOW, forks=forks, TMPDIR=str(tmp_path))
+    with started as found, tab(window, PATIENCE, []) as page:
         page.goto(found.url)
         page.get_by_role("tab", name="Scoreboard").click()
         expect(page.locator("#board-note")).to_contain_text("still opening")

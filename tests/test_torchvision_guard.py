@@ -1,6 +1,7 @@
 """`import timm` beside a torchvision whose operators cannot load (pytorch/vision issue 9085).
 
-Each case is a fresh interpreter; where this machine's own torchvision is sound, a fake one stands in for the broken.
+Each case is a fresh interpreter, or the fork of one that has imported torch alone. Where this machine's own torchvision
+is sound, a fake one stands in for the broken.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forks import Forks
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,13 +33,19 @@ def meta_nms(dets, scores, iou_threshold):
 """
 
 
-def fresh(code: str, *, beside: Path | None = None) -> str:
-    """Runs code in a fresh interpreter (packages of the folder `beside` come first) and returns what it prints."""
-    path = os.pathsep.join(str(folder) for folder in (beside, ROOT) if folder)
-    ran = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=120
-    )
-    return ran.stdout.strip() if ran.returncode == 0 else ran.stderr.strip().splitlines()[-1]
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory) -> Iterator[Callable[..., str]]:
+    """Runs code where nothing but torch is imported (packages of `beside` come first), and returns what it prints."""
+    forks = Forks("torch")
+
+    def run(code: str, *, beside: Path) -> str:
+        folder = tmp_path_factory.mktemp("fresh")
+        out, err = folder / "out", folder / "err"
+        ended = forks.start(["-c", f"import sys; sys.path.insert(0, {str(beside)!r})\n{code}"], os.environ, out, err)
+        return out.read_text().strip() if ended.wait() == 0 else err.read_text().strip().splitlines()[-1]
+
+    yield run
+    forks.close()
 
 
 @pytest.fixture
@@ -56,21 +65,23 @@ import timm, torchvision
 from timm.data import create_transform
 print(torchvision_guard.install())
 """
-    assert fresh(code) == "False"
+    path = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([sys.executable, "-c", code], env=path, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0 and ran.stdout.strip() == "False", ran.stderr
 
 
-def test_the_second_time_nothing_is_done(broken):
+def test_the_second_time_nothing_is_done(broken, fresh):
     code = "from sod_core.machine.torchvision_guard import install; print(install(), install(), install())"
     assert fresh(code, beside=broken) == "True False False"
 
 
-def test_a_broken_torchvision_is_mended(broken):
+def test_a_broken_torchvision_is_mended(broken, fresh):
     assert "nms does not exist" in fresh("import torchvision", beside=broken)
     mended = "from sod_core.machine.torchvision_guard import install; install(); import torchvision; print('fine')"
     assert fresh(mended, beside=broken) == "fine"
 
 
-def test_operators_that_load_are_left_alone(broken):
+def test_operators_that_load_are_left_alone(broken, fresh):
     """The second schema of the guard would show if it had acted."""
     code = """
 import torch
@@ -83,7 +94,7 @@ import torchvision
     assert fresh(code, beside=broken) == "False False"
 
 
-def test_a_library_is_tried_before_the_guard_steps_in(broken):
+def test_a_library_is_tried_before_the_guard_steps_in(broken, fresh):
     """Here the library "loads": loading it defines the operators."""
     code = """
 import torch
@@ -99,7 +110,7 @@ print(install(), len(tried))
     assert fresh(code, beside=broken) == "False 1"
 
 
-def test_without_torchvision_nothing_is_done():
+def test_without_torchvision_nothing_is_done(fresh, tmp_path):
     code = """
 import sys, importlib.util
 real = importlib.util.find_spec
@@ -108,4 +119,4 @@ import torch
 from sod_core.machine.torchvision_guard import install
 print(install(), hasattr(torch.ops.torchvision, "nms"))
 """
-    assert fresh(code) == "False False"
+    assert fresh(code, beside=tmp_path) == "False False"

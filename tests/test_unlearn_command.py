@@ -6,15 +6,13 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, ROOT, SHAPE, Outcome, random_vit
+from conftest import CLASSES, SHAPE, Outcome, free_port, random_vit
 from PIL import Image
 
 from sod_core.models import vit as vits
@@ -431,20 +429,26 @@ def test_a_record_is_not_overwritten_by_its_repetition(run, options, tmp_path):
 # ---------------------------------------------------------------- several processes
 
 
-def test_two_processes_make_the_model_of_one(options, tmp_path, run):
-    """By accelerate's launcher, on CPUs: half of every batch each, the same weights but for rounding."""
+def test_two_processes_make_the_model_of_one(options, tmp_path, run, forks):
+    """With the variables that accelerate's launcher sets (the launcher itself is met in test_evaluate), on CPUs.
+
+    Half of every batch each, the same weights but for rounding.
+    """
     options |= {"--precision": "float32", "--device": "cpu"}
     assert run(*arguments(options)).code == 0
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    line = [*launch, "-m", "sod_core", *arguments(options | {"--out": tmp_path / "two.pth"})]
-    ran = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, env=dict(os.environ))
-    assert ran.returncode == 0, ran.stderr
+    line = ["-m", "sod_core", *map(str, arguments(options | {"--out": tmp_path / "two.pth"}))]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared |= {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}
+    out, err = tmp_path / "out.txt", tmp_path / "err.txt"
+    processes = [
+        forks.start(line, os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}, out, err) for rank in ("0", "1")
+    ]
+    assert [process.wait() for process in processes] == [0, 0], err.read_text()
     one, two = (json.loads((tmp_path / f"{number}.json").read_text()) for number in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
     for key in (*record.FIGURES, "looks", "original_sha256", "data", "settings"):
         assert one[key] == two[key], key
-    assert ran.stdout.count("for pack.json") == 1  # the main process speaks for both
+    assert out.read_text().count("for pack.json") == 1  # the main process speaks for both
     weights, others = (safe.read_torch(tmp_path / f"{number}.pth") for number in ("one", "two"))
     start = {key: value for key, value in safe.read_torch(options["--pack"] / "vit_fruit_original.pth").items()}
     apart = torch.cat([(weights[key].float() - others[key].float()).abs().flatten() for key in weights])

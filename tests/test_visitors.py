@@ -41,7 +41,7 @@ from PIL import Image
 from playwright.sync_api import Error, Page, expect
 from pyarrow import parquet
 from starlette.datastructures import Headers
-from test_page import choose, classes, eventually, figures, move_alpha, opened, traces, warning
+from test_page import choose, classes, eventually, figures, move_alpha, opened, shown_examples, traces, warning
 from torch import nn
 
 from sod_core.data import images
@@ -796,6 +796,7 @@ def test_a_model_by_its_path_is_its_visitors_alone(place, window, tmp_path):
         page.get_by_role("button", name="Your own image").click()
         page.locator("#own input[type=file]").set_input_files(noise(tmp_path / "own.png", 2))
         expect(page.locator("#verdict h3")).to_contain_text("Your image")
+        eventually(page, lambda: shown_examples(page) == [])
         move_alpha(page, 1)
         shown = settled(page)
         assert not any("Own:" in title for title in [*other.models, *Tab(place).models])

@@ -6,7 +6,13 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
-PACKS = {"canvas": "canvas", "canvas-diffusion": "canvas_diffusion", "almanac": "almanac", "gemma-3-270m": "gemma"}
+PACKS = {
+    "canvas": "canvas",
+    "canvas-diffusion": "canvas_diffusion",
+    "canvas-mask": "canvas_mask",
+    "almanac": "almanac",
+    "gemma-3-270m": "gemma",
+}
 """Name of an embedded pack -> the folder of what builds it."""
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..machine import files, processes
 from . import evaluate as evaluation
-from . import harness, questions, report, results, settings
-from . import survey as surveys
+from . import harness, questions, report, results, settings, survey
 from .judged import Entry
 from .pack import ClampPack, open_clamp_pack, read_texts
 from .settings import Asked, Chosen
@@ -21,7 +20,8 @@ def text(options: argparse.Namespace) -> None:
     """`clamp text`: one prompt, untouched and with the edit."""
     _check_place(options.json)
     pack = open_clamp_pack(options.pack, processes.start(options.device))
-    found = results.text(pack, options.prompt, edits(pack, options), options.tokens, options.temperature, options.seed)
+    asked = edits(pack, options, _surveys(pack, options))
+    found = results.text(pack, options.prompt, asked, options.tokens, options.temperature, options.seed)
     if options.json:
         files.give_json(found, options.json)
     if options.json != "-":
@@ -64,9 +64,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     pack = open_clamp_pack(options.pack, processes.start(options.device))
     if options.store and pack.manifest.results is None:
         raise ValueError(f'pack.json of {pack.manifest.name} names no "results" to store figures in')
-    own = _entries(edits(pack, options)) if _names_an_edit(options) else None
+    surveys = _surveys(pack, options)
+    own = _entries(edits(pack, options, surveys)) if _names_an_edit(options) else None
     fidelity = options.fidelity or "exact"
     if options.lm_eval is not None:
+        _refuse_beside_harness(options)
         tasks = [task for task in options.lm_eval.replace(",", " ").split() if task]
         _give(options, *(harness.run(pack, tasks, own, options.limit, fidelity, options.keep), harness.table))
         return
@@ -81,7 +83,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         relearn=options.relearn,
         seed=options.seed,
     )
-    found = evaluation.run(pack, how, asked, options.forget_field, fidelity, options.keep, own)
+    found = evaluation.run(pack, how, asked, options.forget_field, fidelity, options.keep, own, surveys)
     if options.store and processes.is_main():
         files.write_json(found, pack.manifest.path(pack.manifest.results or ""))
     _give(options, found, report.table)
@@ -125,9 +127,23 @@ def _entries(chosen: list[Chosen]) -> list[Entry]:
     return found
 
 
-def edits(pack: ClampPack, options: argparse.Namespace) -> list[Chosen]:
+def _refuse_beside_harness(options: argparse.Namespace) -> None:
+    """Raises ValueError for what the harness would not heed."""
+    for name in ("questions", "forget_field", "every_order", "relearn", "store"):
+        if getattr(options, name):
+            raise ValueError(f"with --lm-eval the harness asks its own questions: leave --{name.replace('_', '-')} out")
+
+
+def edits(pack: ClampPack, options: argparse.Namespace, surveys: Mapping[str, Survey]) -> list[Chosen]:
     """What the options of an edit (`command.add_edit`) ask for: one edit, or those of a steering table."""
-    asked = Asked(
+    asked = _asked(options)
+    if options.steering is not None:
+        return settings.steered(pack, options.steering, asked)
+    return [settings.choose(pack, asked, next(iter(surveys.values()), None))]
+
+
+def _asked(options: argparse.Namespace) -> Asked:
+    return Asked(
         method=options.method,
         preset=options.preset,
         sae=options.sae,
@@ -140,20 +156,19 @@ def edits(pack: ClampPack, options: argparse.Namespace) -> list[Chosen]:
         fidelity=options.fidelity,
         seed=options.seed,
     )
-    if options.steering is not None:
-        return settings.steered(pack, options.steering, asked)
-    return [settings.choose(pack, asked, _survey(pack, asked, options.survey))]
 
 
-def _survey(pack: ClampPack, asked: Asked, file: Path | None) -> Survey | None:
-    if file is None:
-        return None
-    return surveys.load(file, pack.code(settings.sae_of(pack.manifest, asked)).latents)
+def _surveys(pack: ClampPack, options: argparse.Namespace) -> dict[str, Survey]:
+    """{SAE: the survey that --survey names}, of the SAE that is asked for."""
+    if options.survey is None:
+        return {}
+    sae = settings.sae_of(pack.manifest, _asked(options))
+    return {sae: survey.load(options.survey, pack.code(sae).latents)}
 
 
 def _shown(prompt: str, variant: dict) -> str:
     heading = variant["method"] if variant["method"] != "none" else "untouched"
-    fired = sum(bool(token["fired"]) for token in variant.get("prompt_tokens", ()))
-    return (
-        f"== {heading}" + (f", fires on {fired} tokens of the prompt" if fired else "") + f"\n{prompt}{variant['text']}"
-    )
+    tokens = variant.get("prompt_tokens", ())
+    fired = sum(bool(token["fired"]) for token in tokens)
+    where = f", fires on {fired} of the prompt's {len(tokens)} tokens" if tokens else ""
+    return f"== {heading}{where}\n{prompt}{variant['text']}"

@@ -74,7 +74,9 @@ def add_edit(action: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--features", metavar="RULE|IDS", help="paper, farrell, ratio, random, matched, or latent ids such as 1,5,9"
     )
-    action.add_argument("--top", type=int, help="how many latents a rule takes; default: as many as the preset has")
+    action.add_argument(
+        "--top", type=int, help="how many latents a rule or control takes; default: the preset's number"
+    )
     action.add_argument("--value", metavar="C", help="the coefficient, or one for each latent with commas")
     action.add_argument("--threshold", type=float, help="a latent fires above this activity; prime takes 0")
     action.add_argument("--refusal", type=int, metavar="ID", help="the refusal latent")

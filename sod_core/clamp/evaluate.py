@@ -7,7 +7,7 @@ on with those that are left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +23,7 @@ from .work import Work
 
 if TYPE_CHECKING:
     from .pack import ClampPack
+    from .survey import Survey
 
 __all__ = ["Board", "Settings", "run"]
 
@@ -40,15 +41,17 @@ def run(
     fidelity: str = "exact",
     keep: Path | None = None,
     edits: Sequence[Entry] | None = None,
+    surveys: Mapping[str, Survey] | None = None,
 ) -> dict[str, Any]:
     """Everything that `report.results` describes. Raises PackError or ValueError.
 
-    questions, forget, edits: in place of the pack's own questions, fields to forget and presets. keep: a folder for the
-    rows so far; a run with the same settings goes on from there, rows of others are refused. An edit whose model gives
+    questions, forget, edits, surveys: in place of the pack's own questions, fields to forget, presets and, {SAE: it},
+    surveys. keep: a folder for the rows so far; a run with the same settings goes on from there, rows of others are
+    refused. An edit whose model gives
     no numbers is a row that says so. Under `accelerate launch` every process takes its share of the jobs, and all of
     them return the table.
     """
-    board = Board(pack, settings, questions, forget, fidelity, edits)
+    board = Board(pack, settings, questions, forget, fidelity, edits, surveys)
     work = Work(keep, board.fingerprint(), processes.rank())
     processes.wait()  # until all have read what is done
     if settings.every_order:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from . import relearning, select, settings
@@ -20,6 +21,7 @@ from .ways_back import WAYS, Subject
 if TYPE_CHECKING:
     from ..models.language import Editor, LanguageModel
     from .pack import ClampPack
+    from .survey import Survey
 
 FACTORS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 """A curve is measured at these multiples of the edit's own coefficient; at 0 a latent that fires is set to nothing."""
@@ -107,9 +109,8 @@ def first(entries: Sequence[Entry], methods: Collection[str]) -> Entry | None:
     return next((entry for entry in entries if entry.kind == "edit" and entry.method in methods), None)
 
 
-def controls(pack: ClampPack, entry: Entry, seeds: Sequence[int]) -> list[Entry]:
-    """As many random and as many equally active latents, in the same edit; none where the pack has no survey."""
-    survey = pack.survey(entry.sae or "")
+def controls(entry: Entry, survey: Survey | None, seeds: Sequence[int]) -> list[Entry]:
+    """As many random and as many equally active latents, in the same edit; none where its SAE was not surveyed."""
     if survey is None or entry.clamp is None:
         return []
     found = []
@@ -183,18 +184,22 @@ class Board:
         forget: Collection[str] | None = None,
         fidelity: str = "exact",
         own: Sequence[Entry] | None = None,
+        surveys: Mapping[str, Survey] | None = None,
     ):
         """questions: in place of the pack's own; forget: the fields to forget, in place of the pack's; own: edits in
-        place of the pack's presets.
+        place of the pack's presets; surveys: {SAE: one in place of the pack's}.
 
         Raises PackError or ValueError for what cannot be judged.
         """
         settings.check()
         self.pack, self.settings = pack, settings
         asked = list(pack.questions("judge") if questions is None else questions)
-        check_ids(asked, "the questions together")
+        check_ids(asked, "what is asked")
         self.questions = _limited(asked, settings)
         there = sorted({question.field for question in self.questions})
+        strange = sorted(set(forget or ()) - set(there))
+        if strange:
+            raise ValueError(f"no question is of the field {strange[0]}; the fields are {', '.join(there)}")
         self.forget = sorted(set(pack.manifest.forget() if forget is None else forget) & set(there))
         if not self.forget:
             raise ValueError(
@@ -203,8 +208,12 @@ class Board:
         self.subjects = pack.manifest.subjects()
         self.edits = edits(pack, fidelity) if own is None else list(own)
         self.prime, self.refusal = first(self.edits, ("prime", "conditional")), first(self.edits, ("refusal",))
-        with_controls = [edit for edit in (self.prime, self.refusal) if edit is not None]
-        self.controls = [control for edit in with_controls for control in controls(pack, edit, settings.seeds)]
+        self.controls, self.cautions = [], []
+        for edit in [edit for edit in (self.prime, self.refusal) if edit is not None] or self.edits[:1]:
+            found = controls(edit, (surveys or {}).get(edit.sae or "") or pack.survey(edit.sae or ""), settings.seeds)
+            self.controls += found
+            if not found:
+                self.cautions.append(_no_controls(pack, edit))
         self.models = models(pack)
 
     @property
@@ -269,6 +278,13 @@ class Board:
         return sae == self.pack.manifest.opening_sae() or any(edit.sae == sae for edit in self.edits)
 
 
+def _no_controls(pack: ClampPack, edit: Entry) -> str:
+    if pack.survey(edit.sae or "") is not None:
+        return f"no controls stand beside {edit.id}: too few other latents fire"
+    command = f"`python -m sod_core clamp features --pack {pack.manifest.name} --sae {edit.sae} --out FILE`"
+    return f"no controls stand beside {edit.id}: survey its latents with {command} and name the file with --survey"
+
+
 def _limited(questions: list[Question], settings: Settings) -> list[Question]:
     """At most so many of each field, in the order in which they were."""
     if settings.limit is None:
@@ -281,10 +297,17 @@ def _limited(questions: list[Question], settings: Settings) -> list[Question]:
 
 
 def weights_id(module: Any) -> str:
-    """Tells the same weights: from the shape and the first numbers of every tensor."""
+    """Tells the same weights: from the shape, the first numbers and the sum of the bytes of every tensor.
+
+    And from what a sparse code computes with them: its kind, k, whether it subtracts b_dec, how it normalises.
+    """
     found = hashlib.sha256()
+    modules = list(module.modules()) if isinstance(module, nn.Module) else []
+    told = [getattr(part, name, None) for part in modules for name in ("k", "subtract_b_dec", "normalisation")]
+    found.update(f"{type(module).__name__} {[value for value in told if isinstance(value, int | str)]}".encode())
     state: Mapping[str, Any] = module.state_dict() if isinstance(module, nn.Module) else {}
     for name, tensor in sorted(state.items()):
-        found.update(f"{name} {tuple(tensor.shape)}".encode())
-        found.update(tensor.flatten()[:256].float().cpu().numpy().tobytes())
+        whole = tensor.contiguous().view(-1)
+        found.update(f"{name} {tuple(tensor.shape)} {whole.view(torch.uint8).sum(dtype=torch.int64).item()}".encode())
+        found.update(whole[:256].float().cpu().numpy().tobytes())
     return found.hexdigest()

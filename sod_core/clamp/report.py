@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,9 +15,6 @@ from .judge import Answers, Share
 from .judged import FACTORS, UNTOUCHED, Board, Entry, answers_key, layer, way_key
 from .questions import LETTERS
 from .ways_back import CONFIDENCE, WAYS, Figure
-
-if TYPE_CHECKING:
-    pass
 
 FORMAT = 1
 DEFINITION = " ".join(
@@ -36,8 +33,8 @@ DEFINITION = " ".join(
     0 where the interval reaches down to that maximum; the retrained model itself is held against chance, which is .25,
     and for ways that learn from questions no less than what their answers' frequencies give.
     Verdict, with the edit on: from {verdicts.SUPPRESSED} recovered by any way suppressed, below {verdicts.DELETED} by
-    every way deleted, between partly; no verdict where the untouched model is less than {verdicts.KNOWN} above chance,
-    the model is destroyed, or nothing was forgotten.
+    every way deleted (of an edit: out of reach), between partly; no verdict where the untouched model is less than
+    {verdicts.KNOWN} above chance, the model is destroyed, or nothing was forgotten.
     Without the edit: {verdicts.BY_CONSTRUCTION}.
     """.split()
 )
@@ -49,9 +46,9 @@ def results(board: Board, done: Mapping[str, Mapping[str, Any]]) -> dict[str, An
     rows: {id, title, kind, method, sae, layer, clamp, of, features, seed, fields {field: share}, forget, retain
     (shares), alignment {value, low, high, warning}, collapse, destroyed, problem} of the untouched model, every edit,
     control and other model; a share is {value, low, high, n}. curves: {prime, refusal, random, matched: [{value,
-    factor, forget, retain, alignment, collapse}]}. score. ways: {subjects, rows [{id, title, figures {subject: {value,
-    low, high, n, recovered, variants, note}}}], verdicts {subject: {verdict, without_edit, recovered, way, reason,
-    caution}}, thresholds}.
+    factor, forget, retain, alignment, collapse}]}. cautions: sentences on controls that are not there. score. ways:
+    {subjects, rows [{id, title, figures {subject: {value, low, high, n, recovered, variants, note}}}], verdicts
+    {subject: {verdict, without_edit, recovered, way, reason, caution}}, thresholds}.
     """
     untouched = _answers(board, done[answers_key(board.entries[0])])
     assert untouched is not None
@@ -69,6 +66,7 @@ def results(board: Board, done: Mapping[str, Mapping[str, Any]]) -> dict[str, An
         "forget": board.forget,
         "settings": asdict(board.settings),
         "definition": DEFINITION,
+        "cautions": board.cautions,
         "packages": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "transformers")}},
         "rows": rows,
         "factors": list(FACTORS),
@@ -167,9 +165,8 @@ def _ways(board: Board, done: Mapping[str, Mapping[str, Any]], rows: list[dict[s
     yardsticks = {entry.id: found.get(retrained or "", {}) if entry.id != retrained else {} for entry in tried}
     said = {}
     for entry in tried[1:]:
-        collapse = table[entry.id]["collapse"]
         said[entry.id] = verdicts.verdict(
-            *(found[entry.id], yardsticks[entry.id], known, 1.0 if collapse is None else collapse),
+            *(found[entry.id], yardsticks[entry.id], known, table[entry.id]["collapse"]),
             is_edit=entry.clamp is not None,
         )
     return {
@@ -221,8 +218,8 @@ def table(found: Mapping[str, Any]) -> str:
         lines.append(_line(f"{of}, {features} latents, mean of {len(drawn)}", drawn, fields))
     if found["score"] is not None:
         lines.append(f"\nScore at {judge.RETAINED} of the retain accuracy: {found['score']['value']:.2f}")
-    warnings = dict.fromkeys(row["alignment"]["warning"] for row in found["rows"] if row["alignment"])
-    lines += [f"\nCaution: {warning}." for warning in warnings if warning]
+    warnings = [*found["cautions"], *(row["alignment"]["warning"] for row in found["rows"] if row["alignment"])]
+    lines += [f"\nCaution: {warning}." for warning in dict.fromkeys(warnings) if warning]
     return "\n".join(lines + ([] if found["ways"] is None else ["", ways(found["ways"])]))
 
 

@@ -44,7 +44,7 @@ class Token(NamedTuple):
     fired: tuple[Fired, ...]
     """The clamp's latents that fire here, strongest first."""
     changed: bool
-    """Whether the edit changed the hidden state of this token."""
+    """Whether the clamp acted on this token. ("package" rewrites the others as well.)"""
     generated: bool
 
 

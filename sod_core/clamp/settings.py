@@ -30,9 +30,9 @@ class Asked:
     preset: str | None = None
     sae: str | None = None
     features: str | None = None
-    """One of select.RULES or select.CONTROLS, or latent ids with commas. A control has as many as the preset."""
+    """One of select.RULES or select.CONTROLS, or latent ids with commas."""
     top: int | None = None
-    """How many latents a rule takes; None: as many as the preset has, else TOP."""
+    """How many latents a rule or a control takes; None: as many as the preset has, else TOP."""
     value: float | tuple[float, ...] | None = None
     threshold: float | None = None
     refusal: int | None = None
@@ -88,8 +88,8 @@ def choose(pack: ClampPack, asked: Asked, survey: Survey | None = None) -> Chose
         threshold=clamp.threshold if asked.threshold is None else asked.threshold,
     )
     clamp, features = _with_latents(pack, clamp, sae, base, asked, survey)
-    if asked.value is None and base is None:
-        raise ValueError(f"pack {m.name} has no preset to take a coefficient from: give --value")
+    if asked.value is None and base is None and method != "refusal":
+        raise ValueError(f"pack {m.name} has no preset for {sae} to take a coefficient from: give --value")
     clamp.check(pack.code(sae))
     return Chosen(sae, clamp, features)
 
@@ -157,6 +157,8 @@ def _with_refusal(m: ClampManifest, clamp: Clamp, sae: str, asked: Asked) -> Cla
     latent, value = clamp.refusal, clamp.refusal_value
     if latent is None and with_one:
         latent, value = with_one[0].refusal, with_one[0].refusal_value
+    elif latent is None and asked.refusal is not None and asked.refusal_value is None:
+        raise ValueError(f"pack {m.name} has no preset for {sae} to take its coefficient from: give --refusal-value")
     return replace(
         clamp,
         refusal=latent if asked.refusal is None else asked.refusal,
@@ -184,7 +186,9 @@ def _with_latents(
         return _given(
             clamp, _without(select.choose(asked.features, found, top + 1), clamp.refusal)[:top]
         ), asked.features
-    chosen = clamp.latents or select.choose(RULE, found, top)
+    chosen: Sequence[int] = clamp.latents[:top]  # what the control stands beside: the preset's, else what RULE takes
+    if len(chosen) < top:
+        chosen = _without(select.choose(RULE, found, top + 1), clamp.refusal)[:top]
     return _given(clamp, control(asked.features, found, chosen, clamp.refusal, asked.seed)), asked.features
 
 

@@ -1,4 +1,7 @@
-"""What the ways back say together: suppressed, partly, deleted, or no verdict; with the thresholds, a sentence each."""
+"""What the ways back say together, with the thresholds, a sentence each: suppressed, partly, deleted, or no verdict.
+
+What is deleted from weights is only out of reach of them where an edit is on that can be switched off.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from .ways_back import PLAIN, SWITCHED_OFF, Figure
 SUPPRESSED = 0.5
 """From this share of the untouched model's knowledge on that a way brings back, the knowledge was only suppressed."""
 DELETED = 0.1
-"""Below this share by every way, it is deleted; between the two, partly."""
+"""Below this share by every way, it is deleted, or out of reach while an edit is on; between the two, partly."""
 KNOWN = 0.2
 """The untouched model has to answer by so much more than chance, or there was nothing to forget."""
 FEW = 30
-"""Fewer questions than this make a verdict that comes with a warning."""
+"""With fewer questions nothing is called deleted, and other verdicts come with a caution."""
 THRESHOLDS = {
     "suppressed": SUPPRESSED,
     "deleted": DELETED,
@@ -24,6 +27,8 @@ THRESHOLDS = {
     "few": FEW,
 }
 IS_SUPPRESSED, IS_PARTLY, IS_DELETED, NO_VERDICT = "suppressed", "partly", "deleted", "no verdict"
+OUT_OF_REACH = "out of reach"
+"""What is said of an edit in place of deleted: the weights have everything."""
 BY_CONSTRUCTION = (
     "an edit at inference leaves the weights as they are: with it switched off the model knows what it knew, so it is "
     "suppression by construction"
@@ -34,7 +39,7 @@ RETRAINED = "retrained"
 
 class Verdict(NamedTuple):
     verdict: str
-    """With the edit on, or of a model's weights: suppressed, partly, deleted or no verdict."""
+    """Of weights suppressed, partly, deleted or no verdict; with an edit on out of reach in place of deleted."""
     without_edit: str | None
     """What follows where the edit can be switched off; None for weights."""
     recovered: float | None
@@ -67,13 +72,13 @@ def verdict(
     figures: Mapping[str, Figure],
     yardsticks: Mapping[str, Figure],
     original: Share,
-    collapse: float,
+    collapse: float | None,
     is_edit: bool,
 ) -> Verdict:
     """From the figures of every way that was tried; `yardsticks` are the retrained model's, {} where there is none.
 
-    `collapse` of the subject over all judged questions. The switched-off edit is a figure of its own, and no part of
-    what comes back with the edit on.
+    `collapse` of the subject over all judged questions, None where it gave no numbers. The switched-off edit is a
+    figure of its own, and no part of what comes back with the edit on.
     """
     without = IS_SUPPRESSED if is_edit else None
     caution = "" if original.n >= FEW else f"only {original.n} questions were asked: take it as a hint"
@@ -86,6 +91,8 @@ def verdict(
             f"the untouched model answers {original.value:.0%} of the field's questions: there was little to forget"
         )
         return no(reason)._replace(without_edit=None)
+    if collapse is None:
+        return no("the model is destroyed: it gives no finite numbers")
     if collapse > COLLAPSED:
         return no(f"the model is destroyed: it gives one letter on {collapse:.0%} of all questions")
     shares = {
@@ -99,8 +106,11 @@ def verdict(
         return no("asked as it is judged, the model still knows: nothing was forgotten", shares[PLAIN], PLAIN)
     way = max(shares, key=lambda name: shares[name])
     most = shares[way]
-    found = IS_SUPPRESSED if most >= SUPPRESSED else IS_PARTLY if most >= DELETED else IS_DELETED
+    found = IS_SUPPRESSED if most >= SUPPRESSED else IS_PARTLY
     reason = f"the way that brings back most brings {most:.0%} of what the untouched model knows"
-    if found == IS_DELETED:
+    if most < DELETED and original.n < FEW:
+        return no(f"{original.n} questions are too few to say that nothing comes back: ask at least {FEW}", most, way)
+    if most < DELETED:
+        found = OUT_OF_REACH if is_edit else IS_DELETED
         reason = f"no way brings back {DELETED:.0%} of what the untouched model knows"
     return Verdict(found, without, most, way, reason, caution)

@@ -67,8 +67,9 @@ def load(
     another `dtype` theirs would be of that one: so it loads as float32, and converts afterwards.
     """
     torchvision_guard.install()
-    import diffusers
-    import transformers
+    with folders.loading:  # a thread that meets another's first import of diffusers is handed half of it
+        import diffusers
+        import transformers
 
     for library in (diffusers, transformers):  # what goes wrong raises; the rest is not for users
         library.utils.logging.disable_progress_bar()

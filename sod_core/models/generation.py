@@ -70,7 +70,8 @@ def choose(logits: Tensor, temperature: float, draws: list[torch.Generator]) -> 
     if temperature == 0:
         return logits.argmax(-1).tolist()
     with torch.inference_mode():
-        shares = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
+        below = logits.double() - logits.amax(-1, keepdim=True)  # so that no quotient is inf: at 1e-320 it is greedy
+        shares = torch.softmax(below / temperature, -1).cumsum(-1)
         drawn = torch.stack([torch.rand(1, generator=draw, dtype=torch.float64) for draw in draws]).to(logits.device)
         return (
             torch.searchsorted(shares, drawn * shares[:, -1:], right=True)[:, 0].clamp(max=logits.shape[1] - 1).tolist()

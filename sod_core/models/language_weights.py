@@ -39,7 +39,8 @@ def read(place: Path) -> tuple[nn.Module, Any]:
     In float32, for transformers would make another type the default of every thread while it loads.
     """
     torchvision_guard.install()
-    import transformers
+    with folders.loading:  # a thread that meets another's first import of transformers is handed half of it
+        import transformers
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity(logging.CRITICAL)

@@ -5,6 +5,7 @@ What is here is found without asking the network; what has to be fetched is read
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -13,18 +14,22 @@ from .errors import PackError
 from .hub import HubFile
 from .source import Source
 
-TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
-"""Any of the first three makes a tokenizer."""
-_MODEL = (checkpoint.CONFIG, *TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+WORDS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
+"""A tokenizer's words, one of these beside TOKENIZER; `models.folders.refuse_made_up` wants the same."""
+TOKENIZER = "tokenizer_config.json"
+_BESIDE = ("tokenizer.model", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
+"""Are not needed, but change what is read: generation_config.json says what ends a text."""
+_MODEL = (checkpoint.CONFIG, *sorted(set().union(*WORDS)), TOKENIZER, *_BESIDE)
 _WHOLE, _INDEX, _SHARDS = "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"
 SAE_WEIGHTS = ("params.npz", "params.safetensors", "sae_weights.safetensors", "sae.safetensors")
-_SAE = (*SAE_WEIGHTS, "config.json", "cfg.json")
+_SAE = ("config.json", "cfg.json", *SAE_WEIGHTS)
+"""In this order: an SAE counts as here when its weights are, and without its config it may be read as another."""
 
 
 def model_here(source: Source) -> Path | None:
     """The folder of a transformers model, if all of it is on this computer: config, tokenizer, safetensors."""
     config, whole, index = (hub.cached(source.file(name)) for name in (checkpoint.CONFIG, _WHOLE, _INDEX))
-    if config is None or not any(hub.cached(source.file(name)) for name in TOKENIZER[:3]):
+    if config is None or not _has_tokenizer({name for name in _MODEL if hub.cached(source.file(name))}):
         return None
     if whole is None:
         if index is None or not all(hub.cached(source.file(name)) for name in checkpoint.shards(index)):
@@ -42,9 +47,16 @@ def model_files(source: Source) -> list[HubFile]:
     where = f"{source.repo_id}/{source.folder}" if source.folder else source.repo_id
     if not any(name.endswith(".safetensors") for name in weights):
         raise PackError(f"{where} has no model.safetensors: weights in another form are not read")
-    if checkpoint.CONFIG not in there or not any(name in there for name in TOKENIZER[:3]):
-        raise PackError(f"{where} lacks config.json or a tokenizer: it is no language model of transformers")
+    if checkpoint.CONFIG not in there or not _has_tokenizer(there):
+        raise PackError(
+            f"{where} lacks config.json or a tokenizer ({TOKENIZER}, and tokenizer.json or vocab.json and merges.txt): "
+            "it is no language model that can be read"
+        )
     return _missing(source, [*(name for name in _MODEL if name in there), *weights])
+
+
+def _has_tokenizer(names: Collection[str]) -> bool:
+    return TOKENIZER in names and any(words <= set(names) for words in WORDS)
 
 
 def sae_here(source: Source) -> Path | None:

@@ -1,0 +1,1 @@
+"""The embedded pack `canvas-mask`: features of the ViTs of the pack `canvas`, and bottlenecks on them."""

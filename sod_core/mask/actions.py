@@ -1,0 +1,171 @@
+"""What `mask fit` and `mask evaluate` do."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..machine import files
+from ..sparse import bottleneck_file
+from . import evaluate as evaluating
+from . import features as features_file
+from . import probe
+from .fit import Plan
+from .fit import fit as fit_bottleneck
+from .pack import MaskPack, open_mask_pack
+from .session import Dose, MaskSession
+
+EXAMPLES = (1, 2, 5, 10, 20, 50, 100)
+
+
+def fit(options: argparse.Namespace) -> None:
+    """`mask fit`: a bottleneck on a pack's features or on a file's, with its accuracy beside the yardsticks."""
+    _check_place(options.json, options.out)
+    if options.features is None:
+        pack = open_mask_pack(options.pack)
+        encoder = options.encoder or pack.manifest.encoders[0].id
+        found, names = pack.features(encoder), pack.manifest.classes
+        without = tuple(pack.manifest.class_index(name) for name in options.without)
+    else:
+        encoder, found = options.features.name, features_file.read(options.features)
+        names = tuple(map(str, range(found.classes)))
+        without = tuple(_number(name, found.classes) for name in options.without)
+    plan = Plan(
+        codebooks=options.codebooks,
+        pairs=options.pairs,
+        key_width=options.key_width,
+        values=options.values,
+        without=without,
+        reference=options.reference,
+        key_epochs=options.key_epochs,
+        epochs=options.epochs,
+        seed=options.seed,
+        about={"encoder": encoder},
+    )
+    made = fit_bottleneck(found.train, len(names), plan, _tell)
+    bottleneck_file.save(made, options.out)
+    session = MaskSession(made, found.train, found.test)
+    told = {
+        "out": str(options.out),
+        "encoder": encoder,
+        "accuracy": session.figures(torch.zeros_like(made.masked), []).retain,
+        "nearest_mean": probe.nearest_mean(found.train, found.test),
+        "linear_probe": probe.linear(found.train, found.test),
+        "pairs_in_use": int(made.used.sum()),
+        "test_images": len(found.test.labels),
+    }
+    if options.json:
+        files.give_json(told, options.json)
+    if options.json != "-":
+        print(
+            f"{options.out}: accuracy {told['accuracy']:.1%} of {told['test_images']} test images; "
+            f"nearest mean {told['nearest_mean']:.1%}, linear probe {told['linear_probe']:.1%}"
+        )
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """`mask evaluate`: what each dose takes of the class and of the others."""
+    _check_place(options.json)
+    pack = open_mask_pack(options.pack)
+    doses = _doses(options)
+    session, about = _session(pack, options)
+    names = pack.manifest.classes
+    classes = [pack.manifest.class_index(name) for name in options.forget]
+    found = evaluating.evaluate(session, classes, doses, names, options.seed)
+    saw = {name: name not in about["never_saw"] for name in found["forget"]}
+    found = {"pack": pack.manifest.name, **about, "encoder_saw": saw, "seed": options.seed, **found}
+    if options.json:
+        files.give_json(found, options.json)
+    if options.json != "-":
+        print(_table(found))
+
+
+def _session(pack: MaskPack, options: argparse.Namespace) -> tuple[MaskSession, dict[str, Any]]:
+    """Of a bottleneck of the pack, or of a file; with what is known of it."""
+    m, named = pack.manifest, options.bottleneck
+    if named is None or not Path(named).is_file():
+        entry = m.bottleneck(named)
+        if options.encoder not in (None, entry.encoder):
+            raise ValueError(f"the bottleneck {entry.id} belongs to the encoder {entry.encoder}: leave --encoder out")
+        session, title, keys = pack.session(entry.id), entry.id, entry.keys
+        encoder = m.encoder(entry.encoder)
+    else:
+        encoder = m.encoder(options.encoder or m.encoders[0].id)
+        bottleneck = bottleneck_file.read(Path(named))
+        said = bottleneck.about.get("encoder", encoder.id)
+        if said != encoder.id:
+            raise ValueError(f"{Path(named).name} was fitted to the encoder {said}: say --encoder {said}")
+        session, title = pack.session_with(bottleneck, encoder.id, Path(named).name), Path(named).name
+        left_out = bottleneck.about.get("keys_without", "")
+        keys = f"without {left_out}" if left_out else "all"
+    about = {"bottleneck": title, "keys": keys, "encoder": encoder.id, "never_saw": list(encoder.never_saw)}
+    return session, about
+
+
+def _doses(options: argparse.Namespace) -> list[Dose]:
+    """Raises ValueError before anything is loaded."""
+    method, each = options.method, options.per_codebook
+    if method == "examples":
+        if options.share or options.pairs:
+            raise ValueError("the method examples takes --examples, and neither --share nor --pairs")
+        doses = [Dose(method, examples=number) for number in options.examples or EXAMPLES]
+    elif options.examples:
+        raise ValueError(f"the method {method} takes --share or --pairs, not --examples")
+    elif options.pairs:
+        doses = [Dose(method, pairs=number, per_codebook=each) for number in options.pairs]
+    elif each:
+        raise ValueError("--per-codebook needs --pairs: so many of each codebook")
+    else:
+        doses = [Dose(method, share=share) for share in options.share or evaluating.SHARES]
+    for dose in doses:
+        dose.check()
+    return doses
+
+
+def _table(found: dict[str, Any]) -> str:
+    saw = ", ".join(f"{'saw' if saw else 'never saw'} {name}" for name, saw in found["encoder_saw"].items())
+    images, before = found["images"], found["before"]
+    lines = [
+        f"{found['bottleneck']}, whose encoder {saw}; images: {images['forget']} to forget, {images['retain']} others",
+        f"{'':>14} {'pairs':>7} {'forget':>7} {'retain':>7} {'by chance: forget':>20} {'retain':>7} {'abstained':>10}",
+        f"{'no mask':>14} {0:>7} {_percent(before['forget_accuracy'])} {_percent(before['retain_accuracy'])}",
+    ]
+    for row in found["doses"]:
+        amounts = {"share": row["share"], "examples": row["examples"], "pairs": row["pairs"]}
+        what = next(f"{name} {value:g}" for name, value in amounts.items() if value is not None)
+        by_chance = [(row["random"][f"{side}_accuracy"] or {}).get("mean") for side in ("forget", "retain")]
+        lines.append(
+            f"{what:>14} {row['pairs']:>7} {_percent(row['forget_accuracy'])} {_percent(row['retain_accuracy'])} "
+            f"{_percent(by_chance[0]):>20} {_percent(by_chance[1])} {row['abstained']:>10.1%}"
+        )
+    return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return f"{'–' if share is None else f'{share:.1%}':>7}"
+
+
+def _number(name: str, classes: int) -> int:
+    if not name.isdecimal() or int(name) >= classes:
+        raise ValueError(f"--without {name}: the classes of a features file are numbers from 0 to {classes - 1}")
+    return int(name)
+
+
+def _tell(part: str, step: int) -> None:
+    if step % 16 == 0:
+        print(f"{part}: {step}", file=sys.stderr, flush=True)
+
+
+def _check_place(*places: Path | str | None) -> None:
+    """Before what takes long. Raises ValueError for a file that could not be written."""
+    for place in places:
+        if place in (None, "-"):
+            continue
+        path = Path(str(place))
+        if path.is_dir() or not path.parent.is_dir():
+            why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+            raise ValueError(f"cannot write {place}: {why}")

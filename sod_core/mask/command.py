@@ -1,0 +1,69 @@
+"""Mask's part of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..packs import kinds
+from ..packs.kinds import Kind
+
+DEFAULT_PACK = "canvas-mask"
+
+
+def add(verbs: argparse._SubParsersAction) -> None:
+    """Adds the verb to the command line, and its packs to the command `packs`."""
+    kinds.register("mask", _kind)
+    parser = verbs.add_parser("mask", help="a key-value bottleneck forgets a class by forbidding its pairs")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_fit(actions.add_parser("fit", help="a bottleneck on an encoder's features"))
+    _add_evaluate(actions.add_parser("evaluate", help="forget and retain accuracy over doses, random masks beside"))
+    parser.set_defaults(run=_run)
+
+
+def _add_fit(fit: argparse.ArgumentParser) -> None:
+    fit.add_argument("--pack", default=DEFAULT_PACK, help="a mask pack's name or folder")
+    fit.add_argument("--encoder", metavar="ID", help="of the pack; default: its first")
+    fit.add_argument("--features", type=Path, metavar="FILE", help=".safetensors or .npz, in place of the pack's")
+    fit.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bottleneck (.safetensors)")
+    fit.add_argument("--without", nargs="+", default=[], metavar="CLASS", help="keys are fitted without their images")
+    fit.add_argument("--values", choices=["counts", "sgd"], default="counts")
+    fit.add_argument("--epochs", type=int, default=100, help="of values by SGD")
+    fit.add_argument("--key-epochs", type=int, default=10)
+    fit.add_argument("--codebooks", type=int, default=64)
+    fit.add_argument("--pairs", type=int, default=256, help="of a codebook")
+    fit.add_argument("--key-width", type=int, default=14)
+    fit.add_argument("--reference", action="store_true", help="keys by the bottleneck's authors' own rule")
+    fit.add_argument("--seed", type=int, default=0)
+    fit.add_argument("--json", metavar="FILE", help="accuracy, nearest mean, linear probe; - is standard output")
+
+
+def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("--pack", default=DEFAULT_PACK, help="a mask pack's name or folder")
+    evaluate.add_argument(
+        "--bottleneck", metavar="ID|FILE", help="of the pack, or what `mask fit` wrote; default: its first"
+    )
+    evaluate.add_argument("--encoder", metavar="ID", help="whose features a FILE takes; default: the pack's first")
+    evaluate.add_argument("--forget", nargs="+", required=True, metavar="CLASS", help="several are forgotten in turn")
+    evaluate.add_argument("--method", choices=["activations", "examples", "enrichment"], default="activations")
+    how_much = evaluate.add_mutually_exclusive_group()
+    how_much.add_argument(
+        "--share", nargs="+", type=float, help="of the pairs that the class touches; default: a range"
+    )
+    how_much.add_argument("--pairs", nargs="+", type=int, metavar="N")
+    how_much.add_argument("--examples", nargs="+", type=int, metavar="N", help="images of the class, for `examples`")
+    evaluate.add_argument("--per-codebook", action="store_true", help="N pairs of each codebook")
+    evaluate.add_argument("--seed", type=int, default=0, help="of drawn examples and of random masks")
+    evaluate.add_argument("--json", metavar="FILE", help="write every figure to this file; - is standard output")
+
+
+def _kind() -> Kind:
+    from . import card
+
+    return card.kind()
+
+
+def _run(options: argparse.Namespace) -> None:
+    from . import actions
+
+    getattr(actions, options.action)(options)

@@ -1,0 +1,94 @@
+"""Everything of a mask pack, loaded once and shared: features of the images, bottlenecks, sessions of both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..packs import find
+from ..packs.errors import PackError
+from ..packs.kept import Kept
+from ..sparse import bottleneck_file
+from ..sparse.bottleneck import Bottleneck
+from . import features, manifest
+from .features import Features
+from .session import Images, MaskSession
+
+
+class MaskPack:
+    """A mask pack. Loading is lazy, happens once, and is safe from several threads."""
+
+    def __init__(self, folder: Path):
+        """Reads pack.json only. Raises PackError."""
+        self.manifest = manifest.read(Path(folder))
+        self._kept = Kept()
+
+    def features(self, encoder: str) -> Features:
+        """What an encoder made of the training and test images. Raises PackError."""
+        entry = self.manifest.encoder(encoder)
+        return self._kept.get(("features", encoder), lambda: self._load_features(entry.features))
+
+    def bottleneck(self, id: str | None = None) -> Bottleneck:
+        """A bottleneck, nothing masked; the first for None. Raises PackError."""
+        entry = self.manifest.bottleneck(id)
+        return self._kept.get(("bottleneck", entry.id), lambda: self._load_bottleneck(entry.file))
+
+    def session(self, id: str | None = None) -> MaskSession:
+        """The bottleneck with its encoder's images; the nearest pairs are found once. Raises PackError."""
+        entry = self.manifest.bottleneck(id)
+
+        def made() -> MaskSession:
+            return self.session_with(self.bottleneck(entry.id), entry.encoder, entry.file)
+
+        return self._kept.get(("session", entry.id), made)
+
+    def session_with(self, bottleneck: Bottleneck, encoder: str, file: str) -> MaskSession:
+        """A session of another bottleneck on an encoder's images; `file` is what it is called. Raises PackError."""
+        found = self.features(encoder)
+        if bottleneck.width != found.width:
+            raise PackError(
+                f"{file} takes features of width {bottleneck.width}, and those of {encoder} have {found.width}"
+            )
+        if bottleneck.classes != len(self.manifest.classes):
+            raise PackError(
+                f"{file} votes for {bottleneck.classes} classes, and {self.manifest.name} has "
+                f"{len(self.manifest.classes)}"
+            )
+        return MaskSession(bottleneck, found.train, found.test)
+
+    def _load_features(self, file: str) -> Features:
+        found = features.read(self._here(file))
+        m = self.manifest
+        if found.classes > len(m.classes):
+            raise PackError(f"{file} has labels up to {found.classes - 1}, and {m.name} has {len(m.classes)} classes")
+        for images in (found.train, found.test):
+            if images.styles is not None and m.styles and int(images.styles.max()) >= len(m.styles):
+                raise PackError(f"{file} has more styles than the {len(m.styles)} of {m.name}")
+        return found if m.styles else found._replace(train=_plain(found.train), test=_plain(found.test))
+
+    def _load_bottleneck(self, file: str) -> Bottleneck:
+        return bottleneck_file.read(self._here(file))
+
+    def _here(self, file: str) -> Path:
+        path = self.manifest.path(file)
+        if not path.is_file():
+            raise PackError(f"{file} of pack {self.manifest.name} is not on this computer")
+        return path
+
+
+def _plain(images: Images) -> Images:
+    return images._replace(styles=None)
+
+
+def open_mask_pack(name: str) -> MaskPack:
+    """A mask pack by its name, or by its folder. Raises PackError."""
+    return MaskPack(find.folder(name, manifest.KIND))
+
+
+def shared_mask_pack(name: str) -> MaskPack:
+    """As `open_mask_pack`, opened once for everybody in this process."""
+    return find.shared(name, manifest.KIND, MaskPack)
+
+
+def folders() -> dict[str, Path]:
+    """Name -> folder of every mask pack."""
+    return find.folders(manifest.KIND)
