@@ -34,8 +34,9 @@ SAMPLE = 8000
 """States on which the threshold is found, and the fit is measured."""
 FORGET = "food"
 RECIPE = train_saes.Recipe(latents=2048, active=32, batch=1024, steps=1800, lr=7e-4)
-GRID = search.Grid()
-OTHER_GRID = search.Grid(tops=(30,), strengths=(0.8, 1.6))
+GRID = search.Grid(rules=("ratio", search.CONTRAST), tops=(20, 40), strengths=(0.8, 1.6))
+"""What a CPU tries in some minutes."""
+OTHER_GRID = search.Grid(rules=("ratio", search.CONTRAST), tops=(30,), strengths=(0.8,))
 """For the other fields forgotten in turn, of which no more than a table is made."""
 LINES = {"food": 1200, "other": 500}
 """Of the corpora; the fields to keep have as many as `other`, meanings in none of the fields."""
