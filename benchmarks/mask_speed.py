@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import argparse
 import resource
+import sys
 import time
+from pathlib import Path
 from statistics import median
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sod_core.mask import edit
 from sod_core.sparse import key_fitting, pair_values
