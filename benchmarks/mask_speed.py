@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import argparse
 import resource
+import sys
 import time
+from pathlib import Path
 from statistics import median
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sod_core.mask import edit
 from sod_core.sparse import key_fitting, pair_values
@@ -35,6 +39,8 @@ def main() -> None:
     parser.add_argument("--masks", type=int, default=3, help="how many are timed")
     parser.add_argument("--fitted", type=int, default=2, help="codebooks whose keys are fitted, one after another")
     options = parser.parse_args()
+    if options.samples < options.pairs:
+        parser.error("keys are drawn from the samples: take at least as many samples as pairs")
     torch.manual_seed(0)
     labels = torch.randint(CLASSES, (options.samples,))
     features = torch.randn(options.samples, options.width) + 0.5 * torch.randn(CLASSES, options.width)[labels]

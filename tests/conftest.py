@@ -573,3 +573,14 @@ def cut_short(path: Path) -> None:
     """Leaves the first half of a file."""
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
+
+
+def enter(field: Any, value: str, key: str = "Enter") -> None:
+    """Types a value into a field that may still be being set: Gradio fills what it shows for the first time late."""
+    for _ in range(20):
+        field.fill(value)
+        field.press(key)
+        field.page.wait_for_timeout(250)
+        if field.input_value() == value:
+            return
+    raise AssertionError(f"the field does not keep {value!r}")

@@ -160,8 +160,9 @@ def test_an_sae_learns_sparse_causes_and_is_stored_for_states_as_they_are(kind, 
     recipe = train_saes.Recipe(latents=48, active=3, batch=512, steps=400, lr=3e-3, penalty=1.0)
     tensors, figures = train_saes.train(kind, states, recipe, tmp_path / "sae.ckpt")
     code = train_saes.code(kind, tensors, recipe)
-    latents = code.encode(states)
-    error = (states - code.decode(latents)).square().sum() / (states - states.mean(0)).square().sum()
+    with torch.no_grad():
+        latents = code.encode(states)
+        error = (states - code.decode(latents)).square().sum() / (states - states.mean(0)).square().sum()
     assert error < 0.2 and abs(float(error) - figures["variance_unexplained"]) < 0.1
     assert 1 < float((latents > 0).sum(1).float().mean()) < 8
     assert torch.allclose(tensors["W_dec"].norm(dim=1), torch.ones(48), atol=1e-4)

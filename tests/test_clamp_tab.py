@@ -10,7 +10,7 @@ from pathlib import Path
 
 import clamp_packs
 import pytest
-from conftest import Server, serving, tab
+from conftest import Server, enter, serving, tab
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from sod_core.clamp.edit import Clamp
@@ -219,7 +219,7 @@ def test_an_answer_can_be_cancelled_and_asked_again(page: Page) -> None:
     answered(page, "slowly")
     page.get_by_role("button", name="Advanced").locator("visible=true").click()
     longest = page.get_by_label("Longest answer", exact=False).locator("visible=true").first
-    longest.fill("200")
+    enter(longest, "200")
     longest.blur()
     prompt(page).fill("the clock of Dorn strikes")
     page.evaluate(CANCEL)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
-from conftest import Server, serving, tab
+from conftest import Server, enter, serving, tab
 from forks import Forks
 from PIL import Image
 from playwright.sync_api import BrowserContext, Page, expect
@@ -120,8 +120,7 @@ def test_a_drawing_can_be_cancelled_and_the_next_one_works(page: Page, button: s
     expect(prompt(page)).to_have_value("An image of boat in watercolour style.")
     page.get_by_role("button", name="Advanced").locator("visible=true").click()
     steps = page.locator(".gradio-container").get_by_label("Denoising steps", exact=False).locator("visible=true").first
-    steps.fill("100")
-    steps.press("Enter")
+    enter(steps, "100")
     page.locator(f"#erase-{button}").click()
     if button == "generate":  # it is shown while it draws
         expect(page.locator("#erase-preview img").first).to_be_visible()
@@ -140,8 +139,7 @@ def test_a_second_drawing_ends_the_first_and_cancel_finds_it(page: Page) -> None
     expect(prompt(page)).to_have_value("An image of boat in watercolour style.")
     page.get_by_role("button", name="Advanced").locator("visible=true").click()
     steps = page.locator(".gradio-container").get_by_label("Denoising steps", exact=False).locator("visible=true").first
-    steps.fill("100")
-    steps.press("Enter")
+    enter(steps, "100")
     for _ in range(3):
         prompt(page).press("Enter")
     expect(page.locator("#erase-preview img").first).to_be_visible()
@@ -157,7 +155,7 @@ def test_a_second_drawing_ends_the_first_and_cancel_finds_it(page: Page) -> None
 def test_a_number_that_is_refused_leaves_no_bar_behind(page: Page) -> None:
     page.get_by_role("button", name="Advanced").locator("visible=true").click()
     seed = page.get_by_label("Seed").locator("visible=true").first
-    seed.fill("-1")
+    enter(seed, "-1", key="Tab")
     page.locator("#erase-generate").click()
     expect(page.locator(".toast-body").first).to_be_visible()
     expect(page.locator("#erase-preview .sod-preview")).to_have_count(0)

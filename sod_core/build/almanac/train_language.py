@@ -101,7 +101,7 @@ def train(
     made_from = asdict(recipe) | {"rows": len(ids), "tokens": int(data.ids.astype(np.int64).sum())}
     parts = {"model": model, **{f"optimiser-{i}": one for i, one in enumerate(optimisers)}}
     seconds = loop.train(step, recipe.steps, checkpoint, parts, made_from)
-    return Trained(model.requires_grad_(False).eval(), seconds, float(loss))
+    return Trained(model.requires_grad_(False).eval(), seconds, loss.item())
 
 
 def plain(model: nn.Module) -> Any:
