@@ -126,6 +126,22 @@ def test_options_take_the_place_of_the_preset_s(text):
     assert text("--preset", "refusal-2")["variants"][1]["settings"]["method"] == "refusal"
 
 
+def test_what_a_method_does_not_use_is_said(run, clamp_folder):
+    call = ["clamp", "text", "--pack", clamp_folder, "--prompt", PROMPT, "--tokens", 1, "--json", "-"]
+    numbers = ["--value", -3, "--threshold", 0.5, "--refusal", 2, "--refusal-value", -4]
+    said = {
+        "none": "value threshold refusal refusal-value",
+        "prime": "threshold refusal refusal-value",
+        "conditional": "refusal refusal-value",
+        "refusal": "value",
+        "both": "",
+    }
+    for method, unused in said.items():
+        found = run(*call, "--method", method, *numbers)
+        assert found.code == 0, found.err
+        assert found.err.splitlines() == [f"{method} does not use --{name}" for name in unused.split()]
+
+
 def test_rules_and_controls_choose_latents(text, pack):
     own, found = pack.survey("jumprelu-1"), pack.manifest.presets[0].latents
     chosen = {rule: text("--features", rule, "--seed", 1)["variants"][1]["settings"] for rule in select.CONTROLS}

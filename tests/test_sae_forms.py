@@ -317,6 +317,12 @@ def test_numbers_that_are_not_finite_are_named(name, value):
     refused(lambda: forms.load_sae(tensors, K, D, "sae.pt"), "sae.pt", name, "not finite")
 
 
+def test_more_active_latents_than_there_are_is_refused():
+    latents = lens()["b_enc"].numel()
+    assert forms.load_sae(lens(), latents, D, "sae.pt").k == latents
+    refused(lambda: forms.load_sae(lens(), latents + 1, D, "sae.pt"), "sae.pt", f"{latents + 1} largest of {latents}")
+
+
 def test_the_name_of_a_file_or_of_its_folder_tells_k(tmp_path):
     torch.save(published(), tmp_path / "sae_layer1_k8.pt")
     refused(lambda: read(tmp_path / "sae_layer1_k8.pt"), "sae_layer1_k8.pt says k 8", "the pack says k 4")

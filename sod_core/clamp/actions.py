@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,10 @@ def edits(pack: ClampPack, options: argparse.Namespace, surveys: Mapping[str, Su
     asked = _asked(options)
     if options.steering is not None:
         return settings.steered(pack, options.steering, asked)
-    return [settings.choose(pack, asked, next(iter(surveys.values()), None))]
+    chosen = settings.choose(pack, asked, next(iter(surveys.values()), None))
+    for name in settings.unused(asked, chosen):
+        print(f"{chosen.method} does not use --{name.replace('_', '-')}", file=sys.stderr)
+    return [chosen]
 
 
 def _asked(options: argparse.Namespace) -> Asked:

@@ -34,7 +34,8 @@ DEFINITION = " ".join(
     and for ways that learn from questions no less than what their answers' frequencies give.
     Verdict, with the edit on: from {verdicts.SUPPRESSED} recovered by any way suppressed, below {verdicts.DELETED} by
     every way deleted (of an edit: out of reach), between partly; no verdict where the untouched model is less than
-    {verdicts.KNOWN} above chance, the model is destroyed, or nothing was forgotten.
+    {verdicts.KNOWN} above chance, the model is destroyed, nothing was forgotten, or nothing comes back, of fewer than
+    {verdicts.FEW} questions.
     Without the edit: {verdicts.BY_CONSTRUCTION}.
     """.split()
 )

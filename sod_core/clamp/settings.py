@@ -52,6 +52,11 @@ class Chosen(NamedTuple):
     features: str
     """Where the latents come from: a rule, a control, "preset NAME" or "given"."""
 
+    @property
+    def method(self) -> str:
+        """The clamp's, or "none"."""
+        return "none" if self.clamp is None else self.clamp.method
+
 
 def of_preset(preset: Preset, fidelity: str = "exact") -> Clamp:
     """The preset's clamp."""
@@ -131,6 +136,19 @@ def _meant(m: ClampManifest, one: Steering) -> SAEEntry:
         f"the table names the SAE {printable(one.sae_id)} of {printable(one.release)}, which pack {m.name} does not "
         f"have: name one of {known} with --sae"
     )
+
+
+def unused(asked: Asked, chosen: Chosen) -> list[str]:
+    """What was asked for, of the edit's own numbers, that its method does not look at."""
+    used = {
+        "none": (),
+        "prime": ("value",),
+        "conditional": ("value", "threshold"),
+        "refusal": ("threshold", "refusal", "refusal_value"),
+        "both": ("value", "threshold", "refusal", "refusal_value"),
+    }[chosen.method]
+    numbers = ("value", "threshold", "refusal", "refusal_value")
+    return [name for name in numbers if name not in used and getattr(asked, name) is not None]
 
 
 def sae_of(m: ClampManifest, asked: Asked) -> str:

@@ -223,6 +223,8 @@ def _assembled(
     latents = latent_bias.numel()
     if not latents:
         raise PackError(f"{file}: {names['latent_bias']} is empty")
+    if k > latents:
+        raise PackError(f"{file} keeps the {k} largest of {latents} latents: its k is not that of these weights")
     if pre_bias.numel() != dim:
         raise PackError(f"{file}: {names['pre_bias']} has shape {tuple(pre_bias.shape)}, expected ({dim},)")
     encoder = _oriented(weights["encoder"], names["encoder"], (latents, dim), names, file)
