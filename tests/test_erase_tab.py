@@ -14,7 +14,7 @@ import pytest
 from conftest import Server, enter, serving, tab
 from forks import Forks
 from PIL import Image
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from sod_core.erase.edit import Settings
 from sod_core.erase.pack import ErasePack
@@ -46,11 +46,30 @@ def page(window: BrowserContext, doodles: Server) -> Iterator[Page]:
 
 
 def open_tab(page: Page, server: Server) -> None:
+    """Opens the advanced controls first: what a pack brings then stands in them before a test types anything."""
     page.goto(server.url)
     page.get_by_role("tab", name="Erase").click()
-    choose(page, "#erase-pack", "Doodles")
-    expect(prompt(page)).to_have_value("An image of sun in Van Gogh style.")
-    expect(page.locator("#erase-grid")).to_contain_text("3 objects")  # the last of what the pack brings
+    page.get_by_role("button", name="Advanced").locator("visible=true").click()
+    expect(steps(page)).to_be_visible()
+    open_pack(page, "Doodles", "An image of sun in Van Gogh style.", "3 objects", 4)
+
+
+def open_pack(page: Page, title: str, asked: str, objects: str, default_steps: int) -> None:
+    """Waits for all that the pack brings."""
+    choose(page, "#erase-pack", title)
+    expect(prompt(page)).to_have_value(asked)
+    expect(page.locator("#erase-grid")).to_contain_text(objects)
+    expect(steps(page)).to_have_value(str(default_steps))
+
+
+def open_canvas(page: Page) -> None:
+    """The embedded pack: the tiny one is done before a click arrives."""
+    open_pack(page, "Canvas world, small Stable Diffusion", "An image of boat in watercolour style.", "10 objects", 25)
+
+
+def steps(page: Page) -> Locator:
+    fields = page.locator(".gradio-container").get_by_label("Denoising steps", exact=False)
+    return fields.locator("visible=true").first
 
 
 def choose(page: Page, menu: str, entry: str) -> None:
@@ -58,7 +77,7 @@ def choose(page: Page, menu: str, entry: str) -> None:
     page.get_by_role("option", name=entry, exact=True).click()
 
 
-def prompt(page: Page):
+def prompt(page: Page) -> Locator:
     return page.locator("#erase-prompt textarea")
 
 
@@ -83,7 +102,7 @@ def test_a_visitor_draws_with_and_without_a_concept(page: Page) -> None:
     expect(page.locator("#erase-heat svg rect")).to_have_count(16)
     expect(page.locator("#erase-bars .js-plotly-plot .bars path").first).to_be_visible()
     before = page.locator("#erase-heat").inner_html()
-    step = page.locator(".gradio-container").get_by_label("Denoising step", exact=False).locator("visible=true").first
+    step = page.get_by_label("number input for Denoising step", exact=True).locator("visible=true")
     step.fill("1" if "at step 1" not in before else "0")
     step.press("Enter")
     expect(page.locator("#erase-heat .sod-title")).to_contain_text(re.compile("at step [01]"))
@@ -116,35 +135,30 @@ def test_without_a_concept_nothing_changes_and_without_a_prompt_nothing_is_drawn
 
 @pytest.mark.parametrize("button", ("generate", "grid"))
 def test_a_drawing_can_be_cancelled_and_the_next_one_works(page: Page, button: str) -> None:
-    choose(page, "#erase-pack", "Canvas world, small Stable Diffusion")  # the tiny one is done before a click arrives
-    expect(prompt(page)).to_have_value("An image of boat in watercolour style.")
-    page.get_by_role("button", name="Advanced").locator("visible=true").click()
-    steps = page.locator(".gradio-container").get_by_label("Denoising steps", exact=False).locator("visible=true").first
-    enter(steps, "100")
+    open_canvas(page)
+    enter(steps(page), "100")
     # from inside the page, as soon as it draws and (of one image) shows it: 100 steps are done within seconds
     shown = "'#erase-preview img'" if button == "generate" else "'#erase-cancel'"
     page.evaluate(
         f"""() => {{ const timer = setInterval(() => {{
             const cancel = document.querySelector('#erase-cancel');
-            if (document.querySelector({shown}) && cancel?.offsetParent) {{ clearInterval(timer); cancel.click(); }}
+            if (document.querySelector({shown}) && cancel?.offsetParent) {{
+                clearInterval(timer); cancel.click(); window.cancelled = true;
+            }}
         }}, 20); }}"""
     )
     page.locator(f"#erase-{button}").click()
-    expect(page.locator("#erase-cancel")).to_be_visible()
+    page.wait_for_function("window.cancelled")
     expect(page.locator("#erase-generate")).to_be_visible()
     expect(page.locator("#erase-preview .sod-preview")).to_have_count(0)
     assert page.locator("#erase-headline h3, .sod-objects figure").count() == 0
-    steps.fill("2")
-    steps.press("Enter")
+    enter(steps(page), "2")
     generate(page)
 
 
 def test_a_second_drawing_ends_the_first_and_cancel_finds_it(page: Page) -> None:
-    choose(page, "#erase-pack", "Canvas world, small Stable Diffusion")
-    expect(prompt(page)).to_have_value("An image of boat in watercolour style.")
-    page.get_by_role("button", name="Advanced").locator("visible=true").click()
-    steps = page.locator(".gradio-container").get_by_label("Denoising steps", exact=False).locator("visible=true").first
-    enter(steps, "100")
+    open_canvas(page)
+    enter(steps(page), "100")
     for _ in range(3):
         prompt(page).press("Enter")
     expect(page.locator("#erase-preview img").first).to_be_visible()
@@ -158,7 +172,6 @@ def test_a_second_drawing_ends_the_first_and_cancel_finds_it(page: Page) -> None
 
 
 def test_a_number_that_is_refused_leaves_no_bar_behind(page: Page) -> None:
-    page.get_by_role("button", name="Advanced").locator("visible=true").click()
     seed = page.get_by_label("Seed").locator("visible=true").first
     enter(seed, "-1", key="Tab")
     page.locator("#erase-generate").click()
