@@ -59,12 +59,6 @@ EXPERTS = {0: [3, 17, 40, 41, 8], 1: [5, 6, 60, 12, 9], 2: [1, 2, 33, 50, 63]}
 UNLEARNED = {"random_labels-apple": ("Random labels", 0), "retrain-pear": ("Retrained", 1)}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "window" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.flaky(reruns=TRIES))
-
-
 def random_vit(seed: int, shape: vits.ViTShape = SHAPE) -> nn.Module:
     """A ViT whose every weight is random and large enough that logits differ clearly from image to image."""
     vit = vits.new(shape)
@@ -468,7 +462,10 @@ SIZE = {"width": 1400, "height": 1000}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest come first, so that two processes end at the same time."""
+    """The files that take longest come first, so that two processes end at the same time; a browser may be late."""
+    for item in items:
+        if "window" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.flaky(reruns=TRIES))
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
