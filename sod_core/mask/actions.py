@@ -11,15 +11,17 @@ import torch
 
 from ..machine import files
 from ..sparse import bottleneck_file
+from . import board, judged, probe, report, rivals
 from . import evaluate as evaluating
 from . import features as features_file
-from . import probe
 from .fit import Plan
 from .fit import fit as fit_bottleneck
+from .judged import Case
 from .pack import MaskPack, open_mask_pack
 from .session import Dose, MaskSession
 
 EXAMPLES = (1, 2, 5, 10, 20, 50, 100)
+MOST_SEEDS = 20
 
 
 def fit(options: argparse.Namespace) -> None:
@@ -68,20 +70,80 @@ def fit(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """`mask evaluate`: what each dose takes of the class and of the others."""
-    _check_place(options.json)
+    """`mask evaluate`: what each dose takes of the class and of the others, and what still comes out in every state."""
+    _check_place(options.json, options.csv)
+    if options.json == "-" and options.csv == "-":
+        raise ValueError("--json and --csv cannot both be standard output: give one of them a file")
+    if not 1 <= options.seeds <= MOST_SEEDS:
+        raise ValueError(f"{options.seeds} seeds were asked for: give 1 to {MOST_SEEDS}")
     pack = open_mask_pack(options.pack)
+    if options.all:
+        _evaluate_all(pack, options)
+        return
+    if options.store:
+        raise ValueError("--store keeps what --all measures: say --all in place of --forget")
     doses = _doses(options)
     session, about = _session(pack, options)
     names = pack.manifest.classes
     classes = [pack.manifest.class_index(name) for name in options.forget]
     found = evaluating.evaluate(session, classes, doses, names, options.seed)
     saw = {name: name not in about["never_saw"] for name in found["forget"]}
-    found = {"pack": pack.manifest.name, **about, "encoder_saw": saw, "seed": options.seed, **found}
+    dose = doses[0] if len(doses) == 1 else None
+    case = judged.judge(Case(_seeds(pack, session, about, options), tuple(classes), names, dose), _seed)
+    case |= {"encoder_saw": all(saw.values()), "rivals": rivals.compare(session, classes, board.EXAMPLES)}
+    found = {"pack": pack.manifest.name, **about, "encoder_saw": saw, "seed": options.seed, **found, "evidence": case}
     if options.json:
         files.give_json(found, options.json)
-    if options.json != "-":
+    if options.csv:
+        _give_text(report.to_csv(report.lines(found | {"id": found["bottleneck"]}, case)), options.csv)
+    if "-" not in (options.json, options.csv):
         print(_table(found))
+        print(report.table(case))
+
+
+def _evaluate_all(pack: MaskPack, options: argparse.Namespace) -> None:
+    names = "bottleneck encoder share pairs examples per_codebook".split()
+    for name in names:
+        if getattr(options, name):
+            raise ValueError(f"--all chooses bottlenecks and doses itself: leave --{name.replace('_', '-')} out")
+    if options.store and pack.manifest.results is None:
+        raise ValueError(f'pack.json of {pack.manifest.name} names no "results" to store figures in')
+    found = board.run(pack, options.seeds, options.keep, lambda what: print(what, file=sys.stderr, flush=True))
+    if options.store:
+        files.write_json(found, pack.manifest.path(pack.manifest.results or ""))
+    if options.json:
+        files.give_json(found, options.json)
+    if options.csv:
+        _give_text(report.to_csv(report.all_lines(found)), options.csv)
+    if "-" not in (options.json, options.csv):
+        for about in found["bottlenecks"]:
+            for case in about["cases"]:
+                print(f"{about['id']}: {report.table(case)}\n")
+
+
+def _seeds(
+    pack: MaskPack, session: MaskSession, about: dict[str, Any], options: argparse.Namespace
+) -> list[MaskSession]:
+    """The session, and others with new projections and keys where several seeds are asked for."""
+    if options.seeds == 1:
+        return [session]
+    known = [entry for entry in pack.manifest.bottlenecks if entry.id == about["bottleneck"]]
+    if not known:
+        raise ValueError("other seeds are fitted as the pack's bottlenecks were: of a file leave --seeds out")
+    return board.sessions_of(pack, known[0], options.seeds, options.keep)
+
+
+def _give_text(text: str, place: str) -> None:
+    if place == "-":
+        sys.stdout.write(text)
+        return
+    with files.whole(Path(place)) as part:
+        Path(part).write_text(text)
+    print(f"wrote {place}", file=sys.stderr)
+
+
+def _seed(seed: int) -> None:
+    print(f"seed {seed}", file=sys.stderr, flush=True)
 
 
 def _session(pack: MaskPack, options: argparse.Namespace) -> tuple[MaskSession, dict[str, Any]]:
@@ -102,7 +164,9 @@ def _session(pack: MaskPack, options: argparse.Namespace) -> tuple[MaskSession, 
         session, title = pack.session_with(bottleneck, encoder.id, Path(named).name), Path(named).name
         left_out = bottleneck.about.get("keys_without", "")
         keys = f"without {left_out}" if left_out else "all"
-    about = {"bottleneck": title, "keys": keys, "encoder": encoder.id, "never_saw": list(encoder.never_saw)}
+    values = "counts" if session.bottleneck.counts is not None else "sgd"
+    about: dict[str, Any] = {"bottleneck": title, "keys": keys, "values": values, "encoder": encoder.id}
+    about["never_saw"] = list(encoder.never_saw)
     return session, about
 
 

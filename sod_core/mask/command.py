@@ -17,7 +17,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser("mask", help="a key-value bottleneck forgets a class by forbidding its pairs")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_fit(actions.add_parser("fit", help="a bottleneck on an encoder's features"))
-    _add_evaluate(actions.add_parser("evaluate", help="forget and retain accuracy over doses, random masks beside"))
+    _add_evaluate(actions.add_parser("evaluate", help="doses, controls, every state, and the ways back"))
     parser.set_defaults(run=_run)
 
 
@@ -44,7 +44,9 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
         "--bottleneck", metavar="ID|FILE", help="of the pack, or what `mask fit` wrote; default: its first"
     )
     evaluate.add_argument("--encoder", metavar="ID", help="whose features a FILE takes; default: the pack's first")
-    evaluate.add_argument("--forget", nargs="+", required=True, metavar="CLASS", help="several are forgotten in turn")
+    what = evaluate.add_mutually_exclusive_group(required=True)
+    what.add_argument("--forget", nargs="+", metavar="CLASS", help="several are forgotten in turn")
+    what.add_argument("--all", action="store_true", help="every bottleneck of the pack, every class")
     evaluate.add_argument("--method", choices=["activations", "examples", "enrichment"], default="activations")
     how_much = evaluate.add_mutually_exclusive_group()
     how_much.add_argument(
@@ -54,6 +56,16 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     how_much.add_argument("--examples", nargs="+", type=int, metavar="N", help="images of the class, for `examples`")
     evaluate.add_argument("--per-codebook", action="store_true", help="N pairs of each codebook")
     evaluate.add_argument("--seed", type=int, default=0, help="of drawn examples and of random masks")
+    evaluate.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of projections and keys; others are fitted now",
+    )
+    evaluate.add_argument("--keep", type=Path, metavar="DIR", help="what is done; a killed run goes on from there")
+    evaluate.add_argument("--store", action="store_true", help="with --all: store the result in the pack, for the app")
+    evaluate.add_argument("--csv", metavar="FILE", help="a line a state and way back; - is standard output")
     evaluate.add_argument("--json", metavar="FILE", help="write every figure to this file; - is standard output")
 
 

@@ -54,6 +54,8 @@ class MaskPackManifest:
     styles: tuple[str, ...]
     encoders: tuple[EncoderEntry, ...]
     bottlenecks: tuple[BottleneckEntry, ...]
+    results: str | None
+    """The file of what `mask evaluate --all --store` measured; None where there is none."""
 
     def path(self, file: str) -> Path:
         """A file of the pack. Raises PackError for a name that leads out of the pack's folder."""
@@ -83,7 +85,8 @@ class MaskPackManifest:
 def read(folder: Path) -> MaskPackManifest:
     """Reads folder/pack.json. Raises PackError with one sentence that says what is wrong in it."""
     found = read_manifest(folder, _parse, _faults)
-    for file in (*(entry.features for entry in found.encoders), *(entry.file for entry in found.bottlenecks)):
+    named = [*(entry.features for entry in found.encoders), *(entry.file for entry in found.bottlenecks)]
+    for file in named if found.results is None else [*named, found.results]:
         found.path(file)  # refuses names that lead elsewhere
     return found
 
@@ -100,6 +103,7 @@ def _parse(folder: Path, data: dict[str, Any]) -> MaskPackManifest:
         styles=tuple(map(str, data.get("styles", ()))),
         encoders=tuple(_encoder(item) for item in data["encoders"]),
         bottlenecks=tuple(_bottleneck(item) for item in data.get("bottlenecks", ())),
+        results=None if data.get("results") is None else str(data["results"]),
     )
 
 

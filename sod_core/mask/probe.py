@@ -23,13 +23,13 @@ def nearest_mean(train: Images, test: Images) -> float:
 def linear(train: Images, test: Images, steps: int = 60) -> float:
     """Accuracy of multinomial logistic regression on standardised features, by `steps` of L-BFGS from zeros."""
     weight = fit_linear(train, steps)
-    called = (_standardised(train.features, test.features) @ weight).argmax(1)
+    called = (standardised(train.features, test.features) @ weight).argmax(1)
     return (called == test.labels).double().mean().item()
 
 
 def fit_linear(train: Images, steps: int = 60) -> Tensor:
     """The regression's weights, [M + 1, V]; the last row is the bias."""
-    inputs, classes = _standardised(train.features, train.features), int(train.labels.max()) + 1
+    inputs, classes = standardised(train.features, train.features), int(train.labels.max()) + 1
     weight = torch.zeros(inputs.shape[1], classes, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=steps, line_search_fn="strong_wolfe")
 
@@ -43,7 +43,7 @@ def fit_linear(train: Images, steps: int = 60) -> Tensor:
     return weight.detach()
 
 
-def _standardised(train: Tensor, features: Tensor) -> Tensor:
+def standardised(train: Tensor, features: Tensor) -> Tensor:
     """By the training images' mean and deviation, with a column of ones."""
     train, features = train.float(), features.float()
     scaled = (features - train.mean(0)) / train.std(0).clamp(min=1e-6)

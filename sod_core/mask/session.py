@@ -10,9 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..sparse.bottleneck import Bottleneck, nearest, vote
+from ..sparse.bottleneck import NEAREST, Bottleneck, nearest, vote
 from . import edit
 
+KEPT = 48 << 20
+"""Bytes for the nearest pairs of the training or of the test images, at 2 a pair; NEAREST of each in any case."""
 METHODS = ("activations", "examples", "enrichment")
 
 
@@ -87,11 +89,23 @@ class MaskSession:
 
     @cached_property
     def train_nearest(self) -> Tensor:
-        return nearest(self.bottleneck, self.train.features)
+        return self._nearest(self.train)
 
     @cached_property
     def test_nearest(self) -> Tensor:
-        return nearest(self.bottleneck, self.test.features)
+        return self._nearest(self.test)
+
+    def _nearest(self, images: Images) -> Tensor:
+        """As many as fit into KEPT: where a mask covers all of an image's, its distances are computed anew."""
+        b = self.bottleneck
+        depth = max(NEAREST, KEPT // (2 * b.codebooks * len(images.labels)))
+        return nearest(b, images.features, min(depth, b.pairs))
+
+    def with_bottleneck(self, bottleneck: Bottleneck) -> MaskSession:
+        """The same images on other values, or another mask, of the same keys: nothing is searched for again."""
+        other = MaskSession(bottleneck, self.train, self.test)
+        other.train_nearest, other.test_nearest = self.train_nearest, self.test_nearest
+        return other
 
     def forget(self, classes: Sequence[int], dose: Dose, seed: int = 0) -> Tensor:
         """The mask [C, J] that forgets the classes one after another: each chooses among what the last one left.
@@ -110,9 +124,12 @@ class MaskSession:
 
     def figures(self, mask: Tensor, classes: Sequence[int]) -> Figures:
         """The test set's accuracies under a mask [C, J]; `classes` are those that count as forgotten."""
-        masked = self.bottleneck.with_mask(self.bottleneck.masked | mask)
-        selected = masked.select(self.test.features, self.test_nearest)
-        return figures(vote(selected.chosen, masked.values), self.test, classes, selected.abstained)
+        return self.figures_of(self.bottleneck.with_mask(self.bottleneck.masked | mask), classes)
+
+    def figures_of(self, bottleneck: Bottleneck, classes: Sequence[int]) -> Figures:
+        """The test set's accuracies by another bottleneck on the same keys: other values, other pairs in use."""
+        selected = bottleneck.select(self.test.features, self.test_nearest)
+        return figures(vote(selected.chosen, bottleneck.values), self.test, classes, selected.abstained)
 
     def _one(self, after: Bottleneck, class_index: int, dose: Dose, seed: int) -> Tensor:
         mine = self.train.labels == class_index

@@ -29,6 +29,7 @@ def _manifest(figures: dict[str, Any]) -> dict[str, Any]:
         "title": "Canvas, bottlenecks on three ViTs",
         "note": "Features of the drawn world's images, by the ViT that saw all ten classes and by two that each never "
         "saw one; key-value bottlenecks on them.",
+        "results": "results.json",
         "classes": list(canvas.OBJECTS),
         "styles": list(canvas.STYLES),
         "encoders": [

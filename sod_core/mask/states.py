@@ -1,0 +1,103 @@
+"""The states that a forgotten class may be left in, and what each chooses and says of the images.
+
+    untouched   the bottleneck as it was fitted
+    logit       nothing in it changes; the class's logit is put below all others. The trivial baseline
+    masked      the pairs are forbidden; without the mask everything is back
+    erased      the pairs can be chosen and vote for nothing
+    removed     the class's training images are taken out of the counts of every pair
+    retrained   values made without the class's images on the same keys: the yardstick
+
+*Compacted* (forbidden pairs cut out of the file) chooses and says what *masked* does, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..sparse import pair_values
+from ..sparse.bottleneck import Bottleneck, vote
+from ..sparse.pair_values import Descent
+from . import edit
+from .session import MaskSession
+
+UNTOUCHED, LOGIT, MASKED, ERASED, REMOVED, RETRAINED = "untouched logit masked erased removed retrained".split()
+TITLES = {
+    UNTOUCHED: "untouched",
+    LOGIT: "class logit at minus infinity",
+    MASKED: "masked",
+    ERASED: "values erased",
+    REMOVED: "counts removed",
+    RETRAINED: "retrained on the same keys",
+}
+
+
+class View(NamedTuple):
+    """A state as it is seen from outside."""
+
+    id: str
+    bottleneck: Bottleneck
+    train_chosen: Tensor
+    """[N, C, k] int64: pairs that the training images choose; -1 where a codebook abstains."""
+    test_chosen: Tensor
+    train_logits: Tensor
+    """[N, V]."""
+    test_logits: Tensor
+    silenced: tuple[int, ...] = ()
+    """Classes whose logit is put below all others."""
+
+    @property
+    def silent(self) -> Tensor:
+        """[C, J] bool: pairs that the file shows as forbidden, out of use or without any vote."""
+        b = self.bottleneck
+        return b.masked | ~b.used | ~b.values.any(-1)
+
+
+def views(session: MaskSession, classes: Sequence[int], mask: Tensor) -> dict[str, View]:
+    """Every state that the bottleneck can be put in. mask [C, J] bool; counts are removed only where there are any."""
+    base = session.bottleneck
+    found = [view(session, UNTOUCHED, base)]
+    found.append(_silenced(found[0], tuple(classes)))
+    found.append(view(session, MASKED, edit.forbid(base, mask)))
+    found.append(view(session, ERASED, edit.erase_values(base, mask)))
+    chosen, gone = found[0].train_chosen, torch.isin(session.train.labels, torch.tensor(list(classes)))
+    if base.counts is not None:
+        removed = edit.remove_samples(base, chosen[gone], session.train.labels[gone])
+        found.append(view(session, REMOVED, removed))
+    found.append(view(session, RETRAINED, retrained(base, chosen[~gone], session.train.labels[~gone])))
+    return {one.id: one for one in found}
+
+
+def view(session: MaskSession, id: str, bottleneck: Bottleneck) -> View:
+    """What a bottleneck on the session's keys chooses and says."""
+    train = bottleneck.select(session.train.features, session.train_nearest).chosen
+    test = bottleneck.select(session.test.features, session.test_nearest).chosen
+    return View(id, bottleneck, train, test, vote(train, bottleneck.values), vote(test, bottleneck.values))
+
+
+def retrained(bottleneck: Bottleneck, chosen: Tensor, labels: Tensor) -> Bottleneck:
+    """The same keys with values made anew of these samples, as the bottleneck's own were. chosen [N, C, k]."""
+    pairs, classes = bottleneck.pairs, bottleneck.classes
+    if bottleneck.counts is not None:
+        counts = pair_values.count(chosen, labels, pairs, classes)
+        return replace(bottleneck, counts=counts, values=pair_values.of_counts(counts), used=counts.sum(-1) > 0)
+    values = pair_values.descend(chosen, labels, pairs, classes, Descent(epochs=epochs(bottleneck)))
+    return replace(bottleneck, values=values, used=edit.touched(chosen, pairs) > 0)
+
+
+def epochs(bottleneck: Bottleneck) -> int:
+    """Of the SGD that made the values, as their file says ("sgd, 100 epochs"); else Descent's."""
+    words = bottleneck.about.get("values", "").split()
+    return int(words[1]) if len(words) == 3 and words[0] == "sgd," and words[1].isdecimal() else Descent.epochs
+
+
+def _silenced(untouched: View, classes: tuple[int, ...]) -> View:
+    def quiet(logits: Tensor) -> Tensor:
+        return logits.index_fill(1, torch.tensor(classes), -torch.inf)
+
+    logits = quiet(untouched.train_logits), quiet(untouched.test_logits)
+    return untouched._replace(id=LOGIT, train_logits=logits[0], test_logits=logits[1], silenced=classes)
