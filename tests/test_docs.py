@@ -196,9 +196,29 @@ def test_the_clamp_page_s_rows_hold_what_was_measured():
         assert collapse == f"{sum(row['collapse'] for row in rows) / len(rows):.2f}", name
 
 
-def test_the_clamp_page_s_ways_back_hold_what_was_measured():
-    found = json.loads(text("assets/almanac/results.json"))["ways"]
-    head = "| way | untouched | prime"
+def test_the_clamp_page_s_fields_of_gemma_hold_what_was_measured():
+    groups: dict[str, list[dict]] = {}
+    for row in json.loads(text("assets/gemma-3-270m/results.json"))["rows"]:
+        name = f"{row['of']}, {row['features']} latents, mean of 3" if row["kind"] == "control" else row["id"]
+        groups.setdefault(name, []).append(row)
+    head = "| model | animal | artifact"
+    fields = next(line for line in text("docs/clamp.md").splitlines() if line.startswith(head)).split(" | ")[1:-3]
+    told = {cells[0]: cells[1:] for cells in rows_after("docs/clamp.md", head)}
+    assert told.keys() == groups.keys()
+    for name, rows in groups.items():
+        values = [sum(row["fields"][field]["value"] for row in rows) / len(rows) for field in fields]
+        values.append(sum(row["retain"]["value"] for row in rows) / len(rows))
+        assert told[name][:-2] == [f"{value:.1%}" for value in values], name
+        alignment = sum(row["alignment"]["value"] for row in rows) / len(rows)
+        assert told[name][-2] == ("–" if name == "untouched" else f"{alignment:.3f}"), name
+        assert told[name][-1] == f"{sum(row['collapse'] for row in rows) / len(rows):.2f}", name
+
+
+@pytest.mark.parametrize(
+    "pack, head", [("almanac", "| way | untouched | prime"), ("gemma-3-270m", "| way back | untouched | prime")]
+)
+def test_the_clamp_page_s_ways_back_hold_what_was_measured(pack, head):
+    found = json.loads(text(f"assets/{pack}/results.json"))["ways"]
     ids = [
         cell.strip()
         for cell in next(line for line in text("docs/clamp.md").splitlines() if line.startswith(head)).split("|")
