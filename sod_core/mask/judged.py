@@ -16,7 +16,9 @@ from .states import LOGIT, MASKED, RETRAINED, UNTOUCHED, View
 SHARES = tuple(step / 100 for step in (*range(1, 10), *range(10, 100, 5), 100))
 """Of the pairs that a class touches: where the smallest that forgets is looked for."""
 RELEARNED = (1, 10, 50)
-"""Images of the class that are counted again."""
+"""Images of the class that are counted again..."""
+DRAWS = 10
+"""...in so many draws, whose accuracies are averaged."""
 PLAIN = "as it is judged"
 OUTPUT, SELECTION, NAMED = "read off the logits", "read off the chosen pairs", "named by what is forbidden or silent"
 CHANCE = {OUTPUT: 0.5, SELECTION: 0.5, NAMED: 0.5}
@@ -147,8 +149,7 @@ def _measured(
     most = int(torch.bincount(session.train.labels)[list(classes)].min())
     for images in RELEARNED:
         applies = images <= most and not one.silenced
-        learned = evidence.relearned(session, one, classes, images, seed, unit)[0] if applies else None
-        found[relearned_way(images)] = learned
+        found[relearned_way(images)] = _relearned(session, one, classes, images, seed, unit) if applies else None
     histogram = torch.bincount(called[test], minlength=logits.shape[1]) / test.sum()
     return Measured(
         forget,
@@ -159,6 +160,11 @@ def _measured(
         found,
         named,
     )
+
+
+def _relearned(session: MaskSession, one: View, classes: Sequence[int], images: int, seed: int, unit: float) -> float:
+    draws = range(seed * DRAWS, (seed + 1) * DRAWS)
+    return sum(evidence.relearned(session, one, classes, images, draw, unit)[0] for draw in draws) / DRAWS
 
 
 def _state(id: str, rows: Sequence[Mapping[str, Measured]], names: Sequence[str], images: int) -> dict[str, Any]:
@@ -178,7 +184,7 @@ def _state(id: str, rows: Sequence[Mapping[str, Measured]], names: Sequence[str]
             verdicts.recovered(value, yardstick, top or 0.0, CHANCE.get(way, 0.0))
             for value, yardstick, top in zip(known, yardsticks, tops)
         ]
-        shares[way] = verdicts.spread(found)
+        shares[way] = verdicts.interval(found)
         told[way]["recovered"] = shares[way]._asdict()
     state = {
         "title": states.TITLES[id],

@@ -6,6 +6,7 @@ What is deleted from values is only out of reach of them where a mask is on that
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import stdev
 from typing import NamedTuple
 
 SUPPRESSED = 0.5
@@ -24,8 +25,12 @@ OUT_OF_REACH, UNDECIDED, NO_VERDICT = "out of reach", "undecided", "no verdict"
 BY_CONSTRUCTION = "keys and values stay in the file, and without the mask the very same logits come back"
 
 
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Student's t, 97.5 %, for 2, 3, ... seeds; of more the last one."""
+
+
 class Spread(NamedTuple):
-    """A figure over seeds."""
+    """A figure over seeds: `spread`'s lowest and highest, or `interval`'s bounds."""
 
     mean: float
     low: float
@@ -48,6 +53,15 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(sum(values) / len(values), min(values), max(values))
 
 
+def interval(values: Sequence[float]) -> Spread:
+    """Mean, and Student's 95 % interval of it; of one seed the value itself."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return Spread(mean, mean, mean)
+    half = _STUDENT[min(len(values) - 2, len(_STUDENT) - 1)] * stdev(values) / len(values) ** 0.5
+    return Spread(mean, mean - half, mean + half)
+
+
 def recovered(found: float, yardstick: float, untouched: float, chance: float) -> float:
     """The share of what the untouched bottleneck gives that comes back, beyond what the retrained one gives, too.
 
@@ -68,7 +82,7 @@ def verdict(
     """From what every way brings back, over seeds.
 
     `untouched`: accuracy on the class before. `kept`: the state's retain accuracy over the untouched one's. `images`:
-    test images of the class. A verdict holds only where the lowest and the highest seed agree.
+    test images of the class. A verdict holds only where both ends of the interval say it.
     """
     lifted = IS_SUPPRESSED if can_be_lifted else None
 
@@ -88,7 +102,7 @@ def verdict(
     words = {_word(value, can_be_lifted) for value in (most.low, most.high)}
     told = f"{way}, {most.mean:.0%} [{most.low:.0%}, {most.high:.0%}] of what the untouched bottleneck gives"
     if len(words) > 1:
-        return Verdict(UNDECIDED, lifted, most, way, f"the seeds disagree. {told}")
+        return Verdict(UNDECIDED, lifted, most, way, f"the interval reaches over a threshold: {told}")
     found = words.pop()
     if found in (IS_DELETED, OUT_OF_REACH) and images < FEW:
         return no(f"{images} test images are too few to say that nothing comes back: take at least {FEW}")
