@@ -16,10 +16,9 @@ from . import evidence, judged, rivals, states
 from .fit import Plan, fit
 from .judged import Case
 from .manifest import BottleneckEntry
-from .pack import MaskPack
+from .pack import RESULTS_FORMAT, MaskPack
 from .session import Dose, MaskSession
 
-FORMAT = 1
 EXAMPLES = 20
 """N_e of unlearning by examples, where the costs are compared."""
 
@@ -50,7 +49,7 @@ def run(pack: MaskPack, seeds: int, keep: Path | None = None, shown: Callable = 
             else:
                 found = json.loads(kept.read_text())
             rows[-1]["cases"].append(found)
-    return {"format": FORMAT, "pack": m.name, "seeds": seeds, "ways": judged.ways(), "bottlenecks": rows}
+    return {"format": RESULTS_FORMAT, "pack": m.name, "seeds": seeds, "ways": judged.ways(), "bottlenecks": rows}
 
 
 def classes_of(pack: MaskPack, entry: BottleneckEntry) -> list[str]:
@@ -99,6 +98,7 @@ def plan_of(bottleneck: Bottleneck, without: tuple[int, ...], seed: int) -> Plan
         values="counts" if bottleneck.counts is not None else "sgd",
         epochs=states.epochs(bottleneck),
         without=without,
+        key_epochs=int(bottleneck.about.get("key_epochs", Plan.key_epochs)),
         reference=bottleneck.about.get("key_rule") == "reference",
         seed=seed,
         about={name: value for name, value in bottleneck.about.items() if name == "encoder"},

@@ -91,6 +91,7 @@ def _about(plan: Plan) -> dict[str, str]:
     return {
         "keys_without": " ".join(map(str, plan.without)),
         "key_rule": "reference" if plan.reference else "ema",
+        "key_epochs": str(plan.key_epochs),
         "values": plan.values if plan.values == "counts" else f"sgd, {plan.epochs} epochs",
         "seed": str(plan.seed),
     }

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..packs import find
 from ..packs.errors import PackError
+from ..packs.figures import read_json
 from ..packs.kept import Kept
 from ..sparse import bottleneck_file
 from ..sparse.bottleneck import Bottleneck
 from . import features, manifest
 from .features import Features
 from .session import Images, MaskSession
+
+RESULTS_FORMAT = 1
+"""Of results.json, see `board.run`."""
 
 
 class MaskPack:
@@ -54,6 +59,19 @@ class MaskPack:
                 f"{len(self.manifest.classes)}"
             )
         return MaskSession(bottleneck, found.train, found.test)
+
+    def results(self) -> dict[str, Any] | None:
+        """What `board.run` measured and was stored; None where nothing was. Raises PackError for a damaged file."""
+        name = self.manifest.results
+        if name is None or not self.manifest.path(name).is_file():
+            return None
+        return self._kept.get("results", lambda: self._load_results(name))
+
+    def _load_results(self, name: str) -> dict[str, Any]:
+        found = read_json(self.manifest.path(name))
+        if not isinstance(found, dict) or found.get("format") != RESULTS_FORMAT:
+            raise PackError(f"{name} of pack {self.manifest.name} holds no results of format {RESULTS_FORMAT}")
+        return found
 
     def _load_features(self, file: str) -> Features:
         found = features.read(self._here(file))
