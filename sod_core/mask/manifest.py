@@ -12,6 +12,8 @@ from ..packs.source import inside, read_manifest
 
 KIND = "mask"
 """The manifest's key `kind`; a pack without it is one of Restore."""
+WORLD = "canvas"
+"""The only one whose test images can be drawn again."""
 KEYS = ("all", "others", "retain")
 """The training images that keys were fitted on: all, or those of classes every encoder saw, or this encoder saw."""
 
@@ -54,6 +56,8 @@ class MaskPackManifest:
     styles: tuple[str, ...]
     encoders: tuple[EncoderEntry, ...]
     bottlenecks: tuple[BottleneckEntry, ...]
+    examples_seed: int | None
+    """The test images are the canvas world's, drawn with this seed, in order; None where they cannot be drawn again."""
     results: str | None
     """The file of what `mask evaluate --all --store` measured; None where there is none."""
 
@@ -103,6 +107,7 @@ def _parse(folder: Path, data: dict[str, Any]) -> MaskPackManifest:
         styles=tuple(map(str, data.get("styles", ()))),
         encoders=tuple(_encoder(item) for item in data["encoders"]),
         bottlenecks=tuple(_bottleneck(item) for item in data.get("bottlenecks", ())),
+        examples_seed=_examples(data),
         results=None if data.get("results") is None else str(data["results"]),
     )
 
@@ -127,6 +132,16 @@ def _bottleneck(item: dict[str, Any]) -> BottleneckEntry:
         values=str(item["values"]),
         file=str(item["file"]),
     )
+
+
+def _examples(data: dict[str, Any]) -> int | None:
+    """The seed of {"world": "canvas", "seed": N}. Raises PackError for another world."""
+    said = data.get("examples")
+    if said is None:
+        return None
+    if said["world"] != WORLD:
+        raise PackError(f"examples are of the world {said['world']!r}: write {WORLD}, or leave them out")
+    return int(said["seed"])
 
 
 def _faults(m: MaskPackManifest) -> Iterator[tuple[bool, str]]:

@@ -149,8 +149,17 @@ class MaskSession:
         number = dose.pairs if dose.pairs is not None else edit.number_of(dose.share or 0.0, counts)
         if dose.method == "activations":
             return edit.by_activations(counts, number, dose.per_codebook)
-        everything = edit.touched(self._chosen(after, torch.arange(len(self.train.labels))), after.pairs)
-        return edit.by_enrichment(counts, everything, number, dose.per_codebook)
+        return edit.by_enrichment(counts, self._everything(after), number, dose.per_codebook)
+
+    def _everything(self, after: Bottleneck) -> Tensor:
+        """[C, J]: how often all training images choose each pair."""
+        if after is self.bottleneck:
+            return self._touched
+        return edit.touched(self._chosen(after, torch.arange(len(self.train.labels))), after.pairs)
+
+    @cached_property
+    def _touched(self) -> Tensor:
+        return edit.touched(self._chosen(self.bottleneck, torch.arange(len(self.train.labels))), self.bottleneck.pairs)
 
     def _chosen(self, bottleneck: Bottleneck, rows: Tensor) -> Tensor:
         return bottleneck.select(self.train.features[rows], self.train_nearest[rows]).chosen

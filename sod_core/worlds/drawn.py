@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -58,11 +59,20 @@ def draw(count: int, seed: int) -> ImageSet:
     return ImageSet(pixels, coverage, index % objects, index // objects % len(canvas.STYLES))
 
 
-def _draw_one(seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+def picture(seed: int, index: int) -> Image.Image:
+    """Image `index` of the set that `draw` makes with this seed."""
+    return _render(seed, index)[0]
+
+
+def _render(seed: int, index: int) -> tuple[Image.Image, Image.Image]:
     objects = len(canvas.OBJECTS)
     name = canvas.OBJECTS[index % objects]
     style = canvas.STYLES[index // objects % len(canvas.STYLES)]
-    image, mask = canvas.render(name, style, np.random.default_rng((seed, index)), SIZE)
+    return canvas.render(name, style, np.random.default_rng((seed, index)), SIZE)
+
+
+def _draw_one(seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    image, mask = _render(seed, index)
     side = SIZE // PATCH
     coverage = np.asarray(mask, np.float32).reshape(side, PATCH, side, PATCH).mean(axis=(1, 3))
     return np.asarray(image), coverage.astype(np.uint8).ravel()

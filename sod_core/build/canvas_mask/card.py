@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ...unlearn.data import CANVAS_SEEDS
 from ...worlds import canvas
 from .plan import BOTTLENECKS, ENCODERS
 
@@ -29,6 +30,7 @@ def _manifest(figures: dict[str, Any]) -> dict[str, Any]:
         "title": "Canvas, bottlenecks on three ViTs",
         "note": "Features of the drawn world's images, by the ViT that saw all ten classes and by two that each never "
         "saw one; key-value bottlenecks on them.",
+        "examples": {"world": "canvas", "seed": CANVAS_SEEDS["test"]},
         "results": "results.json",
         "classes": list(canvas.OBJECTS),
         "styles": list(canvas.STYLES),
