@@ -101,19 +101,29 @@ def prototype(bottleneck: Bottleneck, pairs: Tensor) -> Tensor | None:
 
 def names_class(view: View, test: Images, classes: Sequence[int]) -> Named | None:
     """What the pairs that the file shows as forbidden, out of use or silent say of the class. None: there are none."""
-    direction = prototype(view.bottleneck, view.silent)
+    return named_by(prototype(view.bottleneck, view.silent), test, classes)
+
+
+def named_by(direction: Tensor | None, test: Images, classes: Sequence[int]) -> Named | None:
+    """How well a direction [M] points at the class, by the test images. None for none."""
     if direction is None:
         return None
-    mine = torch.isin(test.labels, torch.tensor(list(classes)))
     features = test.features.float()
-    scores = features @ direction
-    names = [name for name in test.labels.unique().tolist() if name not in classes]
-    means = torch.stack([features[test.labels == name].mean(0) for name in names])
+    scores = class_scores(direction, test)
+    mine = torch.isin(test.labels, torch.tensor(list(classes)))
+    names = [name for name in scores if name not in classes]
     own = features[mine].mean(0)
-    rank = 1 + int((means @ direction > own @ direction).sum())
+    rank = 1 + sum(scores[name] > (own @ direction).item() for name in names)
+    means = torch.stack([features[test.labels == name].mean(0) for name in names])
     centre = torch.cat([means, own[None]]).mean(0)
     cosine = functional.cosine_similarity(direction, own - centre, dim=0).item()
-    return Named(cosine, auc(scores, mine), rank)
+    return Named(cosine, auc(features @ direction, mine), rank)
+
+
+def class_scores(direction: Tensor, test: Images) -> dict[int, float]:
+    """The product of a direction [M] with the mean of each class's test images."""
+    features = test.features.float()
+    return {c: (features[test.labels == c].mean(0) @ direction).item() for c in test.labels.unique().tolist()}
 
 
 def certainty(logits: Tensor, scale: float) -> Certainty:

@@ -16,6 +16,7 @@ from . import api
 from .clamp import tab as clamp_tab
 from .erase import tab as erase_tab
 from .intake import most_bytes, uploads_allowed
+from .mask import tab as mask_tab
 from .restore import scoreboard
 from .restore import tab as restore_tab
 from .restore.visitor import needed, warm
@@ -47,6 +48,8 @@ def build() -> gr.Blocks:
                 erase_tab.build(app, tab)
             with gr.Tab("Clamp", id="clamp") as tab:
                 clamp_tab.build(tab)
+            with gr.Tab("Mask", id="mask") as tab:
+                mask_tab.build(tab)
         api.build(first)
     app.queue(default_concurrency_limit=8, max_size=256)
     return app
@@ -83,10 +86,11 @@ def warm_up() -> None:
         warm(name)
     except Exception as error:
         log.warning("the default pack could not be loaded: %s", error)
-    try:
-        clamp_tab.warm_up()
-    except Exception as error:
-        log.warning("the Clamp tab's first answer could not be computed: %s", error)
+    for tab, warm_tab in (("Clamp", clamp_tab.warm_up), ("Mask", mask_tab.warm_up)):
+        try:
+            warm_tab()
+        except Exception as error:
+            log.warning("what the %s tab opens with could not be computed: %s", tab, error)
 
 
 def launch_options() -> dict:

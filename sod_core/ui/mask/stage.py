@@ -1,0 +1,63 @@
+"""The figure that the slider moves: what the page's script draws from, in one answer."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ...mask import evaluate, sweep
+from ...mask.manifest import MaskPackManifest
+from ...mask.sweep import Sweep
+
+SCRIPT = (Path(__file__).parent / "stage.js").read_text(encoding="utf-8")
+
+
+def html(m: MaskPackManifest, key: Sequence[Any], classes: Sequence[int], found: Sweep) -> str:
+    """The figure's element. A new `key`, of the menus, opens at the dose that forgets."""
+    return f'<div class="sod-mask" data-sweep="{escape(json.dumps(data(m, key, classes, found)))}"></div>'
+
+
+def start(found: Sweep) -> int:
+    """The position that a new figure opens at."""
+    return sweep.opening(found, evaluate.FORGET_GOAL)
+
+
+def data(m: MaskPackManifest, key: Sequence[Any], classes: Sequence[int], found: Sweep) -> dict[str, Any]:
+    """Everything that the figure shows at any position; accuracies to the ten thousandth."""
+    by_examples = any(dose.examples for dose in found.doses)
+    return {
+        "key": "|".join(map(str, key)),
+        "start": start(found),
+        "title": " and ".join(m.classes[c] for c in classes),
+        "mine": list(classes),
+        "classes": list(m.classes),
+        "styles": [] if found.by_style is None else list(m.styles),
+        "unit": "images of each class" if by_examples else "of the pairs that it touches",
+        "labels": [_label(dose) for dose in found.doses],
+        "pairs": found.pairs,
+        "inUse": found.in_use,
+        "forget": _short(found.forget),
+        "retain": _short(found.retain),
+        "byClass": [_short(row) for row in found.by_class],
+        "cells": None if found.by_style is None else [[_short(row) for row in each] for each in found.by_style],
+        "called": [_short(row) for row in found.called],
+        "random": {
+            "at": found.random_at,
+            "forget": _short(found.random_forget),
+            "retain": _short(found.random_retain),
+        },
+        "retrained": _short(found.retrained),
+        "logit": _short(found.logit),
+    }
+
+
+def _label(dose: sweep.Dose) -> str:
+    return str(dose.examples) if dose.examples else f"{100 * (dose.share or 0):.0f} %"
+
+
+def _short(values: Sequence[float]) -> list[float | None]:
+    return [None if math.isnan(value) else round(value, 4) for value in values]
