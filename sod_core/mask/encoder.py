@@ -64,7 +64,7 @@ def _shape(folder: Path) -> ViTShape:
     said = read_json(folder / "pack.json")
     try:
         vit, side = said["vit"], int(said["image"]["size"])
-        numbers = [int(vit[name]) for name in ("patch", "dim", "depth", "heads")]
-        return ViTShape(side, *numbers, len(said["classes"]))
+        patch, dim, depth, heads = (int(vit[name]) for name in ("patch", "dim", "depth", "heads"))
+        return ViTShape(side, patch, dim, depth, heads, len(said["classes"]))
     except (KeyError, TypeError, ValueError) as error:
         raise PackError(f"pack.json of {folder.name} does not tell its ViTs' shape: {error}") from error

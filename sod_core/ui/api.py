@@ -14,6 +14,7 @@ from ..restore import actions
 from ..restore.pack import folders, shared_pack
 from .clamp import api as clamp_api
 from .intake import ImageUpload
+from .mask import api as mask_api
 
 MOST_ALPHAS = 101
 
@@ -38,6 +39,7 @@ def build(default_pack: str) -> None:
     gr.on(button.click, restore, inputs, answer, api_name="restore", concurrency_limit=4)
     gr.on(button.click, packs, None, answer, api_name="packs")
     clamp_api.build()
+    mask_api.build()
     gr.on(
         button.click, patch_latents, [image, pack, layer, patch], answer, api_name="patch_latents", concurrency_limit=4
     )

@@ -21,7 +21,7 @@ NOTHING_MASKED = "Nothing is masked: move the dose."
 
 def named(classes: Sequence[str], mine: Sequence[int], scores: Mapping[int, float] | None, found: Named | None) -> str:
     """Classes by what the masked pairs point at. `scores`: of each class's mean with the direction."""
-    title = '<div class="sod-title">The mask, all by itself, names the class</div>'
+    title = '<div class="sod-title">What the mask says of the class, all by itself</div>'
     if scores is None or found is None:
         return f'{title}<p class="sod-quiet">{NOTHING_MASKED}</p>'
     low, high = min(scores.values()), max(scores.values())

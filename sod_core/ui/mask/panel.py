@@ -41,6 +41,7 @@ class Panel(NamedTuple):
     file: gr.DownloadButton
     images: gr.Slider
     learn: gr.Button
+    progress: gr.HTML
     stage: gr.HTML
     named: gr.HTML
     votes: gr.HTML
@@ -56,7 +57,7 @@ class Panel(NamedTuple):
     @property
     def shown(self) -> list:
         """What follows the menus."""
-        return [self.saw, self.stage, self.evidence, self.overlap, self.learned, *self.settled]
+        return [self.saw, self.progress, self.stage, self.evidence, self.overlap, self.learned, *self.settled]
 
     @property
     def settled(self) -> list:
@@ -79,14 +80,16 @@ def layout(choices: list[tuple[str, str]], first: str) -> Panel:
                 own = intake.ImageUpload(
                     label="Or an image of your own", sources=["upload", "clipboard"], height=170, elem_id="mask-own"
                 )
+                images = gr.Slider(1, 100, value=10, step=1, label="Learn again from so many images of the class")
+                learn = gr.Button("Learn again", size="sm", elem_id="mask-learn")
+                state = gr.Dropdown(
+                    DOWNLOADS, value=states.MASKED, label="The bottleneck as a file", elem_id="mask-state"
+                )
                 with gr.Row():
-                    images = gr.Slider(1, 100, value=10, step=1, label="Learn again from images of the class")
-                    learn = gr.Button("Learn again", size="sm", elem_id="mask-learn")
-                with gr.Row():
-                    state = gr.Dropdown(DOWNLOADS, value=states.MASKED, label="The bottleneck as a file")
                     make = gr.Button("Make the file", size="sm", elem_id="mask-make")
                     file = gr.DownloadButton("Download", size="sm", visible=False, elem_id="mask-file")
         with gr.Column(scale=9, min_width=320):
+            progress = gr.HTML(elem_id="mask-progress", elem_classes="sod-if-any")
             stage = gr.HTML(js_on_load=stages.SCRIPT, elem_id="mask-stage")
             with gr.Row():
                 with gr.Column(min_width=300):

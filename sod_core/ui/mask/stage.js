@@ -17,7 +17,7 @@ function plot() {
     <text x="${SIDE.left - 6}" y="${y(t) + 4}" text-anchor="end">${100 * t}</text>`).join('');
   const last = sweep.forget.length - 1;
   const along = ticks.map((t) => Math.round(t * last)).map((place) =>
-    `<text x="${x(place)}" y="${SIDE.height - 14}" text-anchor="middle">${safe(sweep.labels[place])}</text>`).join('');
+    `<text x="${x(place)}" y="${SIDE.height - 14}" text-anchor="${place === last ? 'end' : 'middle'}">${safe(sweep.labels[place])}</text>`).join('');
   const levels = (name, pair) => ['forget', 'retain'].map((side, i) =>
     `<line class="${side} ${name}" x1="${SIDE.left}" x2="${SIDE.width - SIDE.right}" y1="${y(pair[i])}" y2="${y(pair[i])}"/>`).join('');
   return `<svg class="sod-dose" viewBox="0 0 ${SIDE.width} ${SIDE.height}" role="img"

@@ -1,13 +1,13 @@
-"""The Mask tab: one slider forbids a class's pairs, and shows what becomes of the class, the others and the question."""
+"""The Mask tab: one slider forbids a class's pairs, and shows what becomes of the class and of all others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from html import escape
-from typing import Any
 
 import gradio as gr
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ...data import images
@@ -37,7 +37,7 @@ def build(tab: gr.Tab) -> None:
     p = panels.layout(panels.pack_choices(), first_pack(known))
     page = gr.State(Page())  # Gradio gives each visitor's page a copy
     menus = [p.note, p.bottleneck, p.classes, p.picker]
-    moved = {"fn": handling.kept_stream(lambda *values: _choose(p, page, *values), lambda *_: {p.stage: gr.skip()})}
+    moved: dict = {"fn": handling.kept_stream(lambda *values: _choose(p, page, *values), lambda *_: {p.progress: ""})}
     moved |= {"inputs": [page, *p.asked], "outputs": [page, *p.shown], "concurrency_limit": 4, **LATEST}
     for event in (tab.select, p.pack.input):
         event(handling.kept(_open, len(menus) + 1), [page, p.pack], [page, *menus], **QUIET).then(**moved)
@@ -97,7 +97,8 @@ def _choose(
     p: Panel, state: gr.State, page: Page, name: str, bottleneck: str, names: list[str], method: str
 ) -> Iterator[dict]:
     """The figure for what the menus say, and all that hangs on it."""
-    if not bottleneck:
+    if not bottleneck:  # before the menus are filled
+        yield {p.stage: gr.skip()}
         return
     pack = shared_mask_pack(name)
     classes = work.class_indices(pack, names)
@@ -106,13 +107,14 @@ def _choose(
         yield {p.stage: gr.skip()}
         return
     if not work.known(pack, bottleneck, classes, method):
-        yield {p.stage: overlays.progress_bar("Computing every dose, on the whole test set", None)}
+        yield {p.progress: overlays.progress_bar("Computing every dose, on the whole test set", None)}
     found = work.swept(pack, bottleneck, classes, method)
     page.key, page.position = key, stage.start(found)
     case, ways = work.case(pack, bottleneck, names, method)
     yield {
         state: page,
         p.saw: _saw(pack, bottleneck, names),
+        p.progress: "",
         p.stage: stage.html(pack.manifest, key, classes, found),
         p.evidence: details.evidence(case, ways),
         p.overlap: details.overlap(pack.manifest.classes, work.shared_pairs(pack, bottleneck)),
@@ -164,7 +166,8 @@ def _votes(pack: MaskPack, page: Page, bottleneck: str, mask: Tensor) -> str:
     if page.own is not None:
         if id not in page.own_features:
             page.own_features[id] = encoder.encode(pack, id, page.own)
-        features, title, picture = page.own_features[id], "your own", page.own
+        features, title = page.own_features[id], "your own"
+        picture: Image.Image | None = page.own
     else:
         picked = min(page.picked, len(session.test.labels) - 1)
         features = session.test.features[picked]
