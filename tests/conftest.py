@@ -453,7 +453,14 @@ def serving(
 
 _running: list[Server] = []
 _ports: list[int] = []
-BROWSING = ("test_page.py", "test_visitors.py", "test_erase_tab.py", "test_scoreboard.py", "test_clamp_tab.py")
+BROWSING = (
+    "test_page.py",
+    "test_visitors.py",
+    "test_erase_tab.py",
+    "test_scoreboard.py",
+    "test_clamp_tab.py",
+    "test_mask_tab.py",
+)
 """The files with a browser. One process takes them all: what its browser has read for one it need not read again."""
 LONGEST = (*BROWSING, "test_evaluate.py")
 BLANK = "about:blank"
