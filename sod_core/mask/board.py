@@ -19,6 +19,7 @@ from .manifest import BottleneckEntry
 from .pack import RESULTS_FORMAT, MaskPack
 from .session import Dose, MaskSession
 
+DIGITS = 5
 EXAMPLES = 20
 """N_e of unlearning by examples, where the costs are compared."""
 
@@ -49,7 +50,17 @@ def run(pack: MaskPack, seeds: int, keep: Path | None = None, shown: Callable = 
             else:
                 found = json.loads(kept.read_text())
             rows[-1]["cases"].append(found)
-    return {"format": RESULTS_FORMAT, "pack": m.name, "seeds": seeds, "ways": judged.ways(), "bottlenecks": rows}
+    found = {"format": RESULTS_FORMAT, "pack": m.name, "seeds": seeds, "ways": judged.ways(), "bottlenecks": rows}
+    return rounded(found)
+
+
+def rounded(found: Any) -> Any:
+    """Plain figures to DIGITS decimals, which halves their file."""
+    if isinstance(found, dict):
+        return {name: rounded(value) for name, value in found.items()}
+    if isinstance(found, list):
+        return [rounded(value) for value in found]
+    return round(found, DIGITS) if isinstance(found, float) else found
 
 
 def classes_of(pack: MaskPack, entry: BottleneckEntry) -> list[str]:
