@@ -195,6 +195,7 @@ def test_another_choice_another_figure(page: Page):
 
 
 def test_learned_again_and_taken_away(page: Page, pack):
+    page.wait_for_timeout(1000)  # a figure that is only now whole takes the last file back
     page.locator("#mask-learn").click()
     expect(page.locator("#mask-learned")).to_contain_text("red right after 10 of its images were counted again")
     page.locator("#mask-make").click()
