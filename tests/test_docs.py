@@ -268,3 +268,46 @@ def test_the_mask_page_s_tables_are_those_of_the_pack_s_records(head, tmp_path):
         assert (tmp_path / file).read_text() == text(f"assets/canvas-mask/{file}")
     told = rows_after("docs/mask.md", head)
     assert len(told) >= 9 and told == rows_after("assets/canvas-mask/README.md", head)
+
+
+def test_the_mask_page_s_verdicts_hold_what_was_measured():
+    results = json.loads(text("assets/canvas-mask/results.json"))
+    told = rows_after("docs/mask.md", "| bottleneck | class | share of its pairs")
+    for about in results["bottlenecks"]:
+        for case in about["cases"]:
+            states = ("logit", "masked", "erased", "removed", "retrained")
+            said = [case["states"][id]["verdict"]["verdict"] if id in case["states"] else "–" for id in states]
+            row = [about["id"], case["forget"][0], f"{100 * case['share']['mean']:.0f} %", *said]
+            assert told.pop(0) == row
+    assert not told
+
+
+@pytest.mark.parametrize("bottleneck", ["retrain-boat-retain", "retrain-boat-all", "original-all"])
+def test_the_mask_page_s_ways_back_hold_what_was_measured(bottleneck):
+    results = json.loads(text("assets/canvas-mask/results.json"))
+    about = next(one for one in results["bottlenecks"] if one["id"] == bottleneck)
+    states = next(case for case in about["cases"] if case["forget"] == ["boat"])["states"]
+    told = {cells[0]: cells[1:] for cells in rows_after("docs/mask.md", f"| {bottleneck}, boat |")}
+    for key, name in (("retain", "others right"), ("confidence", "confidence"), ("agreement", "agreement")):
+        assert told.pop(name) == [f"{100 * state[key]['mean']:.1f}" for state in states.values()]
+    assert told.pop("entropy") == [f"{state['entropy']['mean']:.2f}" for state in states.values()]
+    for way in results["ways"]:
+        values = [state["ways"][way]["value"] for state in states.values()]
+        assert told.pop(way) == ["–" if value is None else f"{100 * value['mean']:.1f}" for value in values]
+    assert not told
+
+
+def test_the_mask_page_s_rivals_hold_what_was_measured():
+    results = json.loads(text("assets/canvas-mask/results.json"))
+    cases = {
+        about["id"]: case for about in results["bottlenecks"] for case in about["cases"] if case["forget"] == ["boat"]
+    }
+    told = {cells[0]: cells[1:] for cells in rows_after("docs/mask.md", "| rival |")}
+    for name in cases["original-all"]["rivals"]:
+        cells = []
+        for id in ("retrain-boat-all", "original-all"):
+            found = cases[id]["rivals"][name]
+            cells += ["–" if found[side] is None else f"{found[side]:.1%}" for side in ("forget", "retain")]
+            cells.append(f"{found['multiply_adds'] / 1e6:.1f}")
+        assert told.pop(name) == cells
+    assert not told
