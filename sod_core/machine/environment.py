@@ -17,6 +17,7 @@ import shutil
 import socket
 import ssl
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -60,6 +61,12 @@ def packs() -> list[Path]:
 def default_pack() -> str | None:
     """SOD_DEFAULT_PACK: the name of a pack, which may not exist."""
     return os.environ.get("SOD_DEFAULT_PACK") or None
+
+
+def may_open_on(packs: Collection[str]) -> bool:
+    """Whether visitors may come for one of these: not where SOD_DEFAULT_PACK names another pack."""
+    asked = default_pack()
+    return not asked or asked in packs
 
 
 def memory_gb() -> float:

@@ -69,10 +69,7 @@ def warm_up() -> None:
     Not where SOD_DEFAULT_PACK names another verb's pack: that is what visitors come for then.
     """
     known = list(names())
-    asked = environment.default_pack()
-    if asked and asked not in known:
-        return
-    if known and _ready(name := first_pack(known)):
+    if known and environment.may_open_on(known) and _ready(name := first_pack(known)):
         pack = shared_pack(name)
         work.answer(pack, filling.opening(pack), lambda told: None, lambda: False)
 

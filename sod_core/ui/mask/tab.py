@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...data import images
+from ...machine import environment
 from ...mask import encoder, sweep
 from ...mask.pack import MaskPack, folders, shared_mask_pack
 from ...mask.sweep import Sweep
@@ -59,9 +60,12 @@ def first_pack(known: Sequence[str]) -> str:
 
 
 def warm_up() -> None:
-    """Computes the opening figure once, so that the first visitor need not wait."""
+    """Computes the opening figure once, so that the first visitor need not wait.
+
+    Not where SOD_DEFAULT_PACK names another verb's pack: that is what visitors come for then.
+    """
     known = list(folders())
-    if known:
+    if known and environment.may_open_on(known):
         pack = shared_mask_pack(first_pack(known))
         bottleneck, names = _opening(pack)
         work.swept(pack, bottleneck, work.class_indices(pack, names), "activations")
