@@ -451,6 +451,24 @@ def serving(
         process.wait()
 
 
+@contextmanager
+def endpoints(build: Callable[[], None], packs: Path) -> Iterator[Any]:
+    """A gradio_client's Client of the endpoints that `build` adds, on the packs of a folder."""
+    import gradio as gr
+    from gradio_client import Client
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOD_PACKS", str(packs))
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        with gr.Blocks(analytics_enabled=False) as app:
+            build()
+        _, url, _ = app.queue().launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+        try:
+            yield Client(url, verbose=False)
+        finally:
+            app.close(verbose=False)
+
+
 _running: list[Server] = []
 _ports: list[int] = []
 BROWSING = (

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import clamp_packs
-import gradio as gr
 import pytest
 from clamp_packs import PROMPT
+from conftest import endpoints
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
@@ -23,16 +23,8 @@ from sod_core.ui.clamp import api
 def client(clamp_folder: Path, tmp_path_factory) -> Iterator[Client]:
     packs = tmp_path_factory.mktemp("served")
     shutil.copytree(clamp_folder, packs / clamp_packs.NAME)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SOD_PACKS", str(packs))
-        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        with gr.Blocks(analytics_enabled=False) as app:
-            api.build()
-        _, url, _ = app.queue().launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
-        try:
-            yield Client(url, verbose=False)
-        finally:
-            app.close(verbose=False)
+    with endpoints(api.build, packs) as found:
+        yield found
 
 
 @pytest.fixture

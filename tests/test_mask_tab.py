@@ -7,10 +7,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import gradio as gr
 import pytest
 import torch
-from conftest import Server, serving, tab
+from conftest import Server, endpoints, serving, tab
 from forks import Forks
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -216,16 +215,8 @@ def test_learned_again_and_taken_away(page: Page, pack):
 def client(made, tmp_path_factory) -> Iterator[Client]:  # noqa: F811
     packs = tmp_path_factory.mktemp("served")
     shutil.copytree(made, packs / "corners")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SOD_PACKS", str(packs))
-        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        with gr.Blocks(analytics_enabled=False) as app:
-            api.build()
-        _, url, _ = app.queue().launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
-        try:
-            yield Client(url, verbose=False)
-        finally:
-            app.close(verbose=False)
+    with endpoints(api.build, packs) as found:
+        yield found
 
 
 def test_mask_gives_what_the_command_line_gives(client, pack):

@@ -33,12 +33,18 @@ def write_json(found: Any, path: Path) -> None:
 
 
 def give_json(found: Any, file: str) -> None:
+    """As `give_text`. Raises ValueError for figures that JSON has no words for, too."""
+    give_text(json.dumps(found, indent=1, allow_nan=False) + "\n", file)
+
+
+def give_text(text: str, file: str) -> None:
     """To a file, or to standard output for "-". Raises ValueError where the file cannot be written."""
     if file == "-":
-        print(json.dumps(found, indent=1, allow_nan=False))
+        print(text, end="")
         return
     try:
-        write_json(found, Path(file))
+        with whole(Path(file)) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ValueError(f"cannot write {file}: {error.strerror}") from error
     print(f"wrote {file}", file=sys.stderr)

@@ -95,7 +95,7 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.json:
         files.give_json(found, options.json)
     if options.csv:
-        _give_text(report.to_csv(report.lines(found | {"id": found["bottleneck"]}, case)), options.csv)
+        files.give_text(report.to_csv(report.lines(found | {"id": found["bottleneck"]}, case)), options.csv)
     if "-" not in (options.json, options.csv):
         print(_table(found))
         print(report.table(case))
@@ -114,7 +114,7 @@ def _evaluate_all(pack: MaskPack, options: argparse.Namespace) -> None:
     if options.json:
         files.give_json(found, options.json)
     if options.csv:
-        _give_text(report.to_csv(report.all_lines(found)), options.csv)
+        files.give_text(report.to_csv(report.all_lines(found)), options.csv)
     if "-" not in (options.json, options.csv):
         for about in found["bottlenecks"]:
             for case in about["cases"]:
@@ -131,15 +131,6 @@ def _seeds(
     if not known:
         raise ValueError("other seeds are fitted as the pack's bottlenecks were: of a file leave --seeds out")
     return board.sessions_of(pack, known[0], options.seeds, options.keep)
-
-
-def _give_text(text: str, place: str) -> None:
-    if place == "-":
-        sys.stdout.write(text)
-        return
-    with files.whole(Path(place)) as part:
-        Path(part).write_text(text)
-    print(f"wrote {place}", file=sys.stderr)
 
 
 def _seed(seed: int) -> None:

@@ -51,9 +51,11 @@ def smallest(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
     return min(enough, key=lambda row: row["pairs"], default=None)
 
 
-def random_masks(session: MaskSession, mask: Tensor, classes: Sequence[int], seed: int) -> dict[str, Any]:
-    """RANDOM_MASKS masks of as many pairs in use: mean, lowest and highest accuracies."""
-    draws = range(seed, seed + RANDOM_MASKS)
+def random_masks(
+    session: MaskSession, mask: Tensor, classes: Sequence[int], seed: int, masks: int = RANDOM_MASKS
+) -> dict[str, Any]:
+    """So many masks of as many pairs in use: mean, lowest and highest accuracies."""
+    draws = range(seed, seed + masks)
     allowed = session.bottleneck.allowed
     found = [session.figures(edit.random_mask(mask, allowed, number), classes) for number in draws]
     return {"masks": len(found)} | {

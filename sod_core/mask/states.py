@@ -66,8 +66,7 @@ def views(session: MaskSession, classes: Sequence[int], mask: Tensor) -> dict[st
     found.append(view(session, ERASED, edit.erase_values(base, mask)))
     chosen, gone = found[0].train_chosen, torch.isin(session.train.labels, torch.tensor(list(classes)))
     if base.counts is not None:
-        removed = edit.remove_samples(base, chosen[gone], session.train.labels[gone])
-        found.append(view(session, REMOVED, removed))
+        found.append(view(session, REMOVED, removed(session, classes)))
     found.append(view(session, RETRAINED, retrained(base, chosen[~gone], session.train.labels[~gone])))
     return {one.id: one for one in found}
 
@@ -77,6 +76,13 @@ def view(session: MaskSession, id: str, bottleneck: Bottleneck) -> View:
     train = bottleneck.select(session.train.features, session.train_nearest).chosen
     test = bottleneck.select(session.test.features, session.test_nearest).chosen
     return View(id, bottleneck, train, test, vote(train, bottleneck.values), vote(test, bottleneck.values))
+
+
+def removed(session: MaskSession, classes: Sequence[int]) -> Bottleneck:
+    """The bottleneck without the classes' training images in its counts. Raises ValueError where it has none."""
+    gone = torch.isin(session.train.labels, torch.tensor(list(classes)))
+    chosen = session.bottleneck.select(session.train.features[gone], session.train_nearest[gone]).chosen
+    return edit.remove_samples(session.bottleneck, chosen, session.train.labels[gone])
 
 
 def retrained(bottleneck: Bottleneck, chosen: Tensor, labels: Tensor) -> Bottleneck:

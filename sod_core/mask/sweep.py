@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..sparse.bottleneck import nearest
-from . import edit, evidence, states
+from ..sparse.bottleneck import nearest, vote
+from . import evaluate, evidence, states
 from .session import Dose, Figures, MaskSession, figures
 
 SHARES = tuple(step / 100 for step in range(101))
@@ -93,11 +93,9 @@ def opening(found: Sweep, goal: float) -> int:
 
 
 def _random(session: MaskSession, mask: Tensor, classes: Sequence[int], seed: int) -> tuple[float, float]:
-    allowed = session.bottleneck.allowed
-    draws = [edit.random_mask(mask, allowed, seed + number) for number in range(RANDOM_MASKS)]
-    found = [session.figures(one, classes) for one in draws]
-    forget, retain = ([getattr(one, side) or 0.0 for one in found] for side in ("forget", "retain"))
-    return sum(forget) / len(forget), sum(retain) / len(retain)
+    found = evaluate.random_masks(session, mask, classes, seed, RANDOM_MASKS)
+    forget, retain = (found[f"{side}_accuracy"] for side in ("forget", "retain"))
+    return forget["mean"] if forget else 0.0, retain["mean"] if retain else 0.0
 
 
 def _baselines(session: MaskSession, classes: Sequence[int]) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -107,8 +105,7 @@ def _baselines(session: MaskSession, classes: Sequence[int]) -> tuple[tuple[floa
     chosen = base.select(session.train.features[kept], session.train_nearest[kept]).chosen
     retrained = session.figures_of(states.retrained(base, chosen, session.train.labels[kept]), classes)
     selected = base.select(session.test.features, session.test_nearest)
-    logits = base.logits(session.test.features, session.test_nearest)
-    logits = logits.index_fill(1, torch.tensor(list(classes)), -torch.inf)
+    logits = vote(selected.chosen, base.values).index_fill(1, torch.tensor(list(classes)), -torch.inf)
     silenced = figures(logits, session.test, classes, selected.abstained)
     return _sides(retrained), _sides(silenced)
 

@@ -13,6 +13,7 @@ from ..packs.errors import PackError
 from ..restore import actions
 from ..restore.pack import folders, shared_pack
 from .clamp import api as clamp_api
+from .endpoints import by_name, check_sent
 from .intake import ImageUpload
 from .mask import api as mask_api
 
@@ -59,9 +60,9 @@ def restore(
 ) -> dict[str, Any]:
     """Logits of the original, the unlearned and the restored model at each alpha, as `python -m sod_core restore`."""
     try:
-        _check_sent(locals())
+        check_sent(locals())
         return actions.restore_image(
-            shared_pack(_known(pack)),
+            by_name(pack, folders(), shared_pack),
             unlearned,
             images.read(image),
             target_class=target_class,
@@ -106,8 +107,8 @@ def packs() -> list[dict[str, Any]]:
 def patch_latents(image: str, pack: str, layer: int, patch: int) -> list[dict[str, Any]]:
     """The latents that fire in the original model on one patch, strongest first, and what they are experts for."""
     try:
-        _check_sent(locals())
-        opened = shared_pack(_known(pack))
+        check_sent(locals())
+        opened = by_name(pack, folders(), shared_pack)
         session = opened.session(opened.original)
         session.set_image(opened.preprocess(images.read(image))[None])
         values = session.latents("original", int(layer))[0, 1:]
@@ -126,19 +127,6 @@ def patch_latents(image: str, pack: str, layer: int, patch: int) -> list[dict[st
         ]
     except ValueError as error:
         raise gr.Error(str(error), print_exception=False) from error
-
-
-def _known(pack: str) -> str:
-    """A pack by its name only: the API opens no folders of the server."""
-    if pack not in folders():
-        raise PackError(f"unknown pack {pack!r}; known: {', '.join(folders())}")
-    return pack
-
-
-def _check_sent(arguments: dict[str, Any]) -> None:
-    missing = [name for name, value in arguments.items() if value is None]
-    if missing:
-        raise ValueError(f"no {missing[0]} was sent")
 
 
 def _numbers(text: str) -> list[float]:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ...machine import files
-from ...mask import evaluate, probe
+from ...mask import evaluate, judged, probe
 from ...mask import features as features_file
 from ...mask.features import Features
 from ...mask.fit import fit
-from ...mask.session import Dose, Images, MaskSession
+from ...mask.session import Images, MaskSession
 from ...packs import find
 from ...sparse import bottleneck_file
 from ...unlearn.data import CANVAS_SEEDS
@@ -33,8 +33,6 @@ from .plan import BOTTLENECKS, ENCODERS, FORGOTTEN, Encoder, Made
 SPLITS = {"train": 6_000, "check": 1_000, "test": 2_000}
 """Images of each; the first ones of those of the pack `canvas`."""
 SEEDS = 5
-SHARES = tuple(step / 100 for step in (*range(1, 10), *range(10, 100, 5), 100))
-"""Of the pairs that a class touches: where the smallest is looked for."""
 
 
 def stages() -> list[str]:
@@ -186,19 +184,18 @@ class Builder:
 
 
 def smallest_mask(session: MaskSession, name: str) -> dict[str, Any]:
-    """The first of SHARES that forgets a class, its price, and random masks of its size beside it."""
+    """The first of judged.SHARES that forgets a class, its price, and random masks of its size beside it."""
     target = [canvas.OBJECTS.index(name)]
     before = session.figures(torch.zeros_like(session.bottleneck.masked), target)
     row: dict[str, Any] = {"class": name, "forget_before": before.forget, "retain_before": before.retain, "share": None}
-    for share in SHARES:
-        mask = session.forget(target, Dose(share=share))
-        after = session.figures(mask, target)
-        if after.forget is not None and after.forget <= evaluate.FORGET_GOAL:
-            row |= {"share": share, "pairs": int(mask.sum()), "forget": after.forget, "retain": after.retain}
-            row["of_pairs_in_use"] = row["pairs"] / int(session.bottleneck.allowed.sum())
-            row["retain_loss"] = (before.retain or 0.0) - (after.retain or 0.0)
-            row["random"] = evaluate.random_masks(session, mask, target, 0)
-            break
+    dose = judged.smallest(session, target)
+    mask = session.forget(target, dose)
+    after = session.figures(mask, target)
+    if after.forget is not None and after.forget <= evaluate.FORGET_GOAL:
+        row |= {"share": dose.share, "pairs": int(mask.sum()), "forget": after.forget, "retain": after.retain}
+        row["of_pairs_in_use"] = row["pairs"] / int(session.bottleneck.allowed.sum())
+        row["retain_loss"] = (before.retain or 0.0) - (after.retain or 0.0)
+        row["random"] = evaluate.random_masks(session, mask, target, 0)
     return row
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
-from ...clamp.pack import ClampPack, names, shared_pack
-from ...packs.errors import PackError
+from ...clamp.pack import names, shared_pack
+from ..endpoints import by_name, check_sent
 
 PREFERRED = "almanac"
 MOST_CHARACTERS = 50_000
@@ -67,10 +67,10 @@ def clamp(
 ) -> dict[str, Any]:
     """The prompt continued untouched and with the edit, and what fired on which token, as `sod_core clamp text`."""
     try:
-        _check_sent(locals())
+        check_sent(locals())
         from ...clamp import results, settings
 
-        opened = _opened(pack)
+        opened = by_name(pack, names(), shared_pack)
         asked = settings.Asked(
             method=method or None,
             preset=preset or None,
@@ -93,10 +93,10 @@ def clamp(
 def clamp_features(pack: str, sae: str, rule: str, top: int, forget: str, retain: str) -> dict[str, Any]:
     """The latents that a rule chooses, with their frequencies and words, as `sod_core clamp features`."""
     try:
-        _check_sent(locals())
+        check_sent(locals())
         from ...clamp import results
 
-        opened = _opened(pack)
+        opened = by_name(pack, names(), shared_pack)
         entry = opened.manifest.sae(sae or opened.manifest.opening_sae())
         texts = [_lines(text, what) for text, what in ((forget, "to forget"), (retain, "to keep"))]
         if any(texts) and not all(texts):
@@ -105,19 +105,6 @@ def clamp_features(pack: str, sae: str, rule: str, top: int, forget: str, retain
         return results.features(opened, entry.id, rule, int(top), forgotten, kept, stored=not any(texts))
     except ValueError as error:
         raise gr.Error(str(error), print_exception=False) from error
-
-
-def _opened(pack: str) -> ClampPack:
-    """A pack by its name only: the API opens no folders of the server, and fetches nothing."""
-    if pack not in names():
-        raise PackError(f"unknown pack {pack!r}; known: {', '.join(names())}")
-    return shared_pack(pack)
-
-
-def _check_sent(arguments: dict[str, Any]) -> None:
-    missing = [name for name, value in arguments.items() if value is None]
-    if missing:
-        raise ValueError(f"no {missing[0]} was sent")
 
 
 def _number(text: str, what: str) -> float | None:

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import gradio as gr
 
 from ...mask import evaluate, sweep
-from ...mask.pack import MaskPack, folders, shared_mask_pack
+from ...mask.pack import folders, shared_mask_pack
 from ...mask.session import METHODS, Dose
-from ...packs.errors import PackError
+from ..endpoints import by_name, check_sent
 from . import work
 from .tab import PREFERRED
 
@@ -46,10 +46,8 @@ def mask(
 ) -> dict[str, Any]:
     """Forget and retain accuracy without and with the mask, random masks beside, what the mask names, relearning."""
     try:
-        missing = [name for name, value in locals().items() if value is None]
-        if missing:
-            raise ValueError(f"no {missing[0]} was sent")
-        opened = _opened(pack)
+        check_sent(locals())
+        opened = by_name(pack, folders(), shared_mask_pack)
         names = [name.strip() for name in forget.split(",") if name.strip()]
         classes = work.class_indices(opened, names)
         id = opened.manifest.bottleneck(bottleneck or None).id
@@ -67,10 +65,3 @@ def mask(
         return found
     except ValueError as error:
         raise gr.Error(str(error), print_exception=False) from error
-
-
-def _opened(pack: str) -> MaskPack:
-    """A pack by its name only: the API opens no folders of the server."""
-    if pack not in folders():
-        raise PackError(f"unknown pack {pack!r}; known: {', '.join(folders())}")
-    return shared_mask_pack(pack)

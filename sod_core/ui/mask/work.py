@@ -109,9 +109,7 @@ def file_of(pack: MaskPack, bottleneck: str, classes: Sequence[int], mask: Tenso
     elif state == "compacted":
         made = edit.compact(edit.forbid(base, mask))
     else:
-        gone = sum(session.train.labels == c for c in classes) > 0
-        chosen = base.select(session.train.features[gone], session.train_nearest[gone]).chosen
-        made = edit.remove_samples(base, chosen, session.train.labels[gone])
+        made = states.removed(session, classes)
     names = "-".join(pack.manifest.classes[c] for c in classes)
     made = replace(made, about=made.about | {"state": state, "forgot": names})
     path = Path(folder, f"{bottleneck}-{names}-{state}.safetensors")

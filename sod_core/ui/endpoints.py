@@ -1,0 +1,25 @@
+"""What the named endpoints share: a pack by its name only, and nothing left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from ..packs.errors import PackError
+
+T = TypeVar("T")
+
+
+def by_name(name: str, known: Iterable[str], open_it: Callable[[str], T]) -> T:
+    """A pack by its name only: an endpoint opens no folders of the server. Raises PackError."""
+    names = list(known)
+    if name not in names:
+        raise PackError(f"unknown pack {name!r}; known: {', '.join(names)}")
+    return open_it(name)
+
+
+def check_sent(arguments: dict[str, Any]) -> None:
+    """Raises ValueError for an argument that is null."""
+    missing = [name for name, value in arguments.items() if value is None]
+    if missing:
+        raise ValueError(f"no {missing[0]} was sent")
