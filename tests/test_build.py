@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sod_core.build.canvas import builder as build
-from sod_core.build.canvas import card, train_sae, train_vit
+from sod_core.build.vit import builder as vit_builder
+from sod_core.build.vit import card, train_sae, train_vit
 from sod_core.models import vit as vits
 from sod_core.restore import manifest
 from sod_core.restore.pack import Pack
@@ -26,6 +27,7 @@ from sod_core.worlds import drawn as images
 from sod_core.worlds.drawn import ImageSet
 
 SHAPE = vits.ViTShape(images.SIZE, images.PATCH, dim=16, depth=2, heads=2, classes=len(canvas.OBJECTS))
+PLAN = dataclasses.replace(build.plan(), shape=SHAPE)
 CPU = torch.device("cpu")
 
 
@@ -281,8 +283,8 @@ def test_an_sae_learns_and_keeps_its_columns_at_unit_length(tmp_path, tokens):
 def test_a_stage_with_figures_on_disk_is_not_made_again(monkeypatch, tmp_path):
     made = []
     builder = build.Builder(tmp_path / "out", tmp_path / "work", CPU)
-    monkeypatch.setattr(build.Builder, "_stage", lambda self, stage: made.append(stage) or {"stage": stage})
-    monkeypatch.setattr(build.card, "write", lambda *arguments: made.append("card"))
+    monkeypatch.setattr(vit_builder.PackBuilder, "_stage", lambda self, stage: made.append(stage) or {"stage": stage})
+    monkeypatch.setattr(card, "write", lambda *arguments: made.append("card"))
     builder.run([])
     assert made == [*build.stages(), "card"] and len(set(made)) == len(made)
     made.clear()
@@ -302,7 +304,7 @@ def test_a_stage_that_fails_leaves_no_figures(monkeypatch, tmp_path):
     def stage(self, stage: str) -> dict:
         raise Killed
 
-    monkeypatch.setattr(build.Builder, "_stage", stage)
+    monkeypatch.setattr(vit_builder.PackBuilder, "_stage", stage)
     with pytest.raises(Killed):
         builder.run(["original"])
     assert not list((tmp_path / "out" / "figures").iterdir())
@@ -358,7 +360,7 @@ def test_a_built_pack_opens(built):
 
 
 def test_a_built_pack_holds_half_precision(built):
-    for path in [built / build.ORIGINAL, *(built / "unlearned").iterdir(), *built.glob("sae_layer*.pt")]:
+    for path in [built / "vit_canvas_original.pth", *(built / "unlearned").iterdir(), *built.glob("sae_layer*.pt")]:
         values = torch.load(path, weights_only=True)
         assert {value.dtype for value in values.values() if isinstance(value, Tensor)} == {torch.float16}
 
@@ -392,7 +394,7 @@ def spoil(built: Path, folder: Path, id: str, **changes: float) -> str:
         if path.stem == id:
             record |= changes
         (folder / "figures" / path.name).write_text(json.dumps(record))
-    card.write(folder, SHAPE)
+    card.write(folder, PLAN)
     manifest.read(folder)
     lines = (folder / "README.md").read_text().splitlines()
     return next(line for line in lines if line.startswith(f"| {id} |"))
@@ -436,5 +438,5 @@ def test_the_card_says_every_figure(built):
 
 def test_no_card_without_an_original(tmp_path):
     (tmp_path / "figures").mkdir()
-    card.write(tmp_path, SHAPE)
+    card.write(tmp_path, PLAN)
     assert not (tmp_path / "pack.json").exists()

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sod_core.build.canvas import card
 from sod_core.build.canvas.builder import FORGOTTEN
+from sod_core.build.vit import card
 from sod_core.models import vit as vits
 from sod_core.packs import safe
 from sod_core.packs.find import ASSETS, folders

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sod_core.build.canvas import train_vit
+from sod_core.build.vit import train_vit
 from sod_core.machine import processes
 from sod_core.machine.divergence import Diverged
 from sod_core.models import vit as vits

@@ -10,6 +10,7 @@ PACKS = {
     "canvas": "canvas",
     "canvas-diffusion": "canvas_diffusion",
     "canvas-mask": "canvas_mask",
+    "digits": "digits",
     "almanac": "almanac",
     "gemma-3-270m": "gemma",
 }
@@ -22,7 +23,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("what", choices=[*PACKS, "erase-saes"])
     parser.add_argument("--only", nargs="*", default=[], metavar="STAGE", help="default: every stage not made yet")
     parser.add_argument("--out", type=Path, help="the pack's folder; default: assets/WHAT")
-    parser.add_argument("--work", type=Path, default=Path(".build/canvas"), help="drawn images and checkpoints")
+    parser.add_argument(
+        "--work", type=Path, help="images and checkpoints; default: .build/canvas, of digits .build/digits"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -39,6 +42,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
 def _run(options: argparse.Namespace) -> None:
     import torch
 
+    options.work = options.work or Path(".build") / ("digits" if options.what == "digits" else "canvas")
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.what == "erase-saes":

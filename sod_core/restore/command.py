@@ -65,7 +65,10 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="ID|CLASS=FILE",
         help="default: every one of the pack that is here",
     )
-    parser.add_argument("--data", help="canvas, examples, a folder class/name.png, or hub:user/dataset/file.parquet")
+    parser.add_argument(
+        "--data",
+        help="canvas, test (the pack's own), examples, a folder class/name.png, or hub:user/dataset/file.parquet",
+    )
     parser.add_argument("--split", help="of a folder with train/ and val/ above the classes; default: what is held out")
     parser.add_argument("--strict", action="store_true", help="end at the first broken image; default: go on without")
     parser.add_argument("--image-column", default="image", help="of a hub data set")

@@ -89,6 +89,8 @@ class Manifest:
     """Folder of example images, one folder a class."""
     world: str | None = None
     """The embedded world that draws test images for this pack."""
+    test_images: str | None = None
+    """A Parquet file of the pack with test images, in the form that data sets have on the hub."""
     source: Source | None = None
     """Where the hub has the files that are not in the folder."""
     examples_source: ExamplesSource | None = None
@@ -181,6 +183,7 @@ def _parse(folder: Path, data: dict[str, Any]) -> Manifest:
         unlearned=tuple(_entry(item) for item in data.get("unlearned", [])),
         examples=data.get("examples"),
         world=data.get("world"),
+        test_images=data.get("test_images"),
         source=read_source(data.get("source")),
         examples_source=_examples_source(data.get("examples_source")),
         pretrained_on=None if data.get("pretrained_on") is None else str(data["pretrained_on"]),
@@ -262,4 +265,5 @@ def _faults(m: Manifest) -> Iterator[tuple[bool, str]]:
     others = [*m.classes, *(other for found in m.folder_names.values() for other in found)]
     yield len(set(others)) < len(others), "a name in folder_names is said twice, or is a class's"
     yield not isinstance(m.examples, str | None), "examples must be the name of a folder"
+    yield not isinstance(m.test_images, str | None), "test_images must be the name of a file"
     yield m.world not in (None, *WORLDS), f"world {m.world!r} is unknown; known: {', '.join(WORLDS)}"

@@ -22,6 +22,8 @@ from .manifest import ExamplesSource
 from .pack import Pack
 
 WORLD_SEED = 5
+TEST = "test"
+"""The source that stands for the pack's own test images."""
 HUB_COLUMNS = ("image", "label")
 
 
@@ -88,15 +90,15 @@ def open_set(
 ) -> TestSet:
     """A test set for a pack. Raises ValueError or PackError.
 
-    `source`: "canvas" (drawn), "examples", a folder with one folder a class, or hub:user/dataset/file.parquet; None
-    takes the pack's world, else its data set on the hub where that is here, else its examples. `count`: at most so
-    many images, spread over the classes in turn; None takes all (of a drawn world 1,000). `split`: the part of a
-    divided folder, else the one that is held out. `leave_out`: images are opened once beforehand, and the broken ones
-    are in no count; else reading ends at the first of them.
+    `source`: "canvas" (drawn), "test" (the pack's own), "examples", a folder with one folder a class, or
+    hub:user/dataset/file.parquet; None takes the pack's world, else its test images, else its data set on the hub where
+    that is here, else its examples. `count`: at most so many images, spread over the classes in turn; None takes all
+    (of a drawn world 1,000). `split`: the part of a divided folder, else the one that is held out. `leave_out`: images
+    are opened once beforehand, and the broken ones are in no count; else reading ends at the first of them.
     """
     if source is None:
         source, columns = _default_source(pack, columns)
-    if split is not None and (source in ("canvas", "examples") or source.startswith(own.PREFIX)):
+    if split is not None and (source in ("canvas", TEST, "examples") or source.startswith(own.PREFIX)):
         raise ValueError(f"--split names a part of a folder; {source} is none")
     if source == "canvas":
         return _canvas(pack, 1000 if count is None else count)
@@ -119,6 +121,10 @@ def _pictures(pack: Pack, source: str, columns: tuple[str, str], split: str | No
         found = pack.examples()
         files = [example.path for example in found]
         return Pictures([example.label for example in found], partial(_read_example, files), files, source)
+    if source == TEST:
+        if pack.manifest.test_images is None:
+            raise ValueError(f"pack {pack.manifest.name} has no test images of its own")
+        return table.read(pack.file(pack.manifest.test_images), *columns, names, f"{pack.manifest.name}'s test images")
     if source.startswith(own.PREFIX):
         path = hub.fetch(own.parse_hub(source)._replace(repo_type="dataset"))
         return table.read(path, *columns, names, source)
@@ -182,6 +188,8 @@ def _default_source(pack: Pack, columns: tuple[str, str]) -> tuple[str, tuple[st
     """The source, and its columns."""
     if pack.manifest.world is not None:
         return pack.manifest.world, columns
+    if pack.manifest.test_images is not None:
+        return TEST, HUB_COLUMNS
     source = pack.manifest.examples_source
     if source is None or not hub.cached(source.file):
         return "examples", columns

@@ -16,6 +16,7 @@ import torch
 from ..machine import files, processes
 from ..packs.find import ASSETS
 from ..restore.pack import Pack, open_pack
+from ..worlds import canvas, digits
 from . import method, record, run
 from .data import Source, load
 from .record import Order, Record
@@ -48,7 +49,7 @@ def _unlearn(options: argparse.Namespace) -> None:
     if options.add:
         _check_add(pack, order.id, out)
     source = _source(options, before)
-    data = load(pack, source, options.work, options.split, options.strict)
+    data = load(pack, source, options.work or Path(".build") / _world(source), options.split, options.strict)
     checkpoint = out.with_name(f"{out.name}.{_key(order, source)}.ckpt")
     image = pack.manifest.image
     found = run.run(order, pack.original(), data, out, checkpoint, file, image.mean, image.std)
@@ -113,6 +114,11 @@ def _source(options: argparse.Namespace, before: Record | None) -> Source:
     given = {name: getattr(options, name) for name in ("train", "check", "test", "image_column", "label_column")}
     given = {name: value for name, value in given.items() if value is not None}
     return Source(data=_place(options.data), split_seed=_seed(options.seed), **given)
+
+
+def _world(source: Source) -> str:
+    """The folder of a world's images; other sources keep nothing there."""
+    return digits.NAME if source.data == digits.NAME else canvas.NAME
 
 
 def _place(data: str) -> str:

@@ -19,7 +19,8 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--target-class", help="the class to forget, number or name")
     parser.add_argument(
         "--data",
-        help="canvas (drawn images), a folder with a folder a class, or hub:user/dataset/path/file.parquet[@revision]",
+        help="canvas (drawn images), digits (MNIST's), a folder with a folder a class, or "
+        "hub:user/dataset/path/file.parquet[@revision]",
     )
     parser.add_argument("--split", help="of a folder with train/ and val/ above the classes; default: train")
     parser.add_argument("--strict", action="store_true", help="refuse broken images; default: go on without them")
@@ -42,7 +43,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--test", type=int, help="drawn images that the figures are measured on; default: 2000")
     parser.add_argument("--image-column", help="of a table; default: image")
     parser.add_argument("--label-column", help="of a table; default: label")
-    parser.add_argument("--work", type=Path, default=Path(".build/canvas"), help="where drawn images are kept")
+    parser.add_argument(
+        "--work", type=Path, help="where a world's images are kept; default: .build/canvas or .build/digits"
+    )
     parser.add_argument("--id", help="the model's name in a pack; default: METHOD-CLASS")
     parser.add_argument("--add", action="store_true", help="add it to pack.json of your own pack, --out inside it")
     parser.add_argument("--threads", type=int, help="CPU threads")

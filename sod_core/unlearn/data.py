@@ -1,4 +1,4 @@
-"""The images to unlearn with: drawn, in a folder, or in a Parquet file of a data set on the hub.
+"""The images to unlearn with: of a world, in a folder, or in a Parquet file of a data set on the hub.
 
 Those of a folder or a table are held in memory as the ViT sees them, 3 bytes a pixel: 12 KB an image at 64 pixels,
 150 KB at 224 (10,000 images: 1.5 GB). Drawn ones are read from disk as they are needed.
@@ -21,7 +21,7 @@ from ..data.pictures import Pictures, broken_note
 from ..machine import processes
 from ..packs import hub, own
 from ..restore.pack import Pack
-from ..worlds import canvas
+from ..worlds import canvas, digits
 from ..worlds import drawn as drawn_images
 from ..worlds.drawn import UNKNOWN, ImageSet
 
@@ -37,20 +37,20 @@ FEWEST = 3
 class Source:
     """Where images come from, with all that decides which ones: the same source gives the same images."""
 
-    data: str = "canvas"
-    """ "canvas", a folder, or hub:user/dataset/path/file.parquet[@revision]."""
+    data: str = canvas.NAME
+    """ "canvas", "digits", a folder, or hub:user/dataset/path/file.parquet[@revision]."""
     train: int = 72_000
     """Drawn images to train with; folders and tables are divided by shares."""
     check: int = 1_000
     test: int = 2_000
     split_seed: int = 0
-    """Of the division of a folder or a table."""
+    """Of the division of a folder, of a table, or of the digits."""
     image_column: str = "image"
     label_column: str = "label"
 
     def as_dict(self) -> dict[str, Any]:
         """What matters to this kind of source."""
-        unused = {"split_seed", "image_column", "label_column"} if self.data == "canvas" else set(CANVAS_SEEDS)
+        unused = {"split_seed", "image_column", "label_column"} if self.data == canvas.NAME else set(CANVAS_SEEDS)
         if not self.data.startswith(own.PREFIX):
             unused |= {"image_column", "label_column"}
         return {name: value for name, value in asdict(self).items() if name not in unused}
@@ -77,15 +77,18 @@ class Data(NamedTuple):
 def load(pack: Pack, source: Source, work: Path, split: str | None = None, strict: bool = False) -> Data:
     """The images of a source for a pack. Raises ValueError or PackError with one sentence.
 
-    `work`: where drawn images are kept. `split`: the part of a divided folder, else the one to train on. `strict`:
+    `work`: where a world's images are kept. `split`: the part of a divided folder, else the one to train on. `strict`:
     the first broken image is refused; else those are left out, and `notes` names them.
     """
-    is_folder = source.data != "canvas" and not source.data.startswith(own.PREFIX)
+    is_folder = source.data not in (canvas.NAME, digits.NAME) and not source.data.startswith(own.PREFIX)
     if split is not None and not is_folder:
         raise ValueError(f"--split names a part of a folder; {source.data} is none")
-    if source.data == "canvas":
+    if source.data == canvas.NAME:
         with processes.one_first():
             return _drawn(pack, source, work)
+    if source.data == digits.NAME:
+        with processes.one_first():
+            return _digits(pack, source, work)
     if is_folder:
         found = folder.read(Path(source.data), pack.manifest.names, folder.TRAIN, split)
     else:
@@ -109,6 +112,14 @@ def _drawn(pack: Pack, source: Source, work: Path) -> Data:
             raise ValueError(f"--{name} {getattr(source, name)} is too few: {len(canvas.OBJECTS)} draw each class once")
     sets = {name: drawn_images.load(work, name, getattr(source, name), seed) for name, seed in CANVAS_SEEDS.items()}
     return Data(sets["train"], sets["check"], sets["test"], source=source)
+
+
+def _digits(pack: Pack, source: Source, work: Path) -> Data:
+    if pack.manifest.classes != digits.CLASSES:
+        raise ValueError(f"the classes of pack {pack.manifest.name} are not the ten digits")
+    if (pack.manifest.image.size, pack.shape.patch) != (digits.SIZE, digits.PATCH):
+        raise ValueError(f"digits have {digits.SIZE} pixels a side, pack {pack.manifest.name} takes others")
+    return Data(*digits.split(digits.find(work), source.split_seed), source=source)
 
 
 # ---------------------------------------------------------------- folders and tables

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from ..build.canvas import train_vit
+from ..build.vit import train_vit
 from .task import Task, shape_of
 
 
@@ -35,4 +35,5 @@ def unlearn(vit: nn.Module, task: Task, settings: Settings) -> nn.Module:
         task.mean,
         task.std,
         task.precision,
+        task.augment,
     ).vit

@@ -14,6 +14,7 @@ from ..machine import divergence, files, processes
 from ..machine.divergence import Diverged
 from ..models import vit_weights
 from ..packs import safe
+from ..worlds import augment
 from ..worlds.drawn import MEAN, STD
 from . import method, record
 from .data import Data
@@ -53,6 +54,7 @@ def run(
         mean=mean,
         std=std,
         precision=PRECISIONS[order.precision],
+        augment=augment.of(data.source.data),
     )
     started = time.monotonic()
     vit = method(order.method).unlearn(original, task, order.settings)

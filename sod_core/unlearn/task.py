@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..machine import divergence, files, processes
 from ..machine.divergence import Diverged
 from ..models import vit as vits
+from ..worlds.augment import Augment, mirrored
 from ..worlds.drawn import MEAN, STD, ImageSet, normalise
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Task:
     std: Channels = STD
     precision: torch.dtype = torch.bfloat16
     """Of the training's matrix products; weights and sums are always float32."""
+    augment: Augment = mirrored
+    """How a batch is changed in training from scratch; unlearning takes the images as they are."""
     looks: list[Look] = field(default_factory=list)
     """Every look at the check images so far; that of step 0 is the original's."""
 

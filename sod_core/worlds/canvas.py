@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+NAME = "canvas"
 OBJECTS = ("house", "tree", "sun", "boat", "car", "fish", "flower", "star", "mushroom", "cat")
 STYLES = ("plain", "sketch", "neon", "mosaic", "watercolour", "blueprint")
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import loop
-from ..canvas.train_vit import token_targets
+from ..vit.train_vit import token_targets
 from . import prompts
 
 TOKENS = 24

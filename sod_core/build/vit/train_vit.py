@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ...machine import divergence, files, processes
 from ...models import vit as vits
+from ...worlds.augment import Augment, mirrored
 from ...worlds.drawn import MEAN, STD, ImageSet, normalise
 
 
@@ -57,6 +58,7 @@ def train(
     mean: float | tuple[float, ...] = MEAN,
     std: float | tuple[float, ...] = STD,
     precision: torch.dtype = torch.bfloat16,
+    augment: Augment = mirrored,
 ) -> Trained:
     """Trains with progress, never showing class `without`; every minute writes `checkpoint`, from which a
     killed run goes on.
@@ -84,7 +86,7 @@ def train(
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak_lr"] * _one_cycle(step / recipe.steps, recipe.warmup)
-        loss, accuracy = _step(model, data, allowed, recipe, step, device, (mean, std), precision)
+        loss, accuracy = _step(model, data, allowed, recipe, step, device, (mean, std), precision, augment)
         loss.backward()
         loss, gradients = loss.detach(), [one.grad for one in model.parameters() if one.grad is not None]
         processes.average([*gradients, loss])
@@ -112,15 +114,12 @@ def _step(
     device: torch.device,
     normalisation: tuple = (MEAN, STD),
     precision: torch.dtype = torch.bfloat16,
+    augment: Augment = mirrored,
 ) -> tuple[Tensor, float]:
     """(loss, share named rightly) of this process's part of the step's batch."""
     rng = np.random.default_rng((recipe.seed, step))
     chosen = np.sort(allowed[rng.integers(0, len(allowed), recipe.batch)])
-    pixels, coverage = data.pixels[chosen], data.coverage[chosen]
-    if rng.random() < 0.5:
-        side = int(coverage.shape[1] ** 0.5)
-        pixels = pixels[:, :, ::-1]
-        coverage = coverage.reshape(-1, side, side)[:, :, ::-1].reshape(len(chosen), -1)
+    pixels, coverage = augment(data.pixels[chosen], data.coverage[chosen], rng)
     labels = torch.as_tensor(data.labels[chosen])
     vit: Any = model["vit"]
     targets = token_targets(torch.as_tensor(np.ascontiguousarray(coverage)), labels, vit.num_classes)
