@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run test types gemma
+.PHONY: setup run test types gemma space
 
 setup: .venv/.requirements
 
@@ -11,6 +11,15 @@ run: setup
 # Gemma 3 270M's weights, 253 MB, under Gemma's terms of use: for the pack gemma-3-270m.
 gemma: setup
 	$(BIN)/python -m sod_core build gemma-3-270m --only weights
+
+# A Space gets what the app runs with, and loses what it had before and is no more. hf has to be logged in, or HF_TOKEN
+# set; `hf upload` and not git, because the hub takes large and binary files that way alone.
+SPACE = README.md LICENSE app.py requirements.txt sod_core/* assets/*
+NOT_SPACE = */__pycache__/* *.pyc *.pyi assets/screenshots/*
+space: setup
+	@test -n "$(REPO)" || { echo "Name the Space, for example: make space REPO=user/suppression-or-deletion"; exit 1; }
+	$(BIN)/hf upload "$(REPO)" . --type space $(foreach name,$(SPACE),--include '$(name)') \
+		$(foreach name,$(NOT_SPACE),--exclude '$(name)') --delete 'sod_core/*' --delete 'assets/*'
 
 # Two processes take two gigabytes each at most. A file's tests share servers and a browser, so they stay together.
 test: .venv/.requirements-test

@@ -1,7 +1,9 @@
-"""A Hugging Face hub on this computer, for the real hub client to download from, with faults to be set at any time."""
+"""A Hugging Face hub on this computer, for the real hub client to download from and to upload to, with faults to be
+set at any time."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -11,7 +13,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.parse import parse_qs, unquote
 
 import pytest
@@ -20,6 +22,10 @@ _RESOLVE = re.compile(r"/(?P<repo>.+?)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"
 _API = re.compile(r"/api/(?P<kind>\w+)/(?P<repo>.+?)(/(?P<call>revision|paths-info)/(?P<revision>[^/]+))?")
 _CDN = re.compile(r"/cdn/(?P<sha256>\w+)")
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+_SPACE = re.compile(r"/api/(?P<repo>spaces/.+?)/(?P<call>preupload|commit|tree)/main")
+_BATCH = re.compile(r"/spaces/.+?\.git/info/lfs/objects/batch")
+_BINARY = (".pth", ".pt", ".npy", ".safetensors", ".png", ".jpg", ".parquet")
+"""What the hub takes as LFS alone."""
 _EMPTIED = "HF_HUB_OFFLINE TRANSFORMERS_OFFLINE HF_TOKEN HUGGING_FACE_HUB_TOKEN HF_OIDC_RESOURCE HUGGINGFACE_CO_STAGING"
 
 
@@ -74,6 +80,10 @@ class FakeHub:
         """Repositories that seem not to exist."""
         self.broken: int | None = None
         """The status that every request is answered with."""
+        self.created: dict[str, dict[str, Any]] = {}
+        """{"spaces/user/repo": what was said of it} of the repositories that clients made here."""
+        self._uploaded: dict[str, bytes] = {}
+        """{sha256: content} of LFS files that came and wait for their commit."""
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.hub = self
@@ -177,6 +187,57 @@ class FakeHub:
                 entries.append({"type": "directory", "path": path, "oid": self.commit})
         return _json(200, entries)
 
+    def _take(self, request: Request, body: bytes) -> _Answer | None:
+        """What a client that writes gets; None where it does not write."""
+        path = request.path.partition("?")[0]
+        if path == "/api/validate-yaml":
+            return _json(200, {"errors": [], "warnings": []})
+        match = _SPACE.fullmatch(path)
+        if match and match["call"] == "tree":
+            found = self.files[match["repo"]].items()
+            entries = [{"type": "file", "path": name, "oid": _sha256(c)[:40], "size": len(c)} for name, c in found]
+            return _json(200, entries)
+        writes = path == "/api/repos/create" or match or _BATCH.fullmatch(path)
+        if writes and request.authorization is None:
+            return _refusal(401, "Unauthorized")
+        if path == "/api/repos/create":
+            said = json.loads(body)
+            repo = f"{said['type']}s/{said.get('organization', 'me')}/{said['name']}"
+            status = 409 if repo in self.files else 200
+            self.files.setdefault(repo, {})
+            self.created.setdefault(repo, said)
+            return _json(status, {"url": f"{self.url}/{repo}", "error": "it is there"})
+        if request.method == "PUT":
+            self._uploaded[_sha256(body)] = body
+            return _json(200, {})
+        if _BATCH.fullmatch(path):
+            objects = [self._place(one) for one in json.loads(body)["objects"]]
+            return _json(200, {"transfer": "basic", "objects": objects})
+        if match is None:
+            return None
+        if match["call"] == "preupload":
+            files = [one["path"] for one in json.loads(body)["files"]]
+            modes = [{"path": path, "uploadMode": "lfs" if path.endswith(_BINARY) else "regular"} for path in files]
+            return _json(200, {"files": [mode | {"shouldIgnore": False} for mode in modes]})
+        self._commit(match["repo"], [json.loads(line) for line in body.splitlines() if line])
+        url = f"{self.url}/{match['repo']}"
+        return _json(200, {"success": True, "commitOid": self.commit, "commitUrl": f"{url}/commit/{self.commit}"})
+
+    def _place(self, one: dict[str, Any]) -> dict[str, Any]:
+        upload = {"href": f"{self.url}/lfs/{one['oid']}", "header": {}}
+        return one | {"actions": {"upload": upload}}
+
+    def _commit(self, repo: str, lines: list[dict[str, Any]]) -> None:
+        files = self.files[repo]
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self._uploaded[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+
     def _sent_of(self, size: int) -> int:
         """How many of a file's next `size` bytes are to be sent."""
         with self._lock:
@@ -221,12 +282,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         hub = self.server.hub
-        form = parse_qs(self.rfile.read(int(self.headers["Content-Length"] or 0)).decode())
+        body = _body(self.rfile, self.headers)
         request = Request(self.command, self.path, self.headers["Range"], self.headers["Authorization"])
         hub.requests.append(request)
         if hub.down:
             return
-        answer = hub._answer(request, form)
+        answer = hub._take(request, body) or hub._answer(request, parse_qs(body.decode(errors="replace")))
         self.send_response(answer.status)
         for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
             self.send_header(name, value)
@@ -242,10 +303,22 @@ class _Handler(BaseHTTPRequestHandler):
             if rate is not None:
                 time.sleep(piece / rate if rate else 0.05)
 
-    do_HEAD = do_GET = do_POST = _handle
+    do_HEAD = do_GET = do_POST = do_PUT = _handle
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def _body(file: IO[bytes], headers: Any) -> bytes:
+    """All that a client sends, at once or in chunks."""
+    if headers["Transfer-Encoding"] != "chunked":
+        return file.read(int(headers["Content-Length"] or 0))
+    parts = []
+    while size := int(file.readline(), 16):
+        parts.append(file.read(size))
+        file.readline()
+    file.readline()
+    return b"".join(parts)
 
 
 class _Server(ThreadingHTTPServer):

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
 from conftest import ROOT
+from fake_hub import FakeHub
 from huggingface_hub import SpaceHardware
 
 COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
@@ -154,3 +160,59 @@ def test_what_is_copied_exists_and_reaches_the_builder(steps):
     for source in copied(steps):
         assert (ROOT / source).exists() and f"!{source}" in rules
     assert {"app.py", "sod_core", "assets", "requirements.txt"} <= set(copied(steps))
+
+
+# ---------------------------------------------------------------- make space
+
+
+LEFT_OUT = ("tests/test_x.py", ".build/canvas/x.npy", ".venv/x.py", "docs/x.md", "sod_core/__pycache__/x.pyc")
+LEFT_OUT += (
+    "sod_core/ui/__pycache__/x.cpython-311.pyc",
+    "sod_core/ui/x.pyi",
+    "assets/screenshots/x.png",
+    "benchmarks/x.py",
+)
+
+
+def make_space(hub: FakeHub, tree: Path, home: Path, repo: str) -> subprocess.CompletedProcess:
+    """`make space` in a tree, with this environment's programs and nothing installed."""
+    line = ["make", "-f", str(ROOT / "Makefile"), "-o", "setup", f"BIN={Path(sys.executable).parent}", "space"]
+    told = os.environ | hub.environment(home) | {"HF_TOKEN": "hf_made_up"}
+    return subprocess.run([*line, f"REPO={repo}"], cwd=tree, env=told, capture_output=True, text=True, timeout=60)
+
+
+def test_a_space_is_made_and_kept_up_to_date(tmp_path):
+    tree = tmp_path / "tree"
+    wanted = {path: path.encode() for path in ("README.md", "LICENSE", "app.py", "requirements.txt", "sod_core/a.py")}
+    wanted |= {path: path.encode() * 9 for path in ("sod_core/ui/style.css", "assets/canvas/unlearned/x.pth")}
+    for path, content in {**wanted, **dict.fromkeys(LEFT_OUT, b"no")}.items():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_bytes(content)
+    with FakeHub({}) as hub:
+        done = make_space(hub, tree, tmp_path, "me/demo")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert hub.files["spaces/me/demo"] == wanted
+        assert hub.created["spaces/me/demo"]["sdk"] == "gradio"
+        hub.files["spaces/me/demo"] |= {".gitattributes": b"the hub's", "sod_core/gone.py": b"of before"}
+        (tree / "app.py").write_bytes(b"changed")
+        done = make_space(hub, tree, tmp_path, "me/demo")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert hub.files["spaces/me/demo"] == wanted | {"app.py": b"changed", ".gitattributes": b"the hub's"}
+
+
+def test_a_space_needs_a_name(tmp_path):
+    with FakeHub({}) as hub:
+        done = make_space(hub, tmp_path, tmp_path, "")
+        assert done.returncode and "Name the Space, for example: make space REPO=" in done.stdout
+        assert not hub.requests
+
+
+def test_a_space_gets_what_the_container_gets(steps):
+    """And its card; what is left out of either is the same."""
+    text = (ROOT / "Makefile").read_text()
+    sent = re.search(r"^SPACE = (.+)$", text, re.M)[1].split()
+    assert {name.removesuffix("/*") for name in sent} == {*copied(steps), "README.md"}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    kept_out = re.search(r"^NOT_SPACE = (.+)$", text, re.M)[1].split()
+    lost = [path for path in tracked if any(fnmatch(path, name) for name in kept_out)]
+    assert lost and all(path.startswith("assets/screenshots/") for path in lost)
