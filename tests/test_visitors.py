@@ -307,6 +307,8 @@ class Tab:
             "picker",
             "sod-note-model",
             "sod-hidden",
+            "sweep",
+            "series",
         )
         return [self[name] for name in names]
 
@@ -367,14 +369,17 @@ class Job(NamedTuple):
         layer, mode, seed = self.controls.values()
         rest = ("all", ("experts", "random", "matched")[self.number % 3], "", seed)
         found = [client.predict("fruit", layer, mode, self.alphas[0], *rest, api_name="/open_pack")]
-        found.append(client.predict(api_name="/settle"))
+        settled = client.submit(api_name="/settle")
+        settled.result()
+        found += settled.outputs()
         return [*found, client.predict(layer, mode, self.alphas[1], *rest, api_name="/move_alpha")]
 
     def by_page(self, place: Place) -> list[Any]:
         layer, mode, seed = self.controls.values()
         names = {"Layer (the block whose output is edited)": layer, "Mode": mode, "Seed of the random features": seed}
         tab = Tab(place, controls=names).own_image(self.image).send("model", self.model)
-        found = [tab.figures(), tab.send("alpha", self.alphas[0]).figures()]
+        tab.values[tab.id("alpha")] = self.alphas[0]
+        found = [tab.figures(), tab.send("sweep", data={"alpha": self.alphas[0]}).figures()]
         assert tab.said == []
         return found
 
@@ -404,7 +409,7 @@ def share(page: Page) -> float:
 
 def expect_pack(page: Page, title: str, first_class: str) -> None:
     """Waits until the page shows a pack and nothing of a download."""
-    eventually(page, lambda: classes(page)[0] == f"<b>▸ {first_class}</b>")
+    eventually(page, lambda: classes(page)[0] == f"▸ {first_class}")
     expect(page.get_by_role("combobox", name="Pack", exact=True)).to_have_value(title)
     expect(page.locator("#progress progress")).to_have_count(0)
     expect(page.locator("#verdict h3")).to_contain_text(first_class)
@@ -790,9 +795,7 @@ def test_a_model_by_its_path_is_its_visitors_alone(place, window, tmp_path):
         expect(page.locator(".sod-note-model").first).to_contain_text(f"Forget accuracy ({TREES[2]})")
         expect(page.locator(".sod-note-model").first).to_contain_text("on 9 examples")
         expect(page.locator("#progress progress")).to_have_count(0)
-        assert (
-            settled(page)[2][2] == f"<b>▸ {TREES[2]}</b>" and traces(page, "bars")["unlearned"] != before["unlearned"]
-        )
+        assert settled(page)[2][2] == f"▸ {TREES[2]}" and traces(page, "bars")["unlearned"] != before["unlearned"]
         page.get_by_role("button", name="Your own image").click()
         page.locator("#own input[type=file]").set_input_files(noise(tmp_path / "own.png", 2))
         expect(page.locator("#verdict h3")).to_contain_text("Your image")

@@ -133,6 +133,31 @@ class Session:
         """[B, 1 + N, F]: what the SAE reads in the edited hidden state."""
         return self._sae_at(layer).encode(self.restored_hidden([alpha], layer, mode, features, tokens)[0])
 
+    @torch.inference_mode()
+    def restored_heat(
+        self,
+        alphas: Sequence[float],
+        layer: int,
+        mode: str,
+        features: Sequence[int],
+        tokens: str,
+        ids: Sequence[int],
+    ) -> Tensor:
+        """[A, B, N]: the sum of the latents `ids` on each patch of the edited hidden state."""
+        edited = self.restored_hidden(alphas, layer, mode, features, tokens)
+        return self._sae_at(layer).encode(edited)[..., 1:, list(ids)].sum(-1)
+
+    @torch.inference_mode()
+    def restored_at(
+        self, alphas: Sequence[float], layer: int, mode: str, features: Sequence[int], tokens: str, patch: int
+    ) -> Tensor:
+        """[A, B, F]: what the SAE reads in one patch of the edited hidden state."""
+        self.restored_hidden(alphas[:1], layer, mode, features, tokens)  # the line, and what it refuses
+        at = [0, patch + 1]  # CLS comes first: the SAE tells tokens by their place
+        whole = self._lines[layer, mode, tuple(features), tokens]
+        part = Line(whole.start[:, at], whole.direction[:, at], whole.origin)
+        return self._sae_at(layer).encode(part.at(alphas))[..., 1, :]
+
     def _run(self, which: str, model: Callable[[], nn.Module], images: Tensor) -> tuple[dict[int, Tensor], Tensor]:
         """Hidden states at the session's layers, and logits [B, classes]."""
         hidden, last = _heads(model, images, self.layers, self._precision), max(self.layers)

@@ -19,7 +19,7 @@ from .intake import most_bytes, uploads_allowed
 from .mask import tab as mask_tab
 from .restore import scoreboard
 from .restore import tab as restore_tab
-from .restore.visitor import needed, warm
+from .restore.ready import needed, warm
 
 log = logging.getLogger(__name__)
 

@@ -26,6 +26,20 @@ def kept(handler: Callable, outputs: int) -> Callable:
     return run
 
 
+def kept_steps(handler: Callable, outputs: int) -> Callable:
+    """As `kept`, for a generator whose last answer leaves the page as it is: Gradio shows that one twice."""
+
+    @functools.wraps(handler)
+    def run(*arguments: Any) -> Iterator:
+        try:
+            yield from handler(*arguments)
+        except Exception as error:
+            warn(error, handler)
+        yield [gr.skip()] * outputs
+
+    return run
+
+
 def kept_stream(handler: Callable, undone: Callable[..., dict]) -> Callable:
     """As `kept`, for a generator: after an error it gives what `undone` makes of the handler's arguments."""
 

@@ -42,21 +42,33 @@ def progress_bar(label: str, share: float | None) -> str:
     return f'<label class="sod-progress">{escape(label)}<progress max="1"{value}></progress></label>'
 
 
-def heat_panels(heat: Mapping[str, Sequence[float]], grid: int, title: str, selected: int | None) -> str:
+def top(*still: Sequence[float]) -> float:
+    """Where the colour scale ends: the largest value that alpha does not move, or 1 where nothing fires."""
+    return max((value for values in still for value in values), default=0.0) or 1.0
+
+
+def heat_panels(
+    heat: Mapping[str, Sequence[float]], grid: int, title: str, selected: int | None, marks: str = ""
+) -> str:
     """Three heatmaps on one colour scale, and its colour bar.
 
     heat: {model: [N] values}, row by row. The scale ends at the largest value of the original and the
     unlearned model, so that it does not move with alpha; hotter patches of the restored one take its last colour.
+    `marks`: attributes that tell the page's script what it is a heat of.
     """
-    fixed = [value for which, values in heat.items() if which != "restored" for value in values]
-    top = max(fixed, default=0.0) or max(heat["restored"], default=0.0) or 1.0
+    end = top(*(values for which, values in heat.items() if which != "restored"))
     panels = "".join(
-        f'<figure class="sod-heat"><div class="sod-picture">{squares(values, grid, grid, top, selected)}</div>'
+        f'<figure class="sod-heat" data-model="{which}">'
+        f'<div class="sod-picture">{squares(values, grid, grid, end, selected)}</div>'
         f"<figcaption>{which}</figcaption></figure>"
         for which, values in heat.items()
     )
-    above = max(heat["restored"], default=0) > top * 1.001
-    return f'<div class="sod-title">{escape(title)}</div><div class="sod-heats">{panels}</div>{scale_bar(top, above)}'
+    above = max(heat["restored"], default=0) > end * 1.001
+    return (
+        f'<div class="sod-title">{escape(title)}</div>'
+        f'<div class="sod-heats" {marks}>{panels}</div>'
+        f"{scale_bar(end, above)}"
+    )
 
 
 def scale_bar(top: float, above: bool = False) -> str:
@@ -96,8 +108,13 @@ def example_picker(thumbs: Sequence[str], labels: Sequence[int], names: Sequence
     return f'<div class="sod-picker">{buttons}</div>'
 
 
-def latent_table(title: str, rows: Sequence[tuple[int, float, float, float, str]], chosen: int | None) -> str:
-    """Latents of a patch: (id, value in original, unlearned, restored, classes it is an expert for)."""
+def latent_table(
+    title: str, rows: Sequence[tuple[int, float, float, float, str]], chosen: int | None, marks: str = ""
+) -> str:
+    """Latents of a patch: (id, value in original, unlearned, restored, classes it is an expert for).
+
+    `marks`: attributes that tell the page's script which patch of what it is.
+    """
     if not rows:
         return f'<div class="sod-title">{escape(title)}</div><p class="sod-quiet">No latent fires here.</p>'
     body = "".join(
@@ -106,7 +123,8 @@ def latent_table(title: str, rows: Sequence[tuple[int, float, float, float, str]
         for j, o, u, r, classes in rows
     )
     return (
-        f'<div class="sod-title">{escape(title)}</div><table class="sod-latents"><thead><tr><th>latent</th>'
+        f'<div class="sod-title">{escape(title)}</div><table class="sod-latents" {marks}>'
+        f"<thead><tr><th>latent</th>"
         f"<th>original</th><th>unlearned</th><th>restored</th><th>expert for</th></tr></thead>"
         f"<tbody>{body}</tbody></table>"
     )

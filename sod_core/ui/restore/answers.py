@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from functools import partial
 
-import gradio as gr
-
+from ...restore.sweep import STRIDES
 from . import shown
 from .visitor import Controls, Visitor
 
@@ -35,25 +34,44 @@ def after(
     visitor, controls = there(visitor), read(values)
     with visitor.lock:
         visitor.version += 1
-        if visitor.swept_to == controls.alpha:
-            visitor.swept_to = None
-        elif visitor.swept_to is not None:
-            controls = replace(controls, alpha=visitor.swept_to)
         if change is not None:
             change(visitor, controls)
         return shown.everything(visitor, controls, new_image, new_order)
 
 
-def settle(visitor: Visitor | None) -> list:
-    """The verdict and the curves, once they are measured; nothing if the visitor asked for something else meanwhile."""
+def settle(visitor: Visitor | None) -> Iterator[list]:
+    """Panel.settled as it comes: a coarse sweep of alpha, then verdict and curves, then every position of the slider.
+
+    Ends without more where the visitor has asked for something else meanwhile.
+    """
     if visitor is None or visitor.controls is None or visitor.picture is None:
-        return [gr.skip(), gr.skip()]
+        return
     version, controls = visitor.version, visitor.controls
-    if visitor.measure(controls, version) is None:
-        return [gr.skip(), gr.skip()]
+    steps: list[Callable[[], list | None]] = [
+        partial(_swept, visitor, controls, version, STRIDES[0]),
+        partial(_measured, visitor, controls, version),
+        *(partial(_swept, visitor, controls, version, stride) for stride in STRIDES[1:]),
+    ]
+    for step in steps:
+        found = step()
+        if found is None:
+            return
+        yield found
+
+
+def _swept(visitor: Visitor, controls: Controls, version: int, stride: int) -> list | None:
+    if not visitor.fill(controls, version, stride):
+        return None
     with visitor.lock:
-        if visitor.version != version:
-            return [gr.skip(), gr.skip()]
+        return shown.swept(visitor, controls) if visitor.version == version else None
+
+
+def _measured(visitor: Visitor, controls: Controls, version: int) -> list | None:
+    if visitor.measure(controls, version) is None:
+        return None
+    with visitor.lock:
         latest = visitor.controls  # alpha may have moved
+        if visitor.version != version or latest is None:
+            return None
         curves = visitor.curves(latest)
-        return [gr.skip(), gr.skip()] if curves is None else list(shown.measured(visitor, latest, curves))
+        return None if curves is None else shown.settled(visitor, latest, curves)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from ...restore import scores, working
-from ..theme import ACCENT, ORIGINAL, UNLEARNED, calm
-from .visitor import ALPHAS, Curve, Probabilities
+from ..theme import ACCENT, calm
+from .visitor import ALPHAS, Curve
 
 _CONTROL_STYLES = {  # one family of blue-greys, light enough for a dark page and dark enough for a light one
     "random": ("random features", "#8499b0", "dot"),
@@ -18,37 +18,13 @@ _CONTROL_STYLES = {  # one family of blue-greys, light enough for a dark page an
     "retrained": ("retrained without the class", "#7b8794", "solid"),
     "own": ("your selection", "#e8a06c", "solid"),
 }
-_SHOWN_CLASSES = 12
 
 
-def prediction_bars(names: Sequence[str], found: Probabilities, target: int) -> go.Figure:
-    """Probabilities of original, unlearned and restored model side by side; the forgotten class is marked.
+def alpha_curves(curves: Sequence[Curve], target_name: str) -> go.Figure:
+    """Probability of the forgotten class against alpha: experts in the accent colour, controls in one family.
 
-    At most 12 classes: the forgotten one and the likeliest, in the order of the pack.
+    The page's script (stage.js) marks the slider's alpha on it.
     """
-    peaks = [max(p[i].item() for p in found) + (2 if i == target else 0) for i in range(len(names))]
-    shown = sorted(sorted(range(len(names)), key=lambda i: -peaks[i])[:_SHOWN_CLASSES])
-    labels = [f"<b>▸ {names[i]}</b>" if i == target else names[i] for i in shown]
-    figure = go.Figure()
-    colours = {"original": ORIGINAL, "unlearned": UNLEARNED, "restored": ACCENT}
-    for (which, values), colour in zip(found._asdict().items(), colours.values()):
-        figure.add_bar(
-            name=which,
-            x=labels,
-            y=[round(values[i].item(), 4) for i in shown],
-            marker_color=colour,
-            hovertemplate="%{x}: %{y:.1%}<extra>" + which + "</extra>",
-        )
-    if target in shown:
-        at = shown.index(target)
-        figure.add_vrect(x0=at - 0.5, x1=at + 0.5, fillcolor=ACCENT, opacity=0.08, line_width=0, layer="below")
-    figure.update_layout(barmode="group", bargap=0.22, bargroupgap=0.04, height=290)
-    figure.update_yaxes(range=[0, 1], tickformat=".0%", tickvals=[0, 0.5, 1])
-    return calm(figure)
-
-
-def alpha_curves(curves: Sequence[Curve], alpha: float, target_name: str) -> go.Figure:
-    """Probability of the forgotten class against alpha: experts in the accent colour, controls in one family."""
     figure = go.Figure()
     for curve in reversed(curves):
         if curve.key == "experts":
@@ -64,7 +40,6 @@ def alpha_curves(curves: Sequence[Curve], alpha: float, target_name: str) -> go.
             line={"color": colour, "dash": dash, "width": width},
             hovertemplate="alpha %{x}: %{y:.1%}<extra>" + name + "</extra>",
         )
-    figure.add_vline(x=alpha, line_width=2, line_color=ACCENT, opacity=0.55)
     figure.update_layout(height=320, legend_traceorder="reversed")
     figure.update_xaxes(title="alpha", range=[0, ALPHAS[-1]])
     figure.update_yaxes(

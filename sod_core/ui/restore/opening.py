@@ -17,7 +17,8 @@ from ...restore.pack import folders, shared_pack
 from .. import handling, intake, overlays
 from . import answers
 from .panel import FORGOTTEN, MOST_LOST, Panel, model_choices, pack_choices
-from .visitor import Controls, Visitor, needed
+from .ready import needed
+from .visitor import Controls, Visitor
 
 LOOK_SECONDS = 0.3
 """Between two looks at a download's progress."""
@@ -105,8 +106,6 @@ class Opener:
 
     def _opened(self, before: Visitor | None, name: str, values: tuple) -> Iterator[dict]:
         seen = None if before is None else before.controls
-        if before is not None:
-            before.sweep += 1
         try:
             yield from self._fetched(name)
             visitor = Visitor(name)
@@ -118,8 +117,7 @@ class Opener:
         yield self._nothing()  # who was overtaken ends here
         if before is not None:
             values = _latest(before, seen, values)
-            with before.lock:  # what is still measured or played for the old pack shows nothing on the new one's page
-                before.sweep += 1
+            with before.lock:  # what is still measured for the old pack shows nothing on the new one's page
                 before.version += 1
         yield {self.visitor: visitor} | self._pack_shown(visitor, values)
 

@@ -12,10 +12,10 @@ from ...packs.source import Source
 from ...restore.edit import MODES, TOKENS
 from ...restore.manifest import UnlearnedEntry
 from ...restore.pack import Pack, folders, shared_pack
+from ...restore.sweep import STEP
 from .. import overlays
 from ..intake import CHECKPOINT_SUFFIXES, ImageUpload, uploads_allowed
-from . import words
-from .visitor import SLIDER_STEP
+from . import stage, words
 
 log = logging.getLogger(__name__)
 FORGOTTEN = ("the forgotten class", "")
@@ -50,13 +50,15 @@ class Panel(NamedTuple):
     latent: gr.Number
     details: gr.Markdown
     verdict: gr.Markdown
-    bars: gr.Plot
+    bars: gr.HTML
     picture: gr.HTML
     heat: gr.HTML
     heat_of: gr.Button
     curves: gr.Plot
     inspector: gr.HTML
     strongest: gr.HTML
+    series: gr.HTML
+    sweep: gr.HTML
 
     @property
     def controls(self) -> list:
@@ -67,6 +69,11 @@ class Panel(NamedTuple):
     def moving(self) -> list:
         """What `shown.moving` fills: everything that alpha moves."""
         return [self.verdict, self.bars, self.heat, self.curves, self.inspector]
+
+    @property
+    def settled(self) -> list:
+        """What `answers.settle` fills."""
+        return [self.verdict, self.curves, self.bars, self.sweep, self.series]
 
     @property
     def everything(self) -> list:
@@ -102,10 +109,10 @@ def layout(default_pack: str) -> Panel:
             model = gr.Dropdown(choices, value=first, label="Unlearned model", elem_id="model")
             model_note = gr.Markdown(elem_classes="sod-quiet sod-note-model")
             own_order = gr.Button("Use the order that is offered", size="sm", visible=False, elem_id="own-order")
-            alpha = Bounded(0, 10, value=0, step=SLIDER_STEP, label=words.ALPHA, elem_id="alpha")
+            alpha = Bounded(0, 10, value=0, step=STEP, label=words.ALPHA, elem_id="alpha")
             with gr.Row(elem_id="play-row"):
-                play = gr.Button("Play alpha 0 to 10", variant="primary")
-                stop = gr.Button("Stop", visible=False)
+                play = gr.Button("Play alpha 0 to 10", variant="primary", elem_id="play")
+                stop = gr.Button("Stop", elem_id="stop")
             picker = gr.HTML(js_on_load=overlays.CLICKS, elem_id="picker")
             with gr.Accordion("Your own image", open=False):
                 own = ImageUpload(
@@ -145,7 +152,7 @@ def layout(default_pack: str) -> Panel:
                 details = gr.Markdown(elem_classes="sod-quiet")
         with gr.Column(scale=9, min_width=320):
             verdict = gr.Markdown(elem_id="verdict", elem_classes="sod-verdict")
-            bars = gr.Plot(show_label=False, elem_id="bars")
+            bars = gr.HTML(elem_id="bars")
             picture = gr.HTML(elem_classes="sod-hidden")
             heat = gr.HTML(js_on_load=overlays.CLICKS, elem_id="heat")
             heat_of = gr.Button("Back to the experts' heat", size="sm", visible=False)
@@ -155,6 +162,8 @@ def layout(default_pack: str) -> Panel:
                 with gr.Column(min_width=300):
                     strongest = gr.HTML(js_on_load=overlays.CLICKS, elem_id="strongest")
             curves = gr.Plot(show_label=False, elem_id="curves")
+            series = gr.HTML(elem_id="series", elem_classes="sod-unseen")
+            sweep = gr.HTML(js_on_load=stage.SCRIPT, elem_id="sweep", elem_classes="sod-unseen")
     return Panel(**{name: value for name, value in locals().items() if name in Panel._fields})
 
 

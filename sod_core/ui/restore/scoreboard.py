@@ -52,9 +52,6 @@ def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict) -> None:
         alpha = next(row["alpha"] for row in board["rows"] if row["id"] == id) or 0.0  # None of one without figures
         settings = board["settings"]
         at = (settings["layer"], settings["mode"], alpha, *values[3:])
-        with visitor.lock:  # the row's alpha counts, not where Play left the slider
-            visitor.sweep += 1
-            visitor.swept_to = None
         menus = {panel.alpha: alpha, panel.layer: settings["layer"], panel.mode: settings["mode"]}
         yield {tabs: gr.Tabs(selected="restore")} | menus
         yield from opener.show_model(visitor, turn, id, at)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import gradio as gr
 import plotly.graph_objects as go
+import torch
+from torch import Tensor
 
+from ...restore.sweep import Sweep
 from .. import overlays
-from . import figures, words
-from .visitor import Controls, Curve, Probabilities, Visitor, example_uris
+from . import bars, figures, stage, words
+from .thumbs import example_uris
+from .visitor import Controls, Curve, Probabilities, Visitor
 
-MOVING = 5
-"""Outputs of `moving`."""
+MOVING, SETTLED = 5, 5
+"""Outputs of `moving`, and of `settled`, `swept` and `nothing_settled` (Panel.settled)."""
+MOST_CLASSES = 12
+"""Bars that are shown."""
 
 
 def everything(visitor: Visitor, controls: Controls, new_image: bool = False, new_order: bool = False) -> list:
@@ -36,7 +42,7 @@ def _picker(visitor: Visitor) -> str:
 
 
 def moving(visitor: Visitor, controls: Controls) -> list:
-    """Everything that alpha moves. While the curves are not measured yet, their picture stays as it was.
+    """Everything that alpha moves, at one alpha. While the curves are not measured yet, their picture stays as it was.
 
     The controls are the visitor's only once they can be shown: refused ones leave the last that were.
     """
@@ -46,22 +52,22 @@ def moving(visitor: Visitor, controls: Controls) -> list:
 
 
 def _moving(visitor: Visitor, controls: Controls) -> list:
-    names = visitor.pack.manifest.classes
     found, curves = visitor.probabilities(controls), visitor.curves(controls)
     latents = visitor.latents(controls)
     heat: dict[str, list[float]] = {which: values.tolist() for which, values in visitor.heat(controls, latents).items()}
     shown_class = controls.expert_class or visitor.target_name
     latent = visitor.latent(controls.layer)
     title = f"Where the {shown_class} features (experts) fire" if latent is None else f"Where latent {latent} fires"
-    bars = figures.prediction_bars(names, found, visitor.target)
-    panels = overlays.heat_panels(heat, visitor.pack.shape.grid, title + ". Click a patch.", visitor.patch)
+    marks = stage.marks(visitor.drawn(controls), controls.alpha)
+    shares = _bars(visitor, controls, found)
+    panels = overlays.heat_panels(heat, visitor.pack.shape.grid, title + ". Click a patch.", visitor.patch, marks)
     if curves is not None:
         verdict, picture = measured(visitor, controls, curves, found)
     elif visitor.doubt is not None:  # no curve changes it
         verdict, picture = words.no_verdict(visitor.doubt), gr.skip()
     else:
         verdict, picture = words.measuring(found, visitor.target, visitor.target_name), gr.skip()
-    return [verdict, bars, panels, picture, _inspector(visitor, controls, latents)]
+    return [verdict, shares, panels, picture, _inspector(visitor, controls, latents)]
 
 
 def measured(
@@ -74,28 +80,74 @@ def measured(
         verdict = words.verdict(curves, controls, visitor.target_name, label, found, visitor.target)
     else:
         verdict = words.no_verdict(visitor.doubt)
-    return verdict, figures.alpha_curves(curves, controls.alpha, visitor.target_name)
+    return verdict, figures.alpha_curves(curves, visitor.target_name)
+
+
+def settled(visitor: Visitor, controls: Controls, curves: list[Curve]) -> list:
+    """What the page shows once the curves are measured."""
+    return [*measured(visitor, controls, curves), gr.skip(), gr.skip(), gr.skip()]
+
+
+def swept(visitor: Visitor, controls: Controls) -> list:
+    """What the page draws from when alpha moves, as far as it is computed."""
+    found, ids, drawn = visitor.sweep(controls), visitor.heat_ids(controls), visitor.drawn(controls)
+    still = visitor.still_latents(controls)
+    top = overlays.top(*(values[1:, ids].sum(1).tolist() for values in still.values()))
+    classes = _shown_classes(visitor, visitor.probabilities(controls), found)
+    all_shown = len(classes) == len(visitor.pack.manifest.classes)
+    shares = gr.skip() if all_shown else _bars(visitor, controls, visitor.probabilities(controls))
+    series = ""
+    if visitor.patch is not None:
+        inspected = [j for j, _ in _inspected(still, visitor.patch)]
+        series = stage.series(drawn, visitor.patch, visitor.over_alpha(controls, inspected))
+    sweep = stage.sweep(drawn, classes, found.stride(ids), found.probabilities[:, classes], found.heat(ids), top)
+    return [gr.skip(), gr.skip(), shares, sweep, series]
+
+
+def _bars(visitor: Visitor, controls: Controls, found: Probabilities) -> str:
+    classes = _shown_classes(visitor, found, visitor.sweep(controls))
+    marks = stage.marks(visitor.drawn(controls), controls.alpha)
+    return bars.html(visitor.pack.manifest.classes, found, visitor.target, classes, marks)
+
+
+def _shown_classes(visitor: Visitor, found: Probabilities, sweep: Sweep) -> list[int]:
+    """At most MOST_CLASSES, in the pack's order: the forgotten one and the likeliest at any known alpha."""
+    known = sweep.probabilities.nan_to_num(0.0, posinf=0.0).amax(0)
+    peaks = torch.stack([*found, known]).amax(0)
+    peaks[visitor.target] += 2
+    return sorted(peaks.topk(min(MOST_CLASSES, len(peaks))).indices.tolist())
+
+
+def _inspected(latents: dict[str, Tensor], patch: int) -> list[tuple[int, float]]:
+    """The latents that fire most in a patch of the original or the unlearned model: (id, value), largest first."""
+    found = latents["original"][patch + 1].maximum(latents["unlearned"][patch + 1]).topk(8)
+    return list(zip(found.indices.tolist(), found.values.tolist()))
+
+
+def nothing_settled() -> list:
+    """Leaves the page as it is."""
+    return [gr.skip()] * SETTLED
 
 
 def _inspector(visitor: Visitor, controls: Controls, latents: dict) -> str:
     if visitor.patch is None:
         return '<p class="sod-quiet">Click a patch in a heatmap to see which latents fire there.</p>'
-    token = visitor.patch + 1
-    values = [latents[which][token] for which in ("original", "unlearned", "restored")]
-    strongest = values[0].maximum(values[1]).topk(8)
-    classes = visitor.pack.manifest.classes
+    token, classes = visitor.patch + 1, visitor.pack.manifest.classes
     rows = [
         (
             j,
-            *(value[j].item() for value in values),
+            *(latents[which][token][j].item() for which in ("original", "unlearned", "restored")),
             ", ".join(classes[c] for c in visitor.pack.expert_of(controls.layer, j)),
         )
-        for j, peak in zip(strongest.indices.tolist(), strongest.values.tolist())
+        for j, peak in _inspected(latents, visitor.patch)
         if peak > 0
     ]
     row, column = divmod(visitor.patch, visitor.pack.shape.grid)
     return overlays.latent_table(
-        f"Latents of patch {row + 1}, {column + 1}. Click one.", rows, visitor.latent(controls.layer)
+        f"Latents of patch {row + 1}, {column + 1}. Click one.",
+        rows,
+        visitor.latent(controls.layer),
+        stage.marks(f"{visitor.drawn(controls)} {visitor.patch}", controls.alpha),
     )
 
 

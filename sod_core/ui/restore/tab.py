@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
-from .. import handling
-from ..handling import kept
+from ..handling import kept, kept_steps
 from . import answers, shown
 from . import panel as panels
 from .answers import after
@@ -18,8 +14,6 @@ from .opening import Opener
 from .panel import Panel
 from .visitor import Visitor
 
-FRAME_SECONDS = 0.12
-PLAY_STEP = 0.25
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 BENCHMARKED = {"show_progress": "hidden", "api_visibility": "undocumented"}  # benchmarks/slider.py calls these
 
@@ -31,14 +25,13 @@ def build(app: gr.Blocks, default_pack: str) -> tuple[Opener, dict]:
     """
     visitor = gr.State(None)
     panel = panels.layout(default_pack)
-    measured = [panel.verdict, panel.curves]
-    settled = {"fn": kept(answers.settle, len(measured)), "inputs": visitor, "outputs": measured}
+    settled = {"fn": kept_steps(answers.settle, shown.SETTLED), "inputs": visitor, "outputs": panel.settled}
     settled |= {"trigger_mode": "multiple", "concurrency_limit": 8, "api_name": "settle", **BENCHMARKED}
     opener = Opener(panel, visitor)
     opener.wire(app, settled)
     _wire_menus(panel, visitor, settled)
     _wire_clicks(panel, visitor, settled)
-    _wire_alpha(panel, visitor, settled)
+    _wire_alpha(panel, visitor)
     return opener, settled
 
 
@@ -72,9 +65,10 @@ def _wire_clicks(panel: Panel, visitor: gr.State, settled: dict) -> None:
     panel.heat_of.click(*experts, **QUIET).then(**settled)
 
 
-def _wire_alpha(panel: Panel, visitor: gr.State, settled: dict) -> None:
-    gr.on(
-        [panel.alpha.input, panel.alpha.release],  # release: what the slider's reset button sends
+def _wire_alpha(panel: Panel, visitor: gr.State) -> None:
+    """The page's script draws alpha; the server is asked only for one between the slider's positions."""
+    panel.alpha.change(None, panel.alpha, js="alpha => { window.sodMoved && window.sodMoved(alpha); }")
+    panel.sweep.click(
         kept(_move_alpha, len(panel.moving)),
         [visitor, *panel.controls],
         panel.moving,
@@ -82,9 +76,6 @@ def _wire_alpha(panel: Panel, visitor: gr.State, settled: dict) -> None:
         api_name="move_alpha",
         **BENCHMARKED,
     )
-    swept = [panel.alpha, panel.play, panel.stop, *panel.moving]
-    panel.play.click(_play, [visitor, *panel.controls], swept, concurrency_limit=16, **QUIET).then(**settled)
-    panel.stop.click(_stop, visitor, None, queue=False, **QUIET)
 
 
 # ------------------------------------------------------------ handlers
@@ -128,45 +119,11 @@ def _alpha_of_mode(visitor: Visitor | None, mode: str, alpha: float) -> Any:
     """Amplify does nothing at alpha 1, where every other mode starts at 0: switching keeps "nothing edited"."""
     if visitor is None or visitor.controls is None or visitor.controls.mode == mode:
         return gr.skip()  # a menu that is left sends its choice once more
-    visitor.swept_to = None
     start = 1.0 if mode == "amplify" else 0.0
     return start if alpha in (0.0, 1.0) else gr.skip()
 
 
 def _move_alpha(visitor: Visitor | None, *values: Any) -> list:
     visitor = answers.there(visitor)
-    visitor.sweep += 1  # a hand on the slider ends a sweep
-    visitor.swept_to = None
     with visitor.lock:
         return shown.moving(visitor, answers.read(values))
-
-
-def _play(visitor: Visitor | None, *values: Any) -> Iterator[list]:
-    """Sweeps alpha from 0 to 10 with whatever the other controls say meanwhile, until done, stopped or overtaken."""
-    try:
-        visitor = answers.there(visitor)
-    except ValueError as error:
-        gr.Warning(str(error))
-        return
-    with visitor.lock:
-        visitor.sweep += 1
-        mine, visitor.controls = visitor.sweep, answers.read(values)
-    due = time.monotonic()
-    try:
-        for step in range(round(10 / PLAY_STEP) + 1):
-            with visitor.lock:
-                if visitor.sweep != mine:
-                    break
-                visitor.swept_to = step * PLAY_STEP
-                found = shown.moving(visitor, replace(visitor.controls, alpha=visitor.swept_to))
-            yield [step * PLAY_STEP, gr.Button(visible=False), gr.Button(visible=True), *found]
-            due += FRAME_SECONDS
-            time.sleep(max(0.0, due - time.monotonic()))
-    except Exception as error:  # whatever it is, Play has to come back
-        handling.warn(error, _play)
-    yield [gr.skip(), gr.Button(visible=True), gr.Button(visible=False), *[gr.skip()] * shown.MOVING]
-
-
-def _stop(visitor: Visitor | None) -> None:
-    if visitor is not None:
-        visitor.sweep += 1

@@ -6,13 +6,12 @@ only read.
 
 from __future__ import annotations
 
-import base64
+import hashlib
 import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
-from io import BytesIO
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,22 +20,24 @@ from torch import Tensor, nn
 
 from ...data import images
 from ...packs.errors import PackError
-from ...packs.hub import HubFile
 from ...restore import features
+from ...restore import sweep as sweeps
 from ...restore.manifest import UnlearnedEntry
-from ...restore.pack import Pack, shared_pack
+from ...restore.pack import shared_pack
 from ...restore.session import Session, returns_at
+from ...restore.sweep import Sweep
 from .own_models import Doubt, OwnModels, doubt_of_listed
+from .thumbs import data_uri
 
 log = logging.getLogger(__name__)
 
+SWEEPS_KEPT = 4
+"""Edits whose sweeps a visitor's image keeps, oldest dropped first: half a megabyte each."""
 ALPHAS = [i / 2 for i in range(21)]
 """The alphas of the curves: 0 to 10."""
 ORIGINAL = "original"
 """Id of the entry that stands in where a pack has no unlearned models."""
-SLIDER_STEP = 0.05
 PICTURE_SIDE = 384
-THUMB_SIDE = 72
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,7 @@ class Visitor:
         self.pack_name = pack_name
         self.pack = shared_pack(pack_name)
         self.controls: Controls | None = None
-        """As last shown: a sweep of alpha follows them."""
-        self.sweep = 0
-        """Counts sweeps and what ends them; a sweep goes on while the number is its own."""
-        self.swept_to: float | None = None
-        """Where a sweep has moved alpha, until the page's own events say the same: those sent meanwhile are behind."""
+        """As last shown."""
         self.version = 0
         """Counts what the visitor asked for; the slow part of an answer is dropped once it is overtaken."""
         self.label: int | None = None
@@ -106,6 +103,9 @@ class Visitor:
         self._latent: tuple[int, int] | None = None
         self._yardstick: Session | None = None
         self._curves: dict[tuple, dict[str, Curve]] = {}
+        self._sweeps: dict[sweeps.Edit, Sweep] = {}
+        self._seen = 0
+        """Counts images and models: what was drawn for others is not this one's."""
         self._choose_first_model()
 
     # ------------------------------------------------------------ what is looked at
@@ -195,7 +195,7 @@ class Visitor:
             self._session.set_unlearned(model_of)
         self.entry, self._yardstick = entry, yardstick
         self._listed_doubt = doubt_of_listed(self.pack, entry) if entry in self.pack.manifest.unlearned else None
-        self._curves.clear()
+        self._start_afresh()
         if example is not None:
             self.choose_example(example)
         elif yardstick is not None and self.picture is not None:
@@ -228,7 +228,13 @@ class Visitor:
         self.picture = images.square(image, PICTURE_SIDE)
         self.picture_uri = data_uri(self.picture, quality=85)
         self.patch = None
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        """Nothing that was computed holds any more."""
         self._curves.clear()
+        self._sweeps.clear()
+        self._seen += 1
 
     def _find_yardstick(self, shown: UnlearnedEntry) -> Session | None:
         """A session with the model retrained without the same class, where the pack has one and it is not shown."""
@@ -259,29 +265,66 @@ class Visitor:
 
     def probabilities(self, controls: Controls) -> Probabilities:
         """Of the three models on the image. Raises ValueError where the edit's output is no finite number."""
-        edit = controls.layer, controls.mode, self.chosen(controls), controls.tokens
-        logits = self._session.restore([controls.alpha], *edit)
+        logits = self._session.restore([controls.alpha], *self._edit(controls))
         if not logits.isfinite().all():
             raise ValueError("alpha is too large for this edit: the restored model's output overflows")
         models = self._session.logits("original")[0], self._session.logits("unlearned")[0], logits[0, 0]
         return Probabilities(*(one.softmax(-1).cpu() for one in models))
 
+    def still_latents(self, controls: Controls) -> dict[str, Tensor]:
+        """[1 + N, F] for "original" and "unlearned", which alpha does not move."""
+        return {which: self._session.latents(which, controls.layer)[0].cpu() for which in ("original", "unlearned")}
+
     def latents(self, controls: Controls) -> dict[str, Tensor]:
         """[1 + N, F] for "original", "unlearned" and "restored"."""
-        layer, session = controls.layer, self._session
-        return {
-            "original": session.latents("original", layer)[0].cpu(),
-            "unlearned": session.latents("unlearned", layer)[0].cpu(),
-            "restored": session.restored_latents(
-                controls.alpha, layer, controls.mode, self.chosen(controls), controls.tokens
-            )[0].cpu(),
-        }
+        restored = self._session.restored_latents(controls.alpha, *self._edit(controls))
+        return self.still_latents(controls) | {"restored": restored[0].cpu()}
 
     def heat(self, controls: Controls, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         """[N] patch heat of each model: the shown latent, or the sum over the class's experts."""
-        latent = self.latent(controls.layer)
-        ids = self.experts(controls) if latent is None else [latent]
+        ids = self.heat_ids(controls)
         return {which: values[1:, ids].sum(1) for which, values in latents.items()}
+
+    def heat_ids(self, controls: Controls) -> list[int]:
+        """The latents whose sum is the heat: the one that is shown, or the class's experts."""
+        latent = self.latent(controls.layer)
+        return self.experts(controls) if latent is None else [latent]
+
+    def drawn(self, controls: Controls) -> str:
+        """Tells what is drawn over alpha from anything else: same text, same image, model, edit and heat."""
+        what = repr((self._seen, self._edit(controls), self.heat_ids(controls)))
+        return hashlib.sha256(what.encode()).hexdigest()[:16]
+
+    def sweep(self, controls: Controls) -> Sweep:
+        """Of the edit that the controls ask for, as far as it is filled."""
+        edit = self._edit(controls)
+        while edit not in self._sweeps and len(self._sweeps) >= SWEEPS_KEPT:
+            self._sweeps.pop(next(iter(self._sweeps)))
+        new = Sweep(len(self.pack.manifest.classes), self.pack.shape.grid**2)
+        return self._sweeps.setdefault(edit, new)
+
+    def fill(self, controls: Controls, version: int, stride: int) -> bool:
+        """Fills the sweep at every stride-th position; False if the visitor asked for something else meanwhile."""
+        with self.lock:
+            if self.version != version:
+                return False
+            found, edit, ids = self.sweep(controls), self._edit(controls), self.heat_ids(controls)
+            left = found.left(ids, stride)
+        for positions in left:
+            with self.lock:
+                if self.version != version:
+                    return False
+                found.fill(self._session, edit, ids, positions)
+        return True
+
+    def over_alpha(self, controls: Controls, ids: list[int]) -> Tensor:
+        """[201, latents]: these latents in the chosen patch of the restored model, at every position of the slider."""
+        if self.patch is None:
+            raise ValueError("no patch is chosen")
+        return self._session.restored_at(sweeps.ALPHAS, *self._edit(controls), self.patch)[:, 0, ids].cpu()
+
+    def _edit(self, controls: Controls) -> sweeps.Edit:
+        return controls.layer, controls.mode, tuple(self.chosen(controls)), controls.tokens
 
     def curves(self, controls: Controls) -> list[Curve] | None:
         """The forgotten class over alpha: experts first, then every control; None until `measure` is through."""
@@ -328,48 +371,24 @@ class Visitor:
         return edits
 
     def _curve(self, key: str, session: Session, layer: int, mode: str, chosen: list[int], tokens: str) -> Curve:
-        logits = session.restore(ALPHAS, layer, mode, chosen, tokens)[:, 0]
-        returns = returns_at(ALPHAS, logits, self.target)
+        found = self._probabilities(session, layer, mode, chosen, tokens)
+        returns = returns_at(ALPHAS, found, self.target)
         if returns:  # look closer, in the slider's own steps
-            fine = [returns - ALPHAS[1] + SLIDER_STEP * i for i in range(1, round(ALPHAS[1] / SLIDER_STEP) + 1)]
+            fine = [returns - ALPHAS[1] + sweeps.STEP * i for i in range(1, round(ALPHAS[1] / sweeps.STEP) + 1)]
             closer = returns_at(fine, session.restore(fine, layer, mode, chosen, tokens)[:, 0], self.target)
             returns = returns if closer is None else round(closer, 2)
-        return Curve(key, logits.softmax(-1)[:, self.target].tolist(), returns)
+        return Curve(key, found[:, self.target].tolist(), returns)
+
+    def _probabilities(self, session: Session, layer: int, mode: str, chosen: list[int], tokens: str) -> Tensor:
+        """[A, classes] over ALPHAS; out of the sweep where that has them already."""
+        swept = self._sweeps.get((layer, mode, tuple(chosen), tokens)) if session is self._session else None
+        known = None if swept is None else swept.probabilities[:: sweeps.STRIDES[0]]
+        if known is not None and known.isfinite().all():
+            return known
+        return session.restore(ALPHAS, layer, mode, chosen, tokens)[:, 0].softmax(-1)
 
     def strongest_examples(self, layer: int, latent: int, count: int = 6) -> list[tuple[int, float]]:
         """The example images where a latent fires most: (index, its largest value on any patch), firing ones only."""
         peaks = self.pack.example_peaks(layer)[:, latent]
         best = peaks.topk(min(count, len(peaks)))
         return [(i, v) for i, v in zip(best.indices.tolist(), best.values.tolist()) if v > 0]
-
-
-def example_uris(pack: Pack) -> list[str]:
-    """Data URIs of a pack's examples, small; the same for every visitor."""
-    return _uris(pack, len(pack.examples()))  # examples may come while the pack is in use
-
-
-@cache
-def _uris(pack: Pack, examples: int) -> list[str]:
-    return [data_uri(thumb, quality=75) for thumb in pack.example_thumbs(THUMB_SIDE)]
-
-
-def data_uri(image: Image.Image, quality: int) -> str:
-    """The image as a JPEG in a data: address."""
-    buffer = BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def warm(pack_name: str) -> None:
-    """Loads into the shared pack what the first visitor would otherwise wait for. Raises PackError."""
-    visitor = Visitor(pack_name)
-    layers = visitor.pack.manifest.layers
-    if visitor.picture is not None:
-        visitor.measure(Controls(layers[len(layers) // 2], "inject", 1.0), visitor.version)
-    example_uris(visitor.pack)
-
-
-def needed(pack: Pack) -> list[HubFile]:
-    """What has to come from the hub before a visitor can work with the pack."""
-    first = [file for entry in pack.manifest.unlearned[:1] for file in pack.lacking(entry.id)]
-    return [*pack.lacking(), *first]
