@@ -99,7 +99,7 @@ def test_the_csv(scored):
 
 
 def test_what_is_shown(scored):
-    note, cells, figure, download = scoreboard._show(SimpleNamespace(pack=scored))
+    note, cells, figure, download = scoreboard._show(scored)
     assert "Caution: only 10 of the test images show apple, fewer than 30. The intervals of R are up to 0.15" in note
     assert "30 images (examples), layer 2, mode inject, alpha up to 2." in note
     assert cells == scoreboard.cells(board(), scored)
@@ -111,7 +111,7 @@ def test_what_is_shown(scored):
 
 
 def test_a_pack_without_scores(pack):
-    note, cells, figure, download = scoreboard._show(SimpleNamespace(pack=pack))
+    note, cells, figure, download = scoreboard._show(pack)
     assert "`python -m sod_core evaluate --pack fruit --store`" in note
     assert cells == [] and figure is None and not download.visible  # no other pack's file stays on offer
 
@@ -122,7 +122,7 @@ def test_damaged_scores_are_refused_in_words(scored, damage):
         json.dumps({name: value for name, value in board().items() if name != "rows"}) if damage == "rows" else damage
     )
     (scored.manifest.folder / "scoreboard.json").write_text(text)
-    note, cells, _, download = scoreboard._show(SimpleNamespace(pack=scored))
+    note, cells, _, download = scoreboard._show(scored)
     assert "What is stored" in note and "evaluate --pack fruit --store" in note
     assert cells == [] and not download.visible
 
@@ -131,7 +131,7 @@ def test_scores_of_another_version_are_refused_in_words(scored):
     stored = scored.manifest.folder / "scoreboard.json"
     for found in (board() | {"format": 2}, {name: value for name, value in board().items() if name != "format"}):
         stored.write_text(json.dumps(found))
-        note, cells, _, download = scoreboard._show(SimpleNamespace(pack=scored))
+        note, cells, _, download = scoreboard._show(scored)
         assert "another version" in note and "evaluate --pack fruit --store" in note
         assert cells == [] and not download.visible
 
@@ -151,18 +151,15 @@ def test_a_model_that_lost_few_images_gets_a_caution():
     assert "lost only 12 of the 100 images" in report.caution(rows)
 
 
-def test_a_page_that_the_server_forgot():
-    with pytest.raises(ValueError, match="reload"):
-        scoreboard._show(None)
-
-
-def test_a_tab_that_is_opened_too_early_is_filled_later(scored):
-    note, cells, figure, download, waiting = scoreboard._selected(None)
-    assert "still opening" in note and cells == [] and waiting
+def test_the_tab_needs_no_visitor(scored, pack, monkeypatch):
+    monkeypatch.setattr(scoreboard, "shared_pack", lambda name: {"fruit": scored}[name])
+    *_, of = found = scoreboard._selected("fruit", None)
+    assert found[1] == scoreboard.cells(board(), scored) and of == "fruit"
     visitor = SimpleNamespace(pack=scored)
-    assert scoreboard._arrived(visitor, waiting)[1] == scoreboard.cells(board(), scored)
-    assert not any(isinstance(value, list) for value in scoreboard._arrived(visitor, False))  # nothing changes
-    assert not any(isinstance(value, list) for value in scoreboard._arrived(None, True))
+    assert not any(isinstance(value, list) for value in scoreboard._arrived(visitor, of))  # nothing changes
+    assert not any(isinstance(value, list) for value in scoreboard._arrived(None, of))
+    assert not any(isinstance(value, list) for value in scoreboard._arrived(visitor, ""))  # nobody looked yet
+    assert scoreboard._arrived(visitor, "another")[1] == scoreboard.cells(board(), scored)
 
 
 def test_models_without_figures_have_their_rows(scored):
@@ -173,7 +170,7 @@ def test_models_without_figures_have_their_rows(scored):
     renamed = {"label_order": ["pear", "plum", "apple"], "label_order_retain": 1.0}
     found = board() | {"rows": [*board()["rows"], diverged, broken | renamed]}
     (scored.manifest.folder / "scoreboard.json").write_text(json.dumps(found))
-    note, cells, figure, _ = scoreboard._show(SimpleNamespace(pack=scored))
+    note, cells, figure, _ = scoreboard._show(scored)
     assert cells[2][2] == "cannot be scored: its outputs are not numbers" and cells[2][3:6] == [None, None, None]
     assert "No verdict on broken: it names 11.0% of 20 images" in note and "--label-order pear,plum,apple" in note
     assert [trace.name for trace in figure.data] == ["suppressed", "deleted", working.NO_VERDICT]
@@ -263,7 +260,7 @@ def test_the_tab(page, own_server):
     expect(page.get_by_role("combobox", name="Unlearned model")).to_have_value(re.compile("forgot pear"))
     expect(page.locator("#alpha input[type=number]")).to_have_value("1")
     expect(page.locator("#verdict h3")).to_contain_text("pear")
-    marker = "() => document.querySelector('#curves .js-plotly-plot')?.layout.shapes[0].x0 === 1"
+    marker = "() => document.querySelector('#curves .sod-now')?.dataset.alpha === '1'"
     page.wait_for_function(marker)
     page.get_by_role("combobox", name="Pack", exact=True).click()
     page.get_by_role("option", name="Plain fruit").click()
@@ -280,14 +277,14 @@ import runpy, time
 from sod_core.ui.restore import visitor
 quick = visitor.Visitor.__init__
 def slow(self, name):
-    time.sleep(2)
+    time.sleep(4)
     quick(self, name)
 visitor.Visitor.__init__ = slow
 runpy.run_path("app.py", run_name="__main__")
 """
 
 
-def test_the_tab_is_filled_where_it_was_opened_before_the_page_was_ready(scored, window, forks, tmp_path):
+def test_the_tab_is_there_before_the_page_is_ready(scored, window, forks, tmp_path):
     expect.set_options(timeout=PATIENCE)
     packs = tmp_path / "packs"
     shutil.copytree(scored.manifest.folder, packs / "fruit")
@@ -295,6 +292,8 @@ def test_the_tab_is_filled_where_it_was_opened_before_the_page_was_ready(scored,
     with started as found, tab(window, PATIENCE, []) as page:
         page.goto(found.url)
         page.get_by_role("tab", name="Scoreboard").click()
-        expect(page.locator("#board-note")).to_contain_text("still opening")
         wait_for(page, ["suppressed", "deleted"])
         expect(page.locator("#board-note")).to_contain_text("30 images (examples), layer 2")
+        page.get_by_role("tab", name="Restore").click()
+        expect(page.locator("#bars .sod-bars")).to_have_count(0)  # the first page itself is not there yet
+        expect(page.locator("#verdict h3")).to_be_visible()

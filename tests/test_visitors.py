@@ -225,6 +225,11 @@ class Tab:
     def __getitem__(self, name: str) -> Any:
         return self.values[self.id(name)]
 
+    def move(self, alpha: float | None, times: int = 1) -> Tab:
+        """Asks for an alpha, as the page does for one between the slider's positions."""
+        self.values[self.id("alpha")] = alpha
+        return self.send("sweep", data={"alpha": alpha}, times=times)
+
     def open(self, pack: str) -> Tab:
         return self.send("pack", pack)
 
@@ -378,8 +383,7 @@ class Job(NamedTuple):
         layer, mode, seed = self.controls.values()
         names = {"Layer (the block whose output is edited)": layer, "Mode": mode, "Seed of the random features": seed}
         tab = Tab(place, controls=names).own_image(self.image).send("model", self.model)
-        tab.values[tab.id("alpha")] = self.alphas[0]
-        found = [tab.figures(), tab.send("sweep", data={"alpha": self.alphas[0]}).figures()]
+        found = [tab.figures(), tab.move(self.alphas[0]).figures()]
         assert tab.said == []
         return found
 
@@ -539,9 +543,10 @@ def test_a_pack_without_its_data_set_takes_an_image_of_ones_own(place, tmp_path)
     assert (tab["bars"], tab["curves"], tab["heat"]) == (None, None, "")
     tab.own_image(noise(tmp_path / "own.png", 1))
     assert "### Your image" in tab["verdict"] and "<svg" in tab["heat"] and "gala" in json.dumps(tab["bars"])
-    curves = tab["curves"]
-    tab.send("alpha", 5)
-    assert tab["curves"] != curves and "equally active" not in json.dumps(curves)  # nobody knows how active they are
+    bars, curves = tab["bars"], tab["curves"]
+    tab.move(5)
+    assert tab["bars"] != bars and tab["curves"] == curves  # alpha is the page's script's
+    assert "equally active" not in json.dumps(curves)  # nobody knows how active they are
     place.hub.files["datasets/grower/heath"] = {"test.parquet": examples_table(place.fruit)}
     other = Tab(place).open("heath")
     assert other.said == [] and "data-pick" in other["picker"] and other["bars"] is not None
@@ -709,7 +714,7 @@ def test_a_choice_that_is_sent_twice_shows_what_one_shows(place):
         twice.send("pack", "grove", times=2).send("model", SECOND, times=2)
         assert twice.said == [] and twice.figures() == once.figures()
         assert (twice["pack"], twice["model"], twice.models) == ("grove", SECOND, once.models)
-        assert twice.send("alpha", 2).figures() != once.figures()
+        assert twice.move(2).figures() != once.figures()
 
 
 # ---------------------------------------------------------------- crashes
@@ -722,7 +727,7 @@ def test_what_goes_wrong_for_one_is_nothing_to_the_others(place, tmp_path):
     torch.save(random_vit(0, replace(SHAPE, dim=48)).state_dict(), misfit)
     client = Client(place.server.url, verbose=False)
     one, other = Tab(place), Tab(place).open("grove")
-    one.own_image(noise(tmp_path / "own.png", 4)).send("alpha", 2)
+    one.own_image(noise(tmp_path / "own.png", 4)).move(2)
     before, answer = one.figures(), ask(client, tmp_path / "own.png")
     wrongs: list[Callable[[], Tab]] = [
         lambda: other.own_image(words),
@@ -751,14 +756,14 @@ def test_what_goes_wrong_for_one_is_nothing_to_the_others(place, tmp_path):
         crashes = elsewhere.submit(lambda: [crash(wrong) for wrong in wrongs])
         answers = []
         while not crashes.done():
-            answers.append((one.send("alpha", 2).figures(), ask(client, tmp_path / "own.png")))
+            answers.append((one.move(2).figures(), ask(client, tmp_path / "own.png")))
         crashes.result()
     assert answers and all(found == (before, answer) for found in answers) and one.said == []
     for path in (words, cut):
         with pytest.raises(AppError):
             ask(client, path)
     assert ask(client, tmp_path / "own.png") == answer
-    assert other.send("alpha", 1).figures() != before and "elm" in other["verdict"]
+    assert other.move(1).figures() != before and "elm" in other["verdict"]
 
 
 # ---------------------------------------------------------------- models of one's own
@@ -879,7 +884,7 @@ def test_what_does_not_fit_is_told_with_both_shapes(place, tmp_path):
     refused(tmp_path, "five.pth", "name what is meant")
     refused("  ", "name a checkpoint")
     refused("hub:user/repo", "hub:user/repo/file")
-    assert tab.send("alpha", 3).figures() != before
+    assert tab.move(3).figures() != before
 
 
 def test_a_model_from_the_hub(place, tmp_path):
@@ -937,10 +942,10 @@ def test_who_sits_elsewhere_names_no_files(place, tmp_path, headers):
 
 
 def test_an_alpha_beyond_the_slider_is_its_end(place):
-    tab = Tab(place).send("alpha", 10)
+    tab = Tab(place).move(10)
     shown = tab.figures()
     for beyond, end in ((50, 10), (-3, 0), (None, 0), (1e39, 10)):
-        tab.send("alpha", beyond)
+        tab.move(beyond)
         assert (tab.figures() == shown) == (end == 10) and not tab.said
 
 

@@ -43,7 +43,7 @@ def build() -> gr.Blocks:
             with gr.Tab("Restore", id="restore"):
                 opener, settled = restore_tab.build(app, first)
             with gr.Tab("Scoreboard", id="scoreboard") as tab:
-                scoreboard.build(tab, tabs, opener, settled)
+                scoreboard.build(tab, tabs, opener, settled, first)
             with gr.Tab("Erase", id="erase") as tab:
                 erase_tab.build(app, tab)
             with gr.Tab("Clamp", id="clamp") as tab:

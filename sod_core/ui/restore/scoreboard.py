@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import gradio as gr
 
 from ...restore import report, scores, working
 from ...restore.judged import ALPHAS, CONTROLS, YARDSTICK
-from ...restore.pack import Pack
+from ...restore.pack import Pack, shared_pack
 from ...unlearn import TITLES
 from .. import handling
 from . import answers, figures
@@ -21,12 +22,14 @@ from .visitor import Visitor
 
 HEADERS = ["model", "forgot", "verdict", "forget", "retain", "R experts", "interval", "R random", "R matched"]
 HEADERS += ["R copied CLS", "R copied state", "R patches", "R all", "overshoot", "readout", "probe", "seconds", "id"]
-STILL_OPENING = "This page is still opening, or has lost its place on the server: wait a moment, or reload it."
 PRIVATE = {"show_progress": "hidden", "api_visibility": "private"}
 
 
-def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict) -> None:
-    """Fills the current tab: the table, the picture, the rules of the verdict, the CSV."""
+def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict, first: str) -> None:
+    """Fills the current tab: the table, the picture, the rules of the verdict, the CSV.
+
+    It needs no visitor: until one has come it shows pack `first`, on which pages open.
+    """
     panel = opener.panel
     note = gr.Markdown(elem_classes="sod-quiet", elem_id="board-note")
     table = gr.Dataframe(headers=HEADERS, interactive=False, wrap=False, elem_id="board", show_search="filter")
@@ -34,10 +37,10 @@ def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict) -> None:
     gr.Markdown(_rules(), elem_classes="sod-quiet")
     download = gr.DownloadButton("Download as CSV", size="sm", visible=False)
     shown = [note, table, picture, download]
-    waiting = gr.State(False)
-    arrived = handling.kept(_arrived, len(shown) + 1), [opener.visitor, waiting], [*shown, waiting]
-    selected = handling.kept(_selected, len(shown) + 1), opener.visitor, [*shown, waiting]
-    tab.select(*selected, **PRIVATE).then(*arrived, **PRIVATE)
+    of = gr.State("")  # the pack whose figures are shown
+    arrived = handling.kept(_arrived, len(shown) + 1), [opener.visitor, of], [*shown, of]
+    selected = handling.kept(partial(_selected, first), len(shown) + 1), opener.visitor, [*shown, of]
+    tab.select(*selected, **PRIVATE, queue=False)
     opener.opened.then(*arrived, **PRIVATE)
     outputs = [tabs, panel.alpha, panel.layer, panel.mode, panel.progress, panel.pack, panel.model, panel.own]
     outputs += panel.everything
@@ -95,20 +98,20 @@ def read(pack: Pack) -> dict[str, Any] | None:
     return board
 
 
-def _selected(visitor: Visitor | None) -> list:
-    """What is shown, and whether a page that is still opening has yet to fill it."""
-    if visitor is None:
-        return [STILL_OPENING, [], None, gr.DownloadButton(visible=False), True]
-    return [*_show(visitor), False]
+def _selected(first: str, visitor: Visitor | None) -> list:
+    """What is shown, and of which pack."""
+    pack = shared_pack(first) if visitor is None else visitor.pack
+    return [*_show(pack), pack.manifest.name]
 
 
-def _arrived(visitor: Visitor | None, waiting: bool) -> list:
-    """Fills the tab that was opened too early."""
-    return [gr.skip()] * 5 if visitor is None or not waiting else _selected(visitor)
+def _arrived(visitor: Visitor | None, of: str) -> list:
+    """Fills the tab anew where a page has opened another pack than the tab shows."""
+    if visitor is None or of in ("", visitor.pack.manifest.name):
+        return [gr.skip()] * 5
+    return [*_show(visitor.pack), visitor.pack.manifest.name]
 
 
-def _show(visitor: Visitor | None) -> list:
-    pack = answers.there(visitor).pack
+def _show(pack: Pack) -> list:
     command = f"`python -m sod_core evaluate --pack {pack.manifest.name} --store`"
     try:
         board, problem = read(pack), f"Nothing is stored for {pack.manifest.title}; {command} does it."
