@@ -34,8 +34,8 @@ def figure(alpha):
     return go.Figure([go.Bar(x=[str(i) for i in range(10)], y=[alpha] * 10) for _ in range(3)])
 
 with gr.Blocks(analytics_enabled=False) as demo:
-    slider, plot = gr.Slider(0, 10, elem_id="alpha"), gr.Plot(figure(0), elem_id="bars")
-    slider.input(figure, slider, plot, show_progress="hidden")
+    slider, plot = gr.Slider(0, 10, step=0.05, elem_id="alpha"), gr.Plot(figure(1), elem_id="bars")
+    slider.input(figure, slider, plot, show_progress="hidden", trigger_mode="always_last")
 demo.launch(server_port=int(os.environ["GRADIO_SERVER_PORT"]))
 """
 SET = """const range = document.querySelector('#alpha input[type=range]');
@@ -44,8 +44,9 @@ OURS = f"""alpha => {{ const started = performance.now(); {SET}
     const shown = document.querySelector('#bars tr.restored td.mine').innerText;
     return shown === '' ? NaN : performance.now() - started; }}"""
 """From the input event to bars and heat in the page; reading a text forces what was written to be laid out."""
-THEIRS = f"""alpha => new Promise(done => {{ const started = performance.now(); {SET}
-    const look = () => document.querySelector('#bars .js-plotly-plot').data[0].y[0] === alpha
+THEIRS = f"""alpha => new Promise((done, failed) => {{ setTimeout(failed, 10000);
+    const started = performance.now(); {SET}
+    const look = () => Math.abs(document.querySelector('#bars .js-plotly-plot').data[0].y[0] - alpha) < 1e-6
         ? done(performance.now() - started) : setTimeout(look, 1);
     look(); }})"""
 FRAMES = """seconds => new Promise(done => { let frames = 0; const started = performance.now();
@@ -134,6 +135,7 @@ def opened(browser: Browser, server: Server) -> Page:
 
 def moved(page: Page, script: str) -> list[float]:
     """Milliseconds of each move, after ten that do not count."""
+    page.wait_for_timeout(1000)
     for i in range(10):
         page.evaluate(script, i + 1)
     return [page.evaluate(script, round(0.1 * (i % 100) + 0.05, 2)) for i in range(MOVES)]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import LAYERS, SHAPE, Models, Server
 from playwright.sync_api import BrowserContext, Page, expect
-from test_page import ALPHA, eventually, opened, pick_patch, traces
+from test_page import ALPHA, eventually, opened, pick_patch
 
 from sod_core.data import images
 from sod_core.restore import sweep as sweeps
@@ -260,19 +260,23 @@ def test_a_value_between_computed_positions_is_marked(page):
     assert page.evaluate(SHOWN)["bars"] == [f"{100 * value:.1f}" for value in values[24].tolist()]
 
 
-def test_a_stale_sweep_is_not_drawn(page):
-    """Of another image or edit: what the server said stays, and is marked once the slider has moved."""
+def test_a_sweep_of_something_else_is_not_drawn(page, exact):
+    """Of another image or edit: as long as the right one has not come, the server is asked."""
+    pack, session = exact
     page.evaluate(MOVE, 2)
-    before = traces(page, "bars")["restored"]
     change = """() => { const place = document.querySelector('#sweep [data-sweep]');
         const data = JSON.parse(place.dataset.sweep);
         place.dataset.sweep = JSON.stringify({...data, drawn: 'another'});
         document.querySelector('#series').append(document.createElement('b')); }"""
     page.evaluate(change)
     page.wait_for_timeout(50)
-    page.evaluate(MOVE, 7)
-    assert traces(page, "bars")["restored"] == before
-    assert "sod-rough" in (page.locator("#bars .sod-bars").get_attribute("class") or "")
+    before = page.evaluate(SHOWN)["bars"]
+    page.evaluate(f"alpha => {{ ({MOVE})(alpha); window.seen = ({SHOWN})(); }}", 7)
+    seen = page.evaluate("() => window.seen")
+    assert seen["bars"] == before and seen["rough"] >= 1
+    edit = (page_layer(page), "inject", pack.expert_ids(LAYERS[0], 0), "all")
+    expected = [f"{100 * value:.1f}" for value in session.restore([7.0], *edit)[0, 0].softmax(-1).tolist()]
+    eventually(page, lambda: page.evaluate(SHOWN)["bars"] == expected and page.evaluate(SHOWN)["rough"] == 0)
 
 
 def test_the_steps_are_the_slider_s(page):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 from ...restore.sweep import STRIDES
 from . import shown
@@ -40,38 +39,21 @@ def after(
 
 
 def settle(visitor: Visitor | None) -> Iterator[list]:
-    """Panel.settled as it comes: a coarse sweep of alpha, then verdict and curves, then every position of the slider.
+    """Panel.settled as it comes: verdict and curves with a coarse sweep of alpha, then every position of the slider.
 
     Ends without more where the visitor has asked for something else meanwhile.
     """
     if visitor is None or visitor.controls is None or visitor.picture is None:
         return
     version, controls = visitor.version, visitor.controls
-    steps: list[Callable[[], list | None]] = [
-        partial(_swept, visitor, controls, version, STRIDES[0]),
-        partial(_measured, visitor, controls, version),
-        *(partial(_swept, visitor, controls, version, stride) for stride in STRIDES[1:]),
-    ]
-    for step in steps:
-        found = step()
-        if found is None:
+    for stride in STRIDES:
+        if not visitor.fill(controls, version, stride):
             return
+        if stride == STRIDES[0] and visitor.measure(controls, version) is None:
+            return
+        with visitor.lock:
+            latest = visitor.controls  # alpha may have moved
+            if visitor.version != version or latest is None:
+                return
+            found = shown.swept(visitor, latest, with_verdict=stride == STRIDES[0])
         yield found
-
-
-def _swept(visitor: Visitor, controls: Controls, version: int, stride: int) -> list | None:
-    if not visitor.fill(controls, version, stride):
-        return None
-    with visitor.lock:
-        return shown.swept(visitor, controls) if visitor.version == version else None
-
-
-def _measured(visitor: Visitor, controls: Controls, version: int) -> list | None:
-    if visitor.measure(controls, version) is None:
-        return None
-    with visitor.lock:
-        latest = visitor.controls  # alpha may have moved
-        if visitor.version != version or latest is None:
-            return None
-        curves = visitor.curves(latest)
-        return None if curves is None else shown.settled(visitor, latest, curves)

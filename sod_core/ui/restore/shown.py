@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gradio as gr
 import plotly.graph_objects as go
 import torch
@@ -14,7 +16,7 @@ from .thumbs import example_uris
 from .visitor import Controls, Curve, Probabilities, Visitor
 
 MOVING, SETTLED = 5, 5
-"""Outputs of `moving`, and of `settled`, `swept` and `nothing_settled` (Panel.settled)."""
+"""Outputs of `moving`, and of `swept` (Panel.settled)."""
 MOST_CLASSES = 12
 """Bars that are shown."""
 
@@ -83,25 +85,32 @@ def measured(
     return verdict, figures.alpha_curves(curves, visitor.target_name)
 
 
-def settled(visitor: Visitor, controls: Controls, curves: list[Curve]) -> list:
-    """What the page shows once the curves are measured."""
-    return [*measured(visitor, controls, curves), gr.skip(), gr.skip(), gr.skip()]
-
-
-def swept(visitor: Visitor, controls: Controls) -> list:
-    """What the page draws from when alpha moves, as far as it is computed."""
-    found, ids, drawn = visitor.sweep(controls), visitor.heat_ids(controls), visitor.drawn(controls)
-    still = visitor.still_latents(controls)
-    top = overlays.top(*(values[1:, ids].sum(1).tolist() for values in still.values()))
-    classes = _shown_classes(visitor, visitor.probabilities(controls), found)
-    all_shown = len(classes) == len(visitor.pack.manifest.classes)
+def swept(visitor: Visitor, controls: Controls, with_verdict: bool) -> list:
+    """What the page draws from when alpha moves, as far as it is computed; `with_verdict`: and verdict and curves."""
+    verdict_and_curves = _measured(visitor, controls) if with_verdict else [gr.skip(), gr.skip()]
+    all_shown = len(visitor.pack.manifest.classes) <= MOST_CLASSES
     shares = gr.skip() if all_shown else _bars(visitor, controls, visitor.probabilities(controls))
-    series = ""
-    if visitor.patch is not None:
-        inspected = [j for j, _ in _inspected(still, visitor.patch)]
-        series = stage.series(drawn, visitor.patch, visitor.over_alpha(controls, inspected))
-    sweep = stage.sweep(drawn, classes, found.stride(ids), found.probabilities[:, classes], found.heat(ids), top)
-    return [gr.skip(), gr.skip(), shares, sweep, series]
+    return [*verdict_and_curves, shares, _sweep(visitor, controls), _series(visitor, controls)]
+
+
+def _sweep(visitor: Visitor, controls: Controls) -> Any:
+    """The positions that are computed; a hundred kilobytes that are not sent twice."""
+    found, ids, drawn = visitor.sweep(controls), visitor.heat_ids(controls), visitor.drawn(controls)
+    classes = _shown_classes(visitor, visitor.probabilities(controls), found)
+    stride = found.stride(ids)
+    if visitor.sent == (drawn, stride, classes):
+        return gr.skip()
+    visitor.sent = drawn, stride, classes
+    top = overlays.top(*(values[1:, ids].sum(1).tolist() for values in visitor.still_latents(controls).values()))
+    return stage.sweep(drawn, classes, stride, found.probabilities[:, classes], found.heat(ids), top)
+
+
+def _series(visitor: Visitor, controls: Controls) -> str:
+    """The latents of the patch that is looked into."""
+    if visitor.patch is None:
+        return ""
+    inspected = [j for j, _ in _inspected(visitor.still_latents(controls), visitor.patch)]
+    return stage.series(visitor.drawn(controls), visitor.patch, visitor.over_alpha(controls, inspected))
 
 
 def _bars(visitor: Visitor, controls: Controls, found: Probabilities) -> str:
@@ -124,9 +133,9 @@ def _inspected(latents: dict[str, Tensor], patch: int) -> list[tuple[int, float]
     return list(zip(found.indices.tolist(), found.values.tolist()))
 
 
-def nothing_settled() -> list:
-    """Leaves the page as it is."""
-    return [gr.skip()] * SETTLED
+def _measured(visitor: Visitor, controls: Controls) -> list:
+    curves = visitor.curves(controls)
+    return [gr.skip(), gr.skip()] if curves is None else list(measured(visitor, controls, curves))
 
 
 def _inspector(visitor: Visitor, controls: Controls, latents: dict) -> str:

@@ -1,6 +1,7 @@
 // Draws whatever alpha moves out of one answer of the server: bars, heat, the latents of a patch, the curves' marker and
-// the sentence that says where one stands. Nothing is asked of the server while the slider moves or Play runs. A value
-// between computed positions is a straight line's, and marked (class sod-rough) until it is exact.
+// the sentence that says where one stands. Nothing is asked of the server while the slider moves or Play runs, but for
+// an alpha typed between the slider's positions, and as long as the answer has not come. A value between computed
+// positions is a straight line's, and marked (class sod-rough) until it is exact.
 const PLAY_SECONDS = 4, LAST = 10, STEP = 0.05;
 const PARTS = ['bars', 'heat', 'inspector', 'verdict', 'curves'];
 let alpha = 0, sweep = null, series = null, frame = 0, played = false, marker = null;
@@ -45,11 +46,12 @@ function mine(place, found) {
   return true;
 }
 
+const fits = (table) => sweep && sweep.drawn === table.dataset.drawn && sweep.classes === table.dataset.classes;
+
 function drawBars() {
   const table = part('bars').querySelector('.sod-bars');
   if (!table) return;
-  const fits = sweep && sweep.drawn === table.dataset.drawn && sweep.classes === table.dataset.classes;
-  if (!fits) return table.classList.toggle('sod-rough', !served(table));
+  if (!fits(table)) return table.classList.toggle('sod-rough', !served(table));
   const bars = table.querySelectorAll('i.restored'), cells = table.querySelectorAll('tr.restored td');
   const found = row(sweep.probabilities, sweep.every, bars.length);
   if (!mine(table, found)) return;
@@ -128,12 +130,13 @@ function draw() {
   if (part('curves')) drawMarker();
 }
 
-const between = () => Math.abs(alpha / STEP - Math.round(alpha / STEP)) > 1e-6;
-
 function moved(to) {
   if (!Number.isFinite(to)) return;
   alpha = Math.min(Math.max(to, 0), LAST);
   draw();
+  const table = part('bars') && part('bars').querySelector('.sod-bars');
+  const between = Math.abs(alpha / STEP - Math.round(alpha / STEP)) > 1e-6;
+  if (table && !served(table) && (between || !fits(table))) trigger('click', {alpha});  // the server alone knows it
 }
 
 // An answer of the server may be drawn for where the slider stood when it was asked.
@@ -183,7 +186,6 @@ document.addEventListener('click', (event) => {
 });
 window.sodMoved = (to) => {  // whatever else changed the slider: its number, its reset button, the server
   if (to !== null && Number(to) !== alpha) moved(Number(to));
-  if (between()) trigger('click', {alpha});  // typed: the server alone knows it
 };
 watch('value', take);
 new MutationObserver(take).observe(part('series'), {childList: true, subtree: true});

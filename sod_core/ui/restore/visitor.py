@@ -106,6 +106,8 @@ class Visitor:
         self._sweeps: dict[sweeps.Edit, Sweep] = {}
         self._seen = 0
         """Counts images and models: what was drawn for others is not this one's."""
+        self.sent: tuple | None = None
+        """Which sweep the page has: what it is of, its stride, its classes."""
         self._choose_first_model()
 
     # ------------------------------------------------------------ what is looked at
