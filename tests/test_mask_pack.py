@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from sod_core.__main__ import main
 from sod_core.build.canvas_mask import builder, encode
-from sod_core.mask import edit, evaluate, features, probe
+from sod_core.mask import edit, evaluate, features, probe, states
 from sod_core.mask.fit import Plan, fit
 from sod_core.mask.pack import open_mask_pack
 from sod_core.mask.session import Dose, Images, MaskSession
@@ -258,6 +259,105 @@ def test_by_examples_and_a_file_of_fit(made, tmp_path, capsys):
     assert found["encoder_saw"] == {"blue": False} and [row["examples"] for row in found["doses"]] == [1, 20]
     assert found["keys"] == "without 2"
     assert "fitted to the encoder blind" in said(capsys, *line[:6], "--forget", "blue")
+
+
+@pytest.mark.parametrize("state", ["masked", "erased", "compacted", "removed"])
+def test_export_gives_the_state_and_evaluate_takes_it(made, tmp_path, capsys, state):
+    out = tmp_path / "out.safetensors"
+    line = [
+        "mask",
+        "export",
+        "--pack",
+        str(made),
+        "--forget",
+        NAMES[0],
+        "--share",
+        "0.5",
+        "--state",
+        state,
+        "--out",
+        str(out),
+    ]
+    assert main(line) == 0
+    session = open_mask_pack(str(made)).session()
+    mask = session.forget([0], Dose(share=0.5))
+    after = {
+        "masked": lambda: edit.forbid(session.bottleneck, mask),
+        "erased": lambda: edit.erase_values(session.bottleneck, mask),
+        "compacted": lambda: edit.forbid(session.bottleneck, mask),
+        "removed": lambda: states.removed(session, [0]),
+    }[state]()
+    expected = session.figures_of(after, [0])
+    said = capsys.readouterr().out
+    assert f"forget accuracy {expected.forget:.1%}, retain accuracy {expected.retain:.1%}" in said
+    found = bottleneck_file.read(out)
+    assert found.about["state"] == state and found.about["forgot"] == NAMES[0]
+    assert int(found.allowed.sum()) == int(after.allowed.sum())
+    evaluated = [
+        "mask",
+        "evaluate",
+        "--pack",
+        str(made),
+        "--bottleneck",
+        str(out),
+        "--forget",
+        NAMES[1],
+        "--share",
+        "0.3",
+    ]
+    assert main([*evaluated, "--json", str(tmp_path / "found.json")]) == 0
+    before = json.loads((tmp_path / "found.json").read_text())["before"]
+    same = session.figures_of(after, [1])
+    assert before["forget_accuracy"] == pytest.approx(same.forget) and before["retain_accuracy"] == pytest.approx(
+        same.retain
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--method", "examples"], "takes --examples"),
+        (["--pairs", "100000"], "touches"),
+        (["--share", "2"], "from 0 to 1"),
+        (["--per-codebook"], "needs --pairs"),
+        (["--out", "nowhere/x.safetensors"], "there is no folder nowhere"),
+    ],
+)
+def test_what_cannot_be_exported_is_a_sentence(made, tmp_path, capsys, options, why):
+    line = [
+        "mask",
+        "export",
+        "--pack",
+        str(made),
+        "--forget",
+        NAMES[0],
+        "--out",
+        str(tmp_path / "x.safetensors"),
+        *options,
+    ]
+    assert main(line) == 2
+    assert why in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_mask_that_leaves_a_codebook_nothing_counts_it_and_one_that_leaves_none_is_refused(made, tmp_path, capsys):
+    """By the command: the pairs of one codebook that the class touches are all it has in use."""
+    pack = open_mask_pack(str(made))
+    base = pack.session().bottleneck
+    used = base.used.clone()
+    used[0] = False
+    chosen = pack.session().bottleneck.select(pack.session().train.features, pack.session().train_nearest).chosen
+    of_class = edit.touched(chosen[pack.session().train.labels == 0], base.pairs) > 0
+    used[0] = of_class[0]
+    bottleneck_file.save(replace(base, used=used), tmp_path / "few.safetensors")
+    line = ["mask", "evaluate", "--pack", str(made), "--bottleneck", str(tmp_path / "few.safetensors"), "--share", "1"]
+    assert main([*line, "--forget", NAMES[0], "--json", str(tmp_path / "found.json")]) == 0
+    (row,) = json.loads((tmp_path / "found.json").read_text())["doses"]
+    assert row["abstained"] == pytest.approx(1 / base.codebooks)
+    nothing = replace(base, used=torch.zeros_like(base.used))
+    bottleneck_file.save(replace(nothing, used=of_class), tmp_path / "none.safetensors")
+    line[5] = str(tmp_path / "none.safetensors")
+    assert main([*line, "--forget", NAMES[0]]) == 2
+    assert "covers every pair in use" in capsys.readouterr().err
 
 
 def test_fit_on_a_features_file(tmp_path, capsys):

@@ -109,6 +109,20 @@ def test_examples_come_one_by_one(pack):
     assert found.pairs == sorted(found.pairs) and found.pairs[0] == 0
 
 
+def test_equally_many_of_each_codebook(pack):
+    session = pack.session("saw-all")
+    found = sweep.sweep(session, RED, sweep.EACH)
+    assert found.doses[0].pairs == 0 and all(dose.per_codebook for dose in found.doses)
+    last = session.forget(RED, found.doses[-1])
+    assert torch.equal(last, session.forget(RED, Dose(share=1.0)))  # the whole of what the class touches
+    half = session.forget(RED, found.doses[len(found.doses) // 2])
+    touched = last.sum(1).clamp(max=found.doses[len(found.doses) // 2].pairs)
+    assert torch.equal(half.sum(1), touched)
+    data = stage.data(pack.manifest, ("a",), RED, found)
+    assert data["unit"] == "pairs of each codebook" and data["labels"][1] == str(found.doses[1].pairs)
+    assert len(data["abstained"]) == len(found.doses)
+
+
 def test_votes_are_those_of_the_bottleneck(pack):
     session = pack.session("saw-all")
     mask = session.forget(RED, Dose(share=0.5))
@@ -206,6 +220,21 @@ def test_learned_again_and_taken_away(page: Page, pack):
     session = pack.session("saw-all")
     wanted = session.forget(RED, Dose(share=stage.start(sweep.sweep(session, RED, "activations")) / 100))
     assert torch.equal(found.masked, wanted)
+
+
+def test_an_image_of_ones_own_votes(page: Page, tmp_path):
+    """On the embedded pack, whose encoder is here; its picture is shown, and an example takes its place again."""
+    page.locator("#mask-pack input").click()
+    page.get_by_role("option", name="Canvas", exact=False).first.click()
+    expect(page.locator("#mask-stage .sod-tile.forget span")).to_have_text("of boat still named")
+    before = page.locator("#mask-votes").inner_text()
+    drawn.picture(5, 3).resize((90, 90)).save(tmp_path / "boat.png")
+    page.locator("#mask-own input[type=file]").set_input_files(tmp_path / "boat.png")
+    expect(page.locator("#mask-votes .sod-own")).to_be_visible()
+    expect(page.locator("#mask-votes")).to_contain_text("your own")
+    page.locator("#mask-picker button").nth(3).click()
+    expect(page.locator("#mask-votes")).not_to_contain_text("your own")
+    assert page.locator("#mask-votes").inner_text() == before
 
 
 # ---------------------------------------------------------------- the endpoint

@@ -1,4 +1,4 @@
-"""What `mask fit` and `mask evaluate` do."""
+"""What `mask fit`, `mask evaluate` and `mask export` do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from ..machine import files
 from ..sparse import bottleneck_file
-from . import board, judged, probe, report, rivals
+from . import board, judged, probe, report, rivals, states
 from . import evaluate as evaluating
 from . import features as features_file
 from .fit import Plan
@@ -99,6 +99,33 @@ def evaluate(options: argparse.Namespace) -> None:
     if "-" not in (options.json, options.csv):
         print(_table(found))
         print(report.table(case))
+
+
+def export(options: argparse.Namespace) -> None:
+    """`mask export`: the bottleneck in a state, as a file that `mask evaluate --bottleneck` takes."""
+    _check_place(options.out)
+    if options.method == "examples" and not options.examples:
+        raise ValueError("the method examples takes --examples: how many images of the class")
+    if options.method != "examples" and not (options.share or options.pairs):
+        options.share = [1.0]
+    (dose,) = _doses(options)
+    pack = open_mask_pack(options.pack)
+    session, about = _session(pack, options)
+    names = pack.manifest.classes
+    classes = [pack.manifest.class_index(name) for name in options.forget]
+    mask = session.forget(classes, dose, options.seed)
+    made = states.stored(session, classes, mask, options.state, names)
+    bottleneck_file.save(made, options.out)
+    found = MaskSession(made, session.train, session.test).figures(torch.zeros_like(made.masked), classes)
+    left = int(made.allowed.sum())
+    print(
+        f"{options.out}: {about['bottleneck']}, {made.about['forgot']} {options.state}, {left} pairs left; "
+        f"forget accuracy {_share(found.forget)}, retain accuracy {_share(found.retain)}"
+    )
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
 
 
 def _evaluate_all(pack: MaskPack, options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_fit(actions.add_parser("fit", help="a bottleneck on an encoder's features"))
     _add_evaluate(actions.add_parser("evaluate", help="doses, controls, every state, and the ways back"))
+    _add_export(actions.add_parser("export", help="a bottleneck that has forgotten, as a file"))
     parser.set_defaults(run=_run)
 
 
@@ -47,14 +48,7 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     what = evaluate.add_mutually_exclusive_group(required=True)
     what.add_argument("--forget", nargs="+", metavar="CLASS", help="several are forgotten in turn")
     what.add_argument("--all", action="store_true", help="every bottleneck of the pack, every class")
-    evaluate.add_argument("--method", choices=["activations", "examples", "enrichment"], default="activations")
-    how_much = evaluate.add_mutually_exclusive_group()
-    how_much.add_argument(
-        "--share", nargs="+", type=float, help="of the pairs that the class touches; default: a range"
-    )
-    how_much.add_argument("--pairs", nargs="+", type=int, metavar="N")
-    how_much.add_argument("--examples", nargs="+", type=int, metavar="N", help="images of the class, for `examples`")
-    evaluate.add_argument("--per-codebook", action="store_true", help="N pairs of each codebook")
+    _add_dose(evaluate, nargs="+")
     evaluate.add_argument("--seed", type=int, default=0, help="of drawn examples and of random masks")
     evaluate.add_argument(
         "--seeds",
@@ -67,6 +61,29 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--store", action="store_true", help="with --all: store the result in the pack, for the app")
     evaluate.add_argument("--csv", metavar="FILE", help="a line a state and way back; - is standard output")
     evaluate.add_argument("--json", metavar="FILE", help="write every figure to this file; - is standard output")
+
+
+def _add_export(export: argparse.ArgumentParser) -> None:
+    export.add_argument("--pack", default=DEFAULT_PACK, help="a mask pack's name or folder")
+    export.add_argument("--bottleneck", metavar="ID|FILE", help="as for `mask evaluate`")
+    export.add_argument("--encoder", metavar="ID", help="whose features a FILE takes; default: the pack's first")
+    export.add_argument("--forget", nargs="+", metavar="CLASS", required=True, help="several are forgotten in turn")
+    _add_dose(export, nargs=1)
+    export.add_argument("--seed", type=int, default=0, help="of drawn examples")
+    export.add_argument("--state", choices=["masked", "erased", "compacted", "removed"], default="masked")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bottleneck (.safetensors)")
+
+
+def _add_dose(parser: argparse.ArgumentParser, nargs: str | int) -> None:
+    parser.add_argument("--method", choices=["activations", "examples", "enrichment"], default="activations")
+    how_much = parser.add_mutually_exclusive_group()
+    default = "a range" if nargs == "+" else "all"
+    how_much.add_argument(
+        "--share", nargs=nargs, type=float, help=f"of the pairs that the class touches; default: {default}"
+    )
+    how_much.add_argument("--pairs", nargs=nargs, type=int, metavar="N")
+    how_much.add_argument("--examples", nargs=nargs, type=int, metavar="N", help="images of the class, for `examples`")
+    parser.add_argument("--per-codebook", action="store_true", help="N pairs of each codebook")
 
 
 def _kind() -> Kind:

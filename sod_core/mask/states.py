@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -34,6 +35,11 @@ TITLES = {
     REMOVED: "counts removed",
     RETRAINED: "retrained on the same keys",
 }
+
+
+COMPACTED = "compacted"
+FILES = (MASKED, ERASED, COMPACTED, REMOVED)
+"""The states that a file can hold."""
 
 
 class View(NamedTuple):
@@ -66,7 +72,8 @@ def views(session: MaskSession, classes: Sequence[int], mask: Tensor) -> dict[st
     found.append(view(session, ERASED, edit.erase_values(base, mask)))
     chosen, gone = found[0].train_chosen, torch.isin(session.train.labels, torch.tensor(list(classes)))
     if base.counts is not None:
-        found.append(view(session, REMOVED, removed(session, classes)))
+        with suppress(ValueError):  # of a file whose pairs were erased or cut out, no sample can be taken any more
+            found.append(view(session, REMOVED, removed(session, classes)))
     found.append(view(session, RETRAINED, retrained(base, chosen[~gone], session.train.labels[~gone])))
     return {one.id: one for one in found}
 
@@ -78,11 +85,32 @@ def view(session: MaskSession, id: str, bottleneck: Bottleneck) -> View:
     return View(id, bottleneck, train, test, vote(train, bottleneck.values), vote(test, bottleneck.values))
 
 
+def stored(session: MaskSession, classes: Sequence[int], mask: Tensor, state: str, names: Sequence[str]) -> Bottleneck:
+    """The session's bottleneck in one of FILES, with a word on what it forgot. mask [C, J] bool; names of all classes.
+
+    Raises ValueError for another state, and as the edits do.
+    """
+    base = session.bottleneck
+    if state == MASKED:
+        made = edit.forbid(base, mask)
+    elif state == ERASED:
+        made = edit.erase_values(base, mask)
+    elif state == COMPACTED:
+        made = edit.compact(edit.forbid(base, mask))
+    elif state == REMOVED:
+        made = removed(session, classes)
+    else:
+        raise ValueError(f"unknown state {state!r}; known: {', '.join(FILES)}")
+    return replace(made, about=made.about | {"state": state, "forgot": "-".join(names[c] for c in classes)})
+
+
 def removed(session: MaskSession, classes: Sequence[int]) -> Bottleneck:
     """The bottleneck without the classes' training images in its counts. Raises ValueError where it has none."""
     gone = torch.isin(session.train.labels, torch.tensor(list(classes)))
-    chosen = session.bottleneck.select(session.train.features[gone], session.train_nearest[gone]).chosen
-    return edit.remove_samples(session.bottleneck, chosen, session.train.labels[gone])
+    base = session.bottleneck
+    as_counted = base.with_mask(torch.zeros_like(base.masked))  # nothing was masked then
+    chosen = as_counted.select(session.train.features[gone], session.train_nearest[gone]).chosen
+    return edit.remove_samples(base, chosen, session.train.labels[gone])
 
 
 def retrained(bottleneck: Bottleneck, chosen: Tensor, labels: Tensor) -> Bottleneck:

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from ..sparse.bottleneck import nearest, vote
-from . import evaluate, evidence, states
+from . import edit, evaluate, evidence, states
 from .session import Dose, Figures, MaskSession, figures
 
 SHARES = tuple(step / 100 for step in range(101))
 MOST_EXAMPLES = 100
 """Of the forget classes' images, one more at each position."""
+EACH = "activations, each codebook"
+"""Beside the session's methods: so many pairs of each codebook."""
+MOST_STEPS = 100
 RANDOM_EVERY = 5
 """Random masks are drawn at every so many positions..."""
 RANDOM_MASKS = 3
@@ -53,11 +56,23 @@ class Sweep(NamedTuple):
 
 def doses(session: MaskSession, classes: Sequence[int], method: str) -> list[Dose]:
     """The slider's positions, from nothing to all that the classes touch, or to MOST_EXAMPLES images of each."""
+    if method == EACH:
+        return [Dose("activations", pairs=number, per_codebook=True) for number in _numbers(session, classes)]
     if method != "examples":
         return [Dose(method, share=share) for share in SHARES]
     there = torch.bincount(session.train.labels, minlength=session.bottleneck.classes)
     most = min(MOST_EXAMPLES, int(there[list(classes)].min())) if classes else 0
     return [Dose("activations", share=0.0), *(Dose("examples", examples=n) for n in range(1, most + 1))]
+
+
+def _numbers(session: MaskSession, classes: Sequence[int]) -> list[int]:
+    """Of pairs of a codebook: 0 to the most that every class touches in one, at most MOST_STEPS above 0."""
+    base = session.bottleneck
+    chosen = base.select(session.train.features, session.train_nearest).chosen
+    touched = [edit.touched(chosen[session.train.labels == c], base.pairs) > 0 for c in classes]
+    most = min((int(found.sum(1).max()) for found in touched), default=0)
+    steps = min(most, MOST_STEPS)
+    return [round(most * step / max(1, steps)) for step in range(steps + 1)]
 
 
 def sweep(session: MaskSession, classes: Sequence[int], method: str, seed: int = 0) -> Sweep:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from ...mask import states
+from ...mask import states, sweep
 from ...mask.pack import folders, shared_mask_pack
 from ...packs.errors import PackError
 from .. import intake, overlays
@@ -14,15 +14,30 @@ from . import stage as stages
 
 METHODS = [
     ("by activations: the pairs its images choose most", "activations"),
+    ("by activations, equally many of each codebook", sweep.EACH),
     ("by examples: all pairs that some images choose", "examples"),
     ("by enrichment: the pairs that are most its own", "enrichment"),
 ]
 DOWNLOADS = [
     ("masked (can be lifted)", states.MASKED),
     ("values erased", states.ERASED),
-    ("compacted (pairs and list gone)", "compacted"),
+    ("compacted (pairs and list gone)", states.COMPACTED),
     ("counts removed", states.REMOVED),
 ]
+
+
+class Menu(gr.Dropdown):
+    """A gr.Dropdown whose choices follow another menu.
+
+    What a page sends just before its new choices have come is of the old ones: Gradio would refuse it with a toast
+    before a handler sees it, and the handlers know themselves what there is.
+    """
+
+    is_template = True  # the page draws it as a gr.Dropdown
+
+    def preprocess(self, payload):
+        """The value as it was sent."""
+        return payload
 
 
 class Panel(NamedTuple):
@@ -71,9 +86,9 @@ def layout(choices: list[tuple[str, str]], first: str) -> Panel:
         with gr.Column(scale=4, min_width=300):
             pack = gr.Dropdown(choices, value=first, label="Pack", visible=len(choices) > 1, elem_id="mask-pack")
             note = gr.Markdown(elem_classes="sod-quiet")
-            bottleneck = gr.Dropdown([], label="Encoder, and which images made the keys", elem_id="mask-bottleneck")
+            bottleneck = Menu([], label="Encoder, and which images made the keys", elem_id="mask-bottleneck")
             saw = gr.HTML(elem_id="mask-saw", elem_classes="sod-if-any")
-            classes = gr.Dropdown([], multiselect=True, label="Forget", elem_id="mask-classes")
+            classes = Menu([], multiselect=True, label="Forget", elem_id="mask-classes")
             method = gr.Radio(METHODS, value="activations", label="Which pairs are masked", elem_id="mask-method")
             with gr.Column(elem_classes="sod-later"):
                 picker = gr.HTML(js_on_load=overlays.CLICKS, elem_id="mask-picker")

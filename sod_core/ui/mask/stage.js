@@ -80,7 +80,8 @@ function show(position) {
   find('.sod-tile.retain b').textContent = percent(retain);
   find('.sod-tile.forget small').textContent = `as many random pairs: ${percent(near(sweep.random.forget))}`;
   find('.sod-tile.retain small').textContent = `untouched: ${percent(sweep.retain[0])}`;
-  const dose = `${sweep.labels[at]} ${sweep.unit}; ${sweep.pairs[at]} pairs, ${percent(sweep.pairs[at] / sweep.inUse)} of all`;
+  const silent = sweep.abstained[at] ? `; ${percent(sweep.abstained[at])} of the codebooks have nothing left to say` : '';
+  const dose = `${sweep.labels[at]} ${sweep.unit}; ${sweep.pairs[at]} pairs, ${percent(sweep.pairs[at] / sweep.inUse)} of all${silent}`;
   find('output').textContent = dose;
   const range = find('input[type=range]');
   range.value = at;

@@ -28,7 +28,12 @@ def start(found: Sweep) -> int:
 
 def data(m: MaskPackManifest, key: Sequence[Any], classes: Sequence[int], found: Sweep) -> dict[str, Any]:
     """Everything that the figure shows at any position; accuracies to the ten thousandth."""
-    by_examples = any(dose.examples for dose in found.doses)
+    if any(dose.examples for dose in found.doses):
+        unit = "images of each class"
+    elif any(dose.per_codebook for dose in found.doses):
+        unit = "pairs of each codebook"
+    else:
+        unit = "of the pairs that it touches"
     return {
         "key": "|".join(map(str, key)),
         "start": start(found),
@@ -36,7 +41,8 @@ def data(m: MaskPackManifest, key: Sequence[Any], classes: Sequence[int], found:
         "mine": list(classes),
         "classes": list(m.classes),
         "styles": [] if found.by_style is None else list(m.styles),
-        "unit": "images of each class" if by_examples else "of the pairs that it touches",
+        "unit": unit,
+        "abstained": _short(found.abstained),
         "labels": [_label(dose) for dose in found.doses],
         "pairs": found.pairs,
         "inUse": found.in_use,
@@ -56,7 +62,8 @@ def data(m: MaskPackManifest, key: Sequence[Any], classes: Sequence[int], found:
 
 
 def _label(dose: sweep.Dose) -> str:
-    return str(dose.examples) if dose.examples else f"{100 * (dose.share or 0):.0f} %"
+    number = dose.examples or dose.pairs
+    return f"{100 * (dose.share or 0):.0f} %" if number is None else str(number)
 
 
 def _short(values: Sequence[float]) -> list[float | None]:

@@ -93,7 +93,7 @@ def _open(page: Page, name: str) -> list:
     choices = [(entry.title, entry.id) for entry in m.bottlenecks]
     shown = work.pictures(pack)
     thumbnails = details.picker(shown, work.picture_names(pack, m.encoders[0].id), page.picked) if shown else ""
-    menus = gr.Dropdown(choices, value=bottleneck), gr.Dropdown(list(m.classes), value=names)
+    menus = gr.update(choices=choices, value=bottleneck), gr.update(choices=list(m.classes), value=names)
     return [page, m.note, *menus, thumbnails]
 
 
@@ -101,10 +101,13 @@ def _choose(
     p: Panel, state: gr.State, page: Page, name: str, bottleneck: str, names: list[str], method: str
 ) -> Iterator[dict]:
     """The figure for what the menus say, and all that hangs on it."""
-    if not bottleneck:  # before the menus are filled
+    if not bottleneck or name != page.pack:  # before the menus are filled
         yield {p.stage: gr.skip()}
         return
     pack = shared_mask_pack(name)
+    if bottleneck not in [entry.id for entry in pack.manifest.bottlenecks]:  # of the pack before, on its way
+        yield {p.stage: gr.skip()}
+        return
     classes = work.class_indices(pack, names)
     key = (name, bottleneck, tuple(classes), method)
     if key == page.key:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from ...mask import board, edit, evidence, states, sweep
+from ...mask import board, evidence, states, sweep
 from ...mask.pack import MaskPack
 from ...mask.session import MaskSession
 from ...mask.sweep import Sweep
@@ -100,18 +99,7 @@ def named(
 
 def file_of(pack: MaskPack, bottleneck: str, classes: Sequence[int], mask: Tensor, state: str, folder: str) -> str:
     """The bottleneck in a state, as a file that `mask evaluate --bottleneck` takes. Raises ValueError."""
-    session = pack.session(bottleneck)
-    base = session.bottleneck
-    if state == states.MASKED:
-        made = edit.forbid(base, mask)
-    elif state == states.ERASED:
-        made = edit.erase_values(base, mask)
-    elif state == "compacted":
-        made = edit.compact(edit.forbid(base, mask))
-    else:
-        made = states.removed(session, classes)
-    names = "-".join(pack.manifest.classes[c] for c in classes)
-    made = replace(made, about=made.about | {"state": state, "forgot": names})
-    path = Path(folder, f"{bottleneck}-{names}-{state}.safetensors")
+    made = states.stored(pack.session(bottleneck), classes, mask, state, pack.manifest.classes)
+    path = Path(folder, f"{bottleneck}-{made.about['forgot']}-{state}.safetensors")
     bottleneck_file.save(made, path)
     return str(path)
