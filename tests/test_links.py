@@ -11,6 +11,7 @@ import pytest
 from conftest import LAYERS, SHAPE, Server
 from playwright.sync_api import BrowserContext, Page, expect
 from test_page import ALPHA, choose, classes, eventually, heat, move_alpha, opened, pick_patch, restored, warning
+from test_sweep import MOVE
 
 from sod_core.ui import page as pages
 from sod_core.ui.restore import links, shown
@@ -221,6 +222,20 @@ class opened_at:
 
     def __exit__(self, *_: object) -> None:
         self.page.close()
+
+
+def test_a_change_of_the_address_asks_nobody(page):
+    """Neither does the browser, for what Plotly names by an address."""
+    eventually(page, lambda: "model" in address(page))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for alpha in ("0.5", "1"):
+        page.evaluate(MOVE, alpha)
+        eventually(page, lambda: address(page)["alpha"] == alpha)  # noqa: B023
+        page.wait_for_timeout(200)
+    clips = "() => Array.from(document.querySelectorAll('#curves [clip-path]'), e => e.getAttribute('clip-path'))"
+    found = page.evaluate(clips)
+    assert found and not any("http" in clip for clip in found) and asked == []
 
 
 def test_copy_link(page):

@@ -76,8 +76,9 @@ def test_the_cells(scored):
         **{"R copied state": 0.99, "R patches": 0.02, "R all": 0.9, "overshoot": 0.95, "readout": 0.04},
         **{"probe": 0.81, "verdict": "suppressed"},
         **{"seconds": None, "id": "random_labels-apple"},
+        "link": "[open](?pack=fruit&model=random_labels-apple&layer=2&mode=inject&alpha=1.5)",
     }
-    assert second[-1] == "retrain-pear" and len(second) == len(first)
+    assert second[-2] == "retrain-pear" and len(second) == len(first)
 
 
 def test_a_row_is_a_link(scored):

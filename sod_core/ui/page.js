@@ -5,6 +5,11 @@ const SLIDERS = {restore: '#alpha input[type=range]', mask: '#mask-stage input[t
 const REST = 300;  // milliseconds after which a moved slider is written: browsers bound how often an address may change
 let waiting = 0, written = null;
 
+// Where a page has a base, Plotly names its clipping paths by the whole address: after a change of the address browsers
+// would ask the server for them. This base changes nothing else: it is the folder that relative addresses start from anyway.
+const base = document.querySelector('base[href="./"]');
+if (base) base.remove();
+
 const one = (selector) => document.querySelector(selector);
 const buttons = () => Array.from(document.querySelectorAll('[role=tablist] [role=tab]'));
 const named = (button) => button.innerText.trim().toLowerCase();
