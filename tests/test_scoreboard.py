@@ -77,8 +77,16 @@ def test_the_cells(scored):
         **{"margin": "–", "R copied state": 0.99, "R patches": 0.02, "R all": 0.9, "overshoot": 0.95, "readout": 0.04},
         **{"probe": 0.81, "verdict": "suppressed"},
         **{"seconds": None, "id": "random_labels-apple"},
+        "link": "[open](?pack=fruit&model=random_labels-apple&layer=2&mode=inject&alpha=1.5)",
     }
-    assert second[-1] == "retrain-pear" and len(second) == len(first)
+    assert second[-2] == "retrain-pear" and len(second) == len(first)
+
+
+def test_a_row_is_a_link(scored):
+    links = [cells[scoreboard.LINK] for cells in scoreboard.cells(board(), scored)]
+    assert links[1] == "[open](?pack=fruit&model=retrain-pear&layer=2&mode=inject&alpha=1)"
+    gone = board() | {"rows": [board()["rows"][0] | {"id": "gone"}]}
+    assert scoreboard.cells(gone, scored)[0][scoreboard.LINK] == ""
 
 
 def test_cells_of_what_is_not_defined(scored):
@@ -242,6 +250,21 @@ def test_a_sorted_table_opens_the_row_that_was_clicked(page):
     expect(page.get_by_role("tab", name="Restore")).to_have_attribute("aria-selected", "true")
     expect(page.get_by_role("combobox", name="Unlearned model")).to_have_value(re.compile("forgot pear"))
     expect(page.locator("#alpha input[type=number]")).to_have_value("1")
+
+
+def test_a_row_s_link_opens_the_model_in_a_page_of_its_own(page):
+    page.get_by_role("tab", name="Scoreboard").click()
+    wait_for(page, ["suppressed", "deleted"])
+    with page.context.expect_page() as opened:
+        page.locator("#board [role=row][data-index] a").nth(1).click()
+    other = opened.value
+    try:
+        expect(other.get_by_role("combobox", name="Unlearned model")).to_have_value(re.compile("forgot pear"))
+        expect(other.locator("#alpha input[type=number]")).to_have_value("1")
+        expect(other.locator("#verdict h3")).to_contain_text("pear")
+    finally:
+        other.close()
+    expect(page.get_by_role("tab", name="Scoreboard")).to_have_attribute("aria-selected", "true")
 
 
 def test_the_tab(page, own_server):

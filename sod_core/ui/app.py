@@ -12,7 +12,7 @@ from ..machine import environment
 from ..packs import download
 from ..packs.errors import PackError
 from ..restore.pack import folders, shared_pack
-from . import api
+from . import api, page
 from .clamp import tab as clamp_tab
 from .erase import tab as erase_tab
 from .intake import most_bytes, uploads_allowed
@@ -35,9 +35,9 @@ def build() -> gr.Blocks:
     """The whole app, not launched. Raises PackError if the default pack cannot be opened."""
     first = default_pack()
     with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as app:
-        gr.HTML(
-            f"<header class='sod-header'><h1>{TITLE}?</h1><p>A network was told to forget. Edit the sparse features "
-            "of its hidden state, and see what it still knows.</p></header>"
+        page.header(
+            f"{TITLE}?",
+            "A network was told to forget. Edit the sparse features of its hidden state, and see what it still knows.",
         )
         with gr.Tabs() as tabs:
             with gr.Tab("Restore", id="restore"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from ...packs import download, hub, own
 from ...packs.errors import PackError
 from ...packs.hub import HubFile
 from ...restore.pack import folders, shared_pack
-from .. import handling, intake, overlays
-from . import answers
+from .. import handling, intake, overlays, page
+from . import answers, links
 from .panel import FORGOTTEN, MOST_LOST, Panel, model_choices, pack_choices
 from .ready import needed
 from .visitor import Controls, Visitor
@@ -58,9 +58,16 @@ class Opener:
         """Connects the pack and model menus, and the visitor's own model. `settled`: what runs after each."""
         p, visitor, turn = self.panel, self.visitor, self.turn
         every = {"trigger_mode": "multiple", "concurrency_limit": 32, "show_progress": "hidden"}
-        opened = [visitor, p.pack, p.progress, p.model, p.layer, p.expert_class, p.own_class, *p.everything]
-        self.opened = gr.on(
-            [app.load, p.pack.input],
+        opened = [visitor, p.pack, p.progress, p.model, p.own_class, *p.menus, *p.everything]
+        self.loaded = app.load(
+            handling.kept_stream(self.open_page, lambda request, *arguments: self.not_opened(*arguments)),
+            [visitor, turn, p.pack, *p.controls],
+            opened,
+            api_visibility="private",
+            **every,
+        )
+        self.loaded.then(**settled)
+        self.opened = p.pack.input(
             handling.kept_stream(self.open_pack, self.not_opened),
             [visitor, turn, p.pack, *p.controls],
             opened,
@@ -87,6 +94,13 @@ class Opener:
                 **every,
             ).then(**settled)
 
+        p.link.click(
+            handling.kept_stream(self.by_key, lambda event, *arguments: self.not_chosen(*arguments)),
+            [visitor, turn, *p.controls],
+            chosen,
+            api_visibility="private",
+            **every,
+        ).then(**settled)
         p.own_order.click(
             handling.kept_stream(self.take_order, self.not_chosen),
             [visitor, turn, *p.controls],
@@ -94,6 +108,16 @@ class Opener:
             api_visibility="private",
             **every,
         ).then(**settled)
+
+    def open_page(
+        self, request: gr.Request, before: Visitor | None, turn: Turn, name: str, *values: Any
+    ) -> Iterator[dict]:
+        """As `open_pack`, of a page that opens: at the place that its address names."""
+        link = links.Link(page.asked(request, *page.TABS[:2]), dict(request.query_params).get("tab", ""))
+        name = link.pack(name)
+        yield from self._until_overtaken(turn, lambda: self._opened(before, name, values, link), "pack")
+        if link.problems:
+            gr.Warning(link.sentence())
 
     def open_pack(self, before: Visitor | None, turn: Turn, name: str, *values: Any) -> Iterator[dict]:
         """Fetches what the pack lacks, then shows it. A page that opens falls back to a pack that is here."""
@@ -104,7 +128,9 @@ class Opener:
                 return
         yield from self._until_overtaken(turn, lambda: self._opened(before, name, values), "pack")
 
-    def _opened(self, before: Visitor | None, name: str, values: tuple) -> Iterator[dict]:
+    def _opened(
+        self, before: Visitor | None, name: str, values: tuple, link: links.Link | None = None
+    ) -> Iterator[dict]:
         seen = None if before is None else before.controls
         try:
             yield from self._fetched(name)
@@ -119,7 +145,21 @@ class Opener:
             values = _latest(before, seen, values)
             with before.lock:  # what is still measured for the old pack shows nothing on the new one's page
                 before.version += 1
-        yield {self.visitor: visitor} | self._pack_shown(visitor, values)
+        controls = _for_pack(visitor, values)
+        if link is not None and visitor.pack_name == name:
+            yield from self._linked(visitor, link)
+            controls = link.opened(visitor, controls)
+        yield {self.visitor: visitor} | self._pack_shown(visitor, controls)
+
+    def _linked(self, visitor: Visitor, link: links.Link) -> Iterator[dict]:
+        """Chooses the model that a link names; the pack's first stays where it cannot be had."""
+        id = link.model(visitor)
+        try:
+            if id != visitor.entry.id:
+                yield from self._watched(visitor.pack.lacking(id))
+                visitor.choose_model(id)
+        except PackError as error:
+            link.problems.append(str(error))
 
     def not_opened(self, before: Visitor | None, *_: Any) -> dict:
         """The menu goes back to the pack that is open."""
@@ -134,6 +174,14 @@ class Opener:
             yield self._nothing() if again else self._stay(turn, "model")
             return
         yield from self.show_model(visitor, turn, id, values)
+
+    def by_key(self, event: gr.EventData, visitor: Visitor | None, turn: Turn, *values: Any) -> Iterator[dict]:
+        """Shows the model whose number was pressed, if there is one."""
+        entries = answers.there(visitor).entries
+        if int(event.model) < len(entries):
+            yield from self.choose_model(visitor, turn, entries[int(event.model)].id, *values)
+        else:
+            yield self._nothing()
 
     def show_model(self, visitor: Visitor, turn: Turn, id: str, values: tuple) -> Iterator[dict]:
         """As `choose_model`, also for the model that is shown already."""
@@ -253,19 +301,26 @@ class Opener:
             label = f"{coming.name}: {size} (file {coming.number + 1} of {len(files)})"
             yield {self.panel.progress: _bar(label, coming.share)}
 
-    def _pack_shown(self, visitor: Visitor, values: tuple) -> dict:
+    def _pack_shown(self, visitor: Visitor, controls: Controls) -> dict:
         p, manifest = self.panel, visitor.pack.manifest
-        layer = values[0] if values[0] in manifest.layers else manifest.layers[len(manifest.layers) // 2]
         names = [(name, name) for name in manifest.classes]
-        shown = answers.after(visitor, (layer, *values[1:5], "", values[6]), new_image=True, new_order=True)
-        return {
-            p.pack: gr.Dropdown(pack_choices(), value=visitor.pack_name),
-            p.progress: gr.HTML(visible=False),
-            p.model: gr.Dropdown(model_choices(visitor.entries, visitor.pack), value=visitor.entry.id),
-            p.layer: gr.Radio(list(manifest.layers), value=layer),
-            p.expert_class: gr.Dropdown([FORGOTTEN, *names], value=""),
-            p.own_class: gr.Dropdown([MOST_LOST, *names], value=""),
-        } | dict(zip(p.everything, shown))
+        values = dict(zip(p.controls, astuple(controls)))
+        values[p.layer] = gr.Radio(list(manifest.layers), value=controls.layer)
+        values[p.expert_class] = gr.Dropdown([FORGOTTEN, *names], value=controls.expert_class)
+        shown = answers.after(visitor, astuple(controls), new_image=True, new_order=True)
+        own = ", ".join(map(str, visitor.own_ids))
+        return (
+            {
+                p.pack: gr.Dropdown(pack_choices(), value=visitor.pack_name),
+                p.progress: gr.HTML(visible=False),
+                p.model: gr.Dropdown(model_choices(visitor.entries, visitor.pack), value=visitor.entry.id),
+                p.own_class: gr.Dropdown([MOST_LOST, *names], value=""),
+                p.own_list: gr.Textbox(own, visible=controls.features == "own"),
+                p.latent: visitor.latent(controls.layer),
+            }
+            | values
+            | dict(zip(p.everything, shown))
+        )
 
     def _model_shown(self, visitor: Visitor, id: str, values: tuple) -> dict:
         p = self.panel
@@ -278,10 +333,17 @@ class Opener:
         } | dict(zip(p.everything, shown))
 
 
+def _for_pack(visitor: Visitor, values: tuple) -> Controls:
+    """The page's controls, in a pack that has no such layer the middle one; experts are of its forgotten class."""
+    controls, layers = answers.read(values), visitor.pack.manifest.layers
+    layer = controls.layer if controls.layer in layers else layers[len(layers) // 2]
+    return replace(controls, layer=layer, expert_class="")
+
+
 def _latest(visitor: Visitor, seen: Controls | None, values: tuple) -> tuple:
     """`values`, or what the page's controls have said since the visitor's were `seen`."""
     latest = visitor.controls
-    return values if latest is seen or latest is None else tuple(asdict(latest).values())
+    return values if latest is seen or latest is None else astuple(latest)
 
 
 def _bar(label: str, share: float | None = None) -> gr.HTML:

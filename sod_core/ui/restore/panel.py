@@ -13,7 +13,7 @@ from ...restore.edit import MODES, TOKENS
 from ...restore.manifest import UnlearnedEntry
 from ...restore.pack import Pack, folders, shared_pack
 from ...restore.sweep import STEP
-from .. import overlays
+from .. import overlays, page
 from ..intake import CHECKPOINT_SUFFIXES, ImageUpload, uploads_allowed
 from . import stage, words
 
@@ -59,6 +59,7 @@ class Panel(NamedTuple):
     strongest: gr.HTML
     series: gr.HTML
     sweep: gr.HTML
+    link: gr.HTML
 
     @property
     def controls(self) -> list:
@@ -76,10 +77,15 @@ class Panel(NamedTuple):
         return [self.verdict, self.curves, self.bars, self.sweep, self.series]
 
     @property
+    def menus(self) -> list:
+        """What says the controls, and what is looked at: `Opener` fills it where a page opens."""
+        return [*self.controls, self.own_list, self.latent]
+
+    @property
     def everything(self) -> list:
         """What `shown.everything` fills."""
         still = [self.model_note, self.picker, self.mode_note, self.details, self.picture, self.heat_of, self.strongest]
-        return [*self.moving, *still, self.own_order]
+        return [*self.moving, *still, self.own_order, self.link]
 
 
 class Bounded(gr.Slider):
@@ -137,7 +143,9 @@ def layout(default_pack: str) -> Panel:
                 )
                 own_load = gr.Button("Load and measure it", size="sm", elem_id="own-load")
             middle = manifest.layers[len(manifest.layers) // 2]
-            layer = gr.Radio(list(manifest.layers), value=middle, label="Layer (the block whose output is edited)")
+            layer = gr.Radio(
+                list(manifest.layers), value=middle, label="Layer (the block whose output is edited)", elem_id="layer"
+            )
             mode = gr.Dropdown([(words.MODE_TITLES[m], m) for m in MODES], value=MODES[0], label="Mode")
             mode_note = gr.Markdown(elem_classes="sod-quiet")
             with gr.Accordion("Advanced", open=False):
@@ -163,6 +171,7 @@ def layout(default_pack: str) -> Panel:
                     strongest = gr.HTML(js_on_load=overlays.CLICKS, elem_id="strongest")
             curves = gr.Plot(show_label=False, elem_id="curves")
             series = gr.HTML(elem_id="series", elem_classes="sod-unseen")
+            link = gr.HTML(js_on_load=page.LISTENS, elem_id="restore-link", elem_classes="sod-unseen")
             sweep = gr.HTML(js_on_load=stage.SCRIPT, elem_id="sweep", elem_classes="sod-unseen")
     return Panel(**{name: value for name, value in locals().items() if name in Panel._fields})
 

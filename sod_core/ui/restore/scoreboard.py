@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import gradio as gr
 
@@ -32,7 +33,9 @@ HEADERS += [
     "probe",
     "seconds",
     "id",
+    "link",
 ]
+LINK = HEADERS.index("link")
 PRIVATE = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -43,7 +46,10 @@ def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict, first: str)
     """
     panel = opener.panel
     note = gr.Markdown(elem_classes="sod-quiet", elem_id="board-note")
-    table = gr.Dataframe(headers=HEADERS, interactive=False, wrap=False, elem_id="board", show_search="filter")
+    kinds: list[Any] = ["markdown" if name == "link" else "auto" for name in HEADERS]
+    table = gr.Dataframe(
+        headers=HEADERS, datatype=kinds, interactive=False, wrap=False, elem_id="board", show_search="filter"
+    )
     picture = gr.Plot(show_label=False, elem_id="board-plot")
     gr.Markdown(_rules(), elem_classes="sod-quiet")
     download = gr.DownloadButton("Download as CSV", size="sm", visible=False)
@@ -52,12 +58,16 @@ def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict, first: str)
     arrived = handling.kept(_arrived, len(shown) + 1), [opener.visitor, of], [*shown, of]
     selected = handling.kept(partial(_selected, first), len(shown) + 1), opener.visitor, [*shown, of]
     tab.select(*selected, **PRIVATE, queue=False)
-    opener.opened.then(*arrived, **PRIVATE)
+    for opened in (opener.loaded, opener.opened):
+        opened.then(*arrived, **PRIVATE)
     outputs = [tabs, panel.alpha, panel.layer, panel.mode, panel.progress, panel.pack, panel.model, panel.own]
     outputs += panel.everything
 
     def open_row(event: gr.SelectData, visitor: Visitor | None, turn: Turn, *values: Any) -> Iterator[dict]:
         """Shows a row's model in the Restore tab, at the layer and mode it was judged at and where it peaks."""
+        if event.index[1] == LINK:  # the browser follows it
+            yield {panel.progress: gr.skip()}
+            return
         visitor = answers.there(visitor)
         board = read(visitor.pack)
         if board is None:
@@ -134,7 +144,7 @@ def _show(pack: Pack) -> list:
     note = (
         f"**{pack.manifest.title}**: {data}, layer {settings['layer']}, mode {settings['mode']}, alpha up to "
         f"{settings['max_alpha']:g}. Click a row to see the model in the Restore tab, at the alpha where it peaks; "
-        "to sort, point at a column's head and open its ⋮. "
+        "its link stands at the row's end; to sort, point at a column's head and open its ⋮. "
         f"{report.caution(board['rows'])}"
     )
     if any(row["method"] == YARDSTICK for row in board["rows"]):
@@ -167,9 +177,19 @@ def cells(board: dict[str, Any], pack: Pack) -> list[list]:
                 *(_rounded(value) for value in (*others, row["overshoot"], row["readout"], probe)),
                 _rounded(seconds.get(row["id"]), 0),
                 row["id"],
+                _link(board, row, pack),
             ]
         )
     return found
+
+
+def _link(board: dict[str, Any], row: dict[str, Any], pack: Pack) -> str:
+    """To the row's model in the Restore tab, as a click on the row shows it; none to what the pack does not list."""
+    if row["id"] not in [entry.id for entry in pack.manifest.unlearned]:
+        return ""
+    settings = board["settings"]
+    at = {"layer": settings["layer"], "mode": settings["mode"], "alpha": f"{row['alpha'] or 0:g}"}
+    return f"[open](?{urlencode({'pack': pack.manifest.name, 'model': row['id']} | at)})"
 
 
 def _rounded(value: float | None, digits: int = 3) -> float | None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...restore.sweep import Sweep
-from .. import overlays
-from . import bars, figures, stage, words
+from .. import overlays, page
+from . import bars, figures, links, stage, words
 from .thumbs import example_uris
 from .visitor import Controls, Curve, Probabilities, Visitor
 
@@ -34,6 +34,7 @@ def everything(visitor: Visitor, controls: Controls, new_image: bool = False, ne
         gr.Button(visible=visitor.latent(controls.layer) is not None),
         _strongest(visitor, controls),
         gr.Button(visible=visitor.doubt is not None and visitor.doubt.order is not None),
+        page.link("restore", links.of(visitor, controls), links.lacking(visitor)),
     ]
 
 

@@ -134,6 +134,7 @@ function moved(to) {
   if (!Number.isFinite(to)) return;
   alpha = Math.min(Math.max(to, 0), LAST);
   draw();
+  document.dispatchEvent(new Event('sod-moved'));  // the page's address follows
   const table = part('bars') && part('bars').querySelector('.sod-bars');
   const between = Math.abs(alpha / STEP - Math.round(alpha / STEP)) > 1e-6;
   if (table && !served(table) && (between || !fits(table))) trigger('click', {alpha});  // the server alone knows it
