@@ -20,6 +20,7 @@ from sod_core.models.vit import ViTShape
 from sod_core.restore import evaluate, report
 from sod_core.restore.judged import Settings, subjects
 from sod_core.restore.pack import Pack
+from sod_core.restore.spread import FILE
 from sod_core.restore.testset import open_set
 from sod_core.unlearn import data as unlearn_data
 from sod_core.unlearn import method
@@ -280,17 +281,17 @@ def made(tmp_path_factory):
 
 def test_units_are_made_once(made, monkeypatch):
     out, work = made
-    board = json.loads((out / results.FILE).read_text())
+    board = json.loads((out / FILE).read_text())
     assert [(unit["seed"], unit["class"]) for unit in board["units"]] == [(0, "three"), (1, "eight")]
     for unit in board["units"]:
         assert [row["method"] for row in unit["rows"]] == ["retrain", "salun", "random_labels"]
         assert {row["target"] for row in unit["rows"]} == {unit["class"]}
     monkeypatch.setattr(results, "model", lambda *given: pytest.fail("made again"))
-    results.make(out / results.FILE, work, CPU)
+    results.make(out / FILE, work, CPU)
     for file in (work / "results").glob("*.json"):  # only the stored file is left
         file.unlink()
-    results.make(out / results.FILE, work, CPU)
-    assert json.loads((out / results.FILE).read_text()) == board
+    results.make(out / FILE, work, CPU)
+    assert json.loads((out / FILE).read_text()) == board
 
 
 def test_a_unit_that_another_process_holds_is_left_to_it(made, monkeypatch):
@@ -300,7 +301,7 @@ def test_a_unit_that_another_process_holds_is_left_to_it(made, monkeypatch):
     monkeypatch.setattr(results, "model", lambda *given: pytest.fail("made twice"))
     results._file(work, 0, "three").unlink(missing_ok=True)
     with held:
-        results._unit(results.base(out / results.FILE, work, 0, CPU), "three", out / results.FILE, work)
+        results._unit(results.base(out / FILE, work, 0, CPU), "three", out / FILE, work)
 
 
 def test_stored_rows_are_what_evaluate_says(made):
@@ -308,7 +309,7 @@ def test_stored_rows_are_what_evaluate_says(made):
     pack = Pack(out, CPU)
     data = open_set(pack, None, None)
     assert len(data) == 60 and data.name == "digits's test images"
-    (unit, _) = json.loads((out / results.FILE).read_text())["units"]
+    (unit, _) = json.loads((out / FILE).read_text())["units"]
     row = next(row for row in unit["rows"] if row["method"] == "salun")
     (found,) = evaluate.run(pack, subjects(pack, ["salun-three"]), data, Settings(1, seed=0))
     assert row["unlearned"] == round(found.unlearned, 4)
@@ -323,9 +324,9 @@ def rounded(values: dict) -> dict:
 
 def test_results_of_other_verdict_rules_are_made_again(made, monkeypatch):
     out, _ = made
-    assert len(results.stored(out / results.FILE)) == 2
+    assert len(results.stored(out / FILE)) == 2
     monkeypatch.setattr(report, "FORMAT", report.FORMAT + 1)
-    assert results.stored(out / results.FILE) == []
+    assert results.stored(out / FILE) == []
 
 
 def test_the_pack_is_seed_0(made):
@@ -356,7 +357,7 @@ def test_unlearn_takes_the_same_division(made, few):
 
 def test_the_first_setting_that_meets_the_aim_is_taken(made, monkeypatch):
     out, work = made
-    base = results.base(out / results.FILE, work, 0, CPU)
+    base = results.base(out / FILE, work, 0, CPU)
     misses: dict[tuple[str, ...], float] = {(): 0.3, ("lr=1e-3",): 0.0, ("lr=2e-3",): 0.0}
     monkeypatch.setattr(tuning, "GRID", {"salun": tuple(misses)})
     monkeypatch.setattr(tuning, "_try", lambda builder, how, name, changes: {"miss": misses[changes]})
@@ -370,7 +371,7 @@ def test_what_a_setting_misses(made, monkeypatch):
     from sod_core.unlearn.task import Accuracies
 
     out, work = made
-    base = results.base(out / results.FILE, work, 0, CPU)
+    base = results.base(out / FILE, work, 0, CPU)
     found = iter([Accuracies(1.0, 0.98), Accuracies(0.15, 0.90)])
     monkeypatch.setattr(tuning, "accuracies", lambda *given: next(found))
     assert tuning._try(base, "salun", "three", ())["miss"] == pytest.approx(0.10 + 0.04)

@@ -108,7 +108,7 @@ def test_the_csv(scored):
 
 
 def test_what_is_shown(scored):
-    note, cells, figure, download = scoreboard._show(scored)
+    note, cells, figure, download, *_ = scoreboard._show(scored)
     assert "Caution: only 10 of the test images show apple, fewer than 30. The intervals of R are up to 0.15" in note
     assert "30 images (examples), layer 2, mode inject, alpha up to 2." in note
     assert cells == scoreboard.cells(board(), scored)
@@ -120,7 +120,7 @@ def test_what_is_shown(scored):
 
 
 def test_a_pack_without_scores(pack):
-    note, cells, figure, download = scoreboard._show(pack)
+    note, cells, figure, download, *_ = scoreboard._show(pack)
     assert "`python -m sod_core evaluate --pack fruit --store`" in note
     assert cells == [] and figure is None and not download.visible  # no other pack's file stays on offer
 
@@ -131,7 +131,7 @@ def test_damaged_scores_are_refused_in_words(scored, damage):
         json.dumps({name: value for name, value in board().items() if name != "rows"}) if damage == "rows" else damage
     )
     (scored.manifest.folder / "scoreboard.json").write_text(text)
-    note, cells, _, download = scoreboard._show(scored)
+    note, cells, _, download, *_ = scoreboard._show(scored)
     assert "What is stored" in note and "evaluate --pack fruit --store" in note
     assert cells == [] and not download.visible
 
@@ -140,7 +140,7 @@ def test_scores_of_another_version_are_refused_in_words(scored):
     stored = scored.manifest.folder / "scoreboard.json"
     for found in (board() | {"format": 2}, {name: value for name, value in board().items() if name != "format"}):
         stored.write_text(json.dumps(found))
-        note, cells, _, download = scoreboard._show(scored)
+        note, cells, _, download, *_ = scoreboard._show(scored)
         assert "another version" in note and "evaluate --pack fruit --store" in note
         assert cells == [] and not download.visible
 
@@ -179,7 +179,7 @@ def test_models_without_figures_have_their_rows(scored):
     renamed = {"label_order": ["pear", "plum", "apple"], "label_order_retain": 1.0}
     found = board() | {"rows": [*board()["rows"], diverged, broken | renamed]}
     (scored.manifest.folder / "scoreboard.json").write_text(json.dumps(found))
-    note, cells, figure, _ = scoreboard._show(scored)
+    note, cells, figure, *_ = scoreboard._show(scored)
     assert cells[2][2] == "cannot be scored: its outputs are not numbers" and cells[2][3:6] == [None, None, None]
     assert "No verdict on broken: it names 11.0% of 20 images" in note and "--label-order pear,plum,apple" in note
     assert [trace.name for trace in figure.data] == ["suppressed", "deleted", working.NO_VERDICT]

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ...machine import files
+from ...restore.spread import FILE
 from ..vit import builder, card
 from . import results
 from .plan import TEST_FILE, plan
@@ -30,13 +31,13 @@ class Builder:
         """Makes what is missing of the stages in `only` (both of them if empty)."""
         wanted = only or stages()
         if "results" in wanted:
-            results.make(self.out / results.FILE, self.work, self.device)
+            results.make(self.out / FILE, self.work, self.device)
         if "pack" in wanted:
             self._pack()
 
     def _pack(self) -> None:
         """Copies from seed 0's folder; a model that is shown and not made yet is made."""
-        base = results.base(self.out / results.FILE, self.work, results.SEEDS[0], self.device)
+        base = results.base(self.out / FILE, self.work, results.SEEDS[0], self.device)
         made = base.plan.forgotten.items()
         for found in [results.model(base, how, name) for name, methods in made for how in methods]:
             target = self.out / found.file

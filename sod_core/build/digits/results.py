@@ -28,7 +28,7 @@ from ..vit.builder import PackBuilder, base_stages
 from . import tuning
 from .plan import plan
 
-FILE, TUNING = "results.json", "tuning.json"
+TUNING = "tuning.json"
 SEEDS = (0, 1, 2)
 LAYER = 9
 FORMAT = 1

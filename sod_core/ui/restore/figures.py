@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from ...restore import scores, working
+from ...restore.spread import figure as figure_of
+from ...restore.spread import kind
+from ...unlearn import TITLES
 from ..theme import ACCENT, calm
 from .visitor import ALPHAS, Curve
 
@@ -62,17 +65,12 @@ _VERDICTS = {  # colour, symbol: told apart without colour too
 }
 
 
-def _kind(verdict: str) -> str:
-    """The verdict without how many images left it undecided."""
-    return scores.UNDECIDED if verdict.startswith(scores.UNDECIDED) else verdict
-
-
 def scoreboard(rows: Sequence[dict]) -> go.Figure:
     """R of the experts against retain accuracy, a point a model, with its bootstrap interval. Rows as stored."""
     figure = go.Figure()
     for verdict, (colour, symbol) in _VERDICTS.items():
         chosen = [
-            row for row in rows if _kind(row["verdict"]) == verdict and row["scores"]["experts"]["value"] is not None
+            row for row in rows if kind(row["verdict"]) == verdict and row["scores"]["experts"]["value"] is not None
         ]
         if not chosen:
             continue
@@ -94,4 +92,26 @@ def scoreboard(rows: Sequence[dict]) -> go.Figure:
     figure.update_layout(height=380)
     figure.update_xaxes(title="retain accuracy", tickformat=".0%")
     figure.update_yaxes(title="R of the experts", range=[-0.15, 1.15], tickvals=[0, 0.5, 1])
+    return calm(figure)
+
+
+def spread(rows: Sequence[dict]) -> go.Figure:
+    """R of the experts and of equally active random features, a box a method and every run a dot. Rows with seeds."""
+    figure = go.Figure()
+    for name, colour in (("R experts", ACCENT), ("R matched", "#8499b0")):
+        known = [(row, value) for row in rows if (value := figure_of(row, name)) is not None]
+        figure.add_box(
+            name=name,
+            x=[TITLES.get(row["method"], row["method"]) for row, _ in known],
+            y=[value for _, value in known],
+            text=[f"{row['target']}, seed {row['seed']}: {row['verdict']}" for row, _ in known],
+            boxpoints="all",
+            jitter=0.5,
+            pointpos=0,
+            marker={"color": colour, "size": 5, "opacity": 0.7},
+            line={"color": colour, "width": 1.5},
+            hovertemplate="%{text}<br>%{y:.2f}<extra>" + name + "</extra>",
+        )
+    figure.update_layout(boxmode="group", height=420)
+    figure.update_yaxes(title="R", range=[-0.15, 1.15], tickvals=[0, 0.5, 1])
     return calm(figure)

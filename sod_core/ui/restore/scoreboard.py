@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import gradio as gr
 
-from ...restore import report, scores, working
+from ...restore import report, scores, spread, working
 from ...restore.judged import ALPHAS, CONTROLS, YARDSTICK
 from ...restore.pack import Pack, shared_pack
 from ...unlearn import TITLES
@@ -53,7 +53,9 @@ def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict, first: str)
     picture = gr.Plot(show_label=False, elem_id="board-plot")
     gr.Markdown(_rules(), elem_classes="sod-quiet")
     download = gr.DownloadButton("Download as CSV", size="sm", visible=False)
-    shown = [note, table, picture, download]
+    several = gr.Markdown(elem_classes="sod-wide-table", elem_id="board-spread", visible=False)
+    dots = gr.Plot(show_label=False, elem_id="board-spread-plot", visible=False)
+    shown = [note, table, picture, download, several, dots]
     of = gr.State("")  # the pack whose figures are shown
     arrived = handling.kept(_arrived, len(shown) + 1), [opener.visitor, of], [*shown, of]
     selected = handling.kept(partial(_selected, first), len(shown) + 1), opener.visitor, [*shown, of]
@@ -128,11 +130,27 @@ def _selected(first: str, visitor: Visitor | None) -> list:
 def _arrived(visitor: Visitor | None, of: str) -> list:
     """Fills the tab anew where a page has opened another pack than the tab shows."""
     if visitor is None or of in ("", visitor.pack.manifest.name):
-        return [gr.skip()] * 5
+        return [gr.skip()] * 7
     return [*_show(visitor.pack), visitor.pack.manifest.name]
 
 
 def _show(pack: Pack) -> list:
+    return [*_stored(pack), *_spread(pack)]
+
+
+def _spread(pack: Pack) -> list:
+    """How much the figures vary over classes and seeds, where the pack knows."""
+    try:
+        found = spread.read(pack)
+    except ValueError as error:
+        return [gr.Markdown(f"{str(error).capitalize()}.", visible=True), gr.Plot(visible=False)]
+    if found is None:
+        return [gr.Markdown(visible=False), gr.Plot(visible=False)]
+    text = f"### Over classes and seeds\n{spread.told(found)}\n\n{spread.table(found)}"
+    return [gr.Markdown(text, visible=True), gr.Plot(figures.spread(spread.rows(found)), visible=True)]
+
+
+def _stored(pack: Pack) -> list:
     command = f"`python -m sod_core evaluate --pack {pack.manifest.name} --store`"
     try:
         board, problem = read(pack), f"Nothing is stored for {pack.manifest.title}; {command} does it."
