@@ -347,6 +347,15 @@ def digits_inputs(images) -> torch.Tensor:
     return torch.as_tensor(images.pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def test_why_weak_firing_weighs_more_is_measured(made):
+    out, work = made
+    found = json.loads((out / "figures" / "weak.json").read_text())
+    assert list(found["on_experts_by_weak_weight"]) == ["0.01", "0.05"] and found["layer"] == 1
+    assert all(0 <= value <= 1 for value in found["on_experts_by_weak_weight"].values())
+    record = json.loads((out / "figures" / "sae-1.json").read_text())
+    assert record["on_experts"] == pytest.approx(found["on_experts_by_weak_weight"]["0.05"])  # the same SAE again
+
+
 def test_unlearn_takes_the_same_division(made, few):
     out, work = made
     source = unlearn_data.Source("digits", split_seed=1)

@@ -1,22 +1,25 @@
-"""The stages of `build digits`: `results` (all methods on all classes with three seeds), and the pack out of seed 0."""
+"""The stages of `build digits`: `results` (all methods on all classes with three seeds), the pack out of seed 0, and
+`weak`, why its SAEs are trained with a stronger term against weak firing than canvas's."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ...machine import files
 from ...restore.spread import FILE
-from ..vit import builder, card
+from ..vit import builder, card, train_sae
 from . import results
 from .plan import TEST_FILE, plan
 
 
 def stages() -> list[str]:
     """All stages in the order they need each other."""
-    return ["results", "pack"]
+    return ["results", "pack", "weak"]
 
 
 class Builder:
@@ -28,12 +31,14 @@ class Builder:
             folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, only: list[str]) -> None:
-        """Makes what is missing of the stages in `only` (both of them if empty)."""
+        """Makes what is missing of the stages in `only` (all of them if empty)."""
         wanted = only or stages()
         if "results" in wanted:
             results.make(self.out / FILE, self.work, self.device)
         if "pack" in wanted:
             self._pack()
+        if "weak" in wanted:
+            files.write_json(self._weak(), self.out / "figures" / "weak.json")
 
     def _pack(self) -> None:
         """Copies from seed 0's folder; a model that is shown and not made yet is made."""
@@ -50,3 +55,16 @@ class Builder:
             shutil.copy(path, self.out / path.name)
         shutil.copytree(base.out / "examples", self.out / "examples", dirs_exist_ok=True)
         card.write(self.out, plan(self.work))
+
+    def _weak(self) -> dict[str, Any]:
+        """How much of what tells a class on CLS lies on its experts, by this pack's weight and by canvas's."""
+        base = results.base(self.out / FILE, self.work, results.SEEDS[0], self.device)
+        found = {}
+        for weight in (train_sae.SAERecipe().weak_weight, base.plan.sae.weak_weight):
+            base.plan = replace(base.plan, sae=replace(base.plan.sae, weak_weight=weight))
+            base.out, whole = self.work / "weak", base.out
+            shutil.copytree(whole, base.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("unlearned", "figures"))
+            (self.work / "seed-0-work" / f"sae-{results.LAYER}.ckpt").unlink(missing_ok=True)
+            found[str(weight)] = base.sae(results.LAYER)["on_experts"]
+            base.out = whole
+        return {"layer": results.LAYER, "on_experts_by_weak_weight": found}

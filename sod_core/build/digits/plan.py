@@ -28,8 +28,7 @@ VIT = train_vit.Recipe(steps=1_500, batch=96, muon_lr=0.012)
 RETRAIN = tuple(f"recipe.{name}={getattr(VIT, name)}" for name in ("steps", "batch", "muon_lr"))
 WEAK = 0.05
 """Five times canvas's: with that, a class's own latent also fires faintly on some stroke of most other digits, and the
-expert ranking drops it as active everywhere. Of what tells a class's CLS latents from all classes' (check images, mean
-over classes, seed 0, layer 9) 17 % lay on its experts then, and 95 % with this; `on_experts` in the SAEs' figures."""
+expert ranking drops it as active everywhere. `figures/weak.json` has what lies on the experts with either."""
 EXAMPLES = 6
 """Of each class."""
 TEST_FILE = "test.parquet"

@@ -78,7 +78,7 @@ class PackBuilder:
             return self.plan.examples(self.out / "examples", self.work)
         how, _, name = stage.rpartition("-")
         if how == "sae":
-            return self._sae(int(name))
+            return self.sae(int(name))
         (self.out / "unlearned").mkdir(exist_ok=True)
         return self.unlearned(how, name, f"unlearned/{stage}.pth").as_dict()
 
@@ -100,7 +100,8 @@ class PackBuilder:
             "half_precision_moves_logits": self._largest_move(trained.vit, vit, test),
         }
 
-    def _sae(self, layer: int) -> dict:
+    def sae(self, layer: int) -> dict:
+        """Trains a layer's SAE, ranks the experts, writes the three files; what the record says of it."""
         recipe, vit = self.plan.sae, self.original()
         tokens = train_sae.collect(vit, self.data.train, layer, recipe, self.device)
         sae = train_sae.train(tokens, recipe, self.work / f"sae-{layer}.ckpt")
