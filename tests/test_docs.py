@@ -14,6 +14,7 @@ from conftest import ROOT
 
 from sod_core.__main__ import _parser
 from sod_core.build.canvas_mask import card as mask_card
+from sod_core.restore import spread
 from sod_core.clamp import manifest as clamp_manifest
 from sod_core.restore import manifest
 
@@ -170,6 +171,13 @@ def test_tables_hold_what_was_measured(name):
 
 def test_the_whole_table_is_whole():
     assert [row["model"] for row in table("docs/evaluation.md")] == list(measured())
+
+
+def test_the_page_on_digits_holds_what_is_stored():
+    found, page = json.loads(text("assets/digits/results.json")), text("docs/digits.md")
+    assert spread.table(found) in page and spread.told(found) in page
+    shares = json.loads(text("assets/digits/figures/weak.json"))["on_experts_by_weak_weight"]
+    assert [f"{100 * share:.0f} %" in page for share in shares.values()] == [True, True]
 
 
 def rows_after(name: str, head: str) -> list[list[str]]:
