@@ -6,6 +6,7 @@ import copy
 import csv
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -30,7 +31,7 @@ from sod_core.packs.find import ASSETS
 from sod_core.restore import actions, evaluate, features, pointing, report, scores, testset
 from sod_core.restore.judged import ALPHAS, CONTROLS, RANDOM_SEEDS, Row, Settings, Subject
 from sod_core.restore.pack import Pack
-from sod_core.restore.scores import Score
+from sod_core.restore.scores import Margin, Score
 from sod_core.restore.testset import TestSet, open_set, stamp
 from sod_core.worlds import canvas
 
@@ -162,8 +163,10 @@ def test_a_second_implementation_finds_the_same(pack, few, monkeypatch, mode):
         assert (row.images, row.target_images) == (42, 14)
         r = {name: score.value for name, score in row.scores.items()}
         yardstick = row.readout if row.method == "retrain" else 0
+        assert row.margin.value == pytest.approx(r["experts"] - max(r["random"], r["matched"]))
+        assert row.margin.yardstick is None  # nobody else was retrained without that class
         assert row.verdict == (
-            scores.verdict(r, row.readout, yardstick)
+            scores.verdict(r, row.margin, row.readout, yardstick, 14)
             if row.retain_unlearned >= row.retain_original / 2
             else "no verdict: the model does not work"
         )
@@ -262,7 +265,90 @@ def test_r_is_not_defined_where_nothing_was_forgotten():
 )
 def test_verdict(experts, random, matched, verdict):
     r = {"experts": experts, "random": random, "matched": matched, "state_copy": 1.0}
-    assert scores.verdict(r, 0.0, 0.0) == verdict
+    assert scores.verdict(r, sure(r), 0.0, 0.0, 40) == verdict
+
+
+def sure(r: dict[str, float | None]) -> Margin:
+    """A margin that every resample agrees on, beside no retrained model."""
+    if r["experts"] is None:
+        return Margin(None, None, None, None)
+    value = r["experts"] - max(r["random"], r["matched"])
+    return Margin(value, value, value, None)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.5, 0.9, "suppressed"),
+        (0.49, 0.9, "undecided, 40 images"),
+        (0.1, 0.49, "partly"),
+        (0.1, 0.5, "undecided, 40 images"),
+        (0.09, 0.3, "undecided, 40 images"),
+        (0.0, 0.1, "undecided, 40 images"),
+        (-0.1, 0.09, "deleted"),
+        (None, 0.09, "deleted"),  # nothing can lie above
+        (None, 0.9, "undecided, 40 images"),
+        (0.6, None, "suppressed"),
+        (0.2, None, "undecided, 40 images"),
+    ],
+)
+def test_a_verdict_holds_only_where_its_whole_interval_does(low, high, verdict):
+    r = {"experts": 0.6, "random": 0.0, "matched": 0.0, "state_copy": 1.0}
+    assert scores.verdict(r, Margin(0.3, low, high, 0.3), 0.0, 0.0, 40) == verdict
+
+
+def plain_margin(models: list[tuple], seed: int, images: int) -> tuple[float, float, float]:
+    """Of the first model beside the retrained others: (value, low, high), image by image.
+
+    A model is (original, unlearned, experts [A, n], random [S, A, n], matched [S, A, n]), rows of 0 and 1.
+    """
+
+    def r(original, unlearned, restored, chosen) -> float | None:
+        share = lambda row: sum(row[i] for i in chosen) / len(chosen)  # noqa: E731
+        drop = share(original) - share(unlearned)
+        if drop < 0.05:
+            return None
+        best = [max(share(row) for row in each) for each in restored]
+        return (sum(best) / len(best) - share(unlearned)) / drop
+
+    def one(model, chosen) -> float | None:
+        original, unlearned, experts, random, matched = model
+        found = [r(original, unlearned, edits, chosen) for edits in ([experts], random, matched)]
+        return None if None in found else found[0] - max(found[1:])
+
+    def beside(chosen) -> float | None:
+        mine, others = one(models[0], chosen), [one(model, chosen) or 0.0 for model in models[1:]]
+        return None if mine is None else mine - max([0.0, *others])
+
+    rows = np.random.default_rng(seed).integers(0, images, (scores.RESAMPLES, images)).tolist()
+    found = [beside(row) for row in rows]
+    lows = sorted(-np.inf if value is None else value for value in found)
+    highs = sorted(np.inf if value is None else value for value in found)
+    last = scores.RESAMPLES - 1
+    return beside(range(images)), lows[math.floor(0.025 * last)], highs[math.ceil(0.975 * last)]
+
+
+@pytest.mark.parametrize("forgot", [0.0, 0.85])  # all of it, or just more than R needs
+def test_the_margin_by_a_second_implementation(forgot):
+    rng, n = np.random.default_rng(3), 40
+    models = []
+    for reach in (0.7, 0.2, 0.05):
+        original, unlearned = rng.random(n) < 0.97, rng.random(n) < (forgot if reach == 0.7 else 0.0)
+        edits = [rng.random((1, 3, n)) < reach, *(rng.random((2, 3, n)) < 0.1 for _ in range(2))]
+        models.append((original, unlearned, edits))
+    drawn = [
+        {name: scores.draw(o, u, edit, 5) for name, edit in zip(("experts", "random", "matched"), edits)}
+        for o, u, edits in models
+    ]
+    found = scores.margin(drawn[0], [scores.margined(one) for one in drawn[1:]])
+    plain = [(o.tolist(), u.tolist(), e[0].tolist(), r.tolist(), m.tolist()) for o, u, (e, r, m) in models]
+    value, low, high = plain_margin(plain, 5, n)
+    assert found.value == pytest.approx(value)
+    for end, wanted in ((found.low, low), (found.high, high)):
+        assert end is None if math.isinf(wanted) else end == pytest.approx(wanted)
+    assert (found.low is None) == (forgot > 0) and found.yardstick == pytest.approx(
+        max(0.0, *(scores.margined(one).value for one in drawn[1:]))
+    )
 
 
 @pytest.mark.parametrize(
@@ -279,7 +365,7 @@ def test_verdict(experts, random, matched, verdict):
 )
 def test_verdict_where_no_edit_can_tell(experts, state_copy, readout, yardstick, verdict):
     r = {"experts": experts, "random": 0.0, "matched": 0.0, "state_copy": state_copy}
-    assert scores.verdict(r, readout, yardstick) == verdict
+    assert scores.verdict(r, sure(r), readout, yardstick, 40) == verdict
 
 
 def test_the_readout_by_hand():
@@ -393,11 +479,19 @@ def test_with_shuffled_experts_nothing_returns(boats, monkeypatch):
     assert row.scores["experts"].value <= row.scores["random"].value + 0.1
 
 
-def test_a_model_that_never_saw_the_class_is_deleted(boats):
+@pytest.mark.parametrize("images", [100, 200])
+def test_retrained_models_are_never_found_to_keep_a_part(images):
+    pack = Pack(ROOT / "assets" / "canvas")
+    subjects = evaluate.subjects(pack, ["retrain-boat", "retrain-cat"])
+    rows = evaluate.run(pack, subjects, open_set(pack, None, images), Settings(9))
+    assert {row.verdict for row in rows} <= {"deleted", f"undecided, {images // 10} images"}
+
+
+def test_a_model_that_never_saw_the_class_is_deleted_or_undecided(boats):
     """Copying CLS brings the class back even here: that control does not tell hidden from deleted."""
     pack, data = boats
     row = judged(pack, data, pack.unlearned("retrain-boat"))
-    assert row.original == 1 and row.unlearned == 0 and row.verdict == "deleted"
+    assert row.original == 1 and row.unlearned == 0 and row.verdict in ("deleted", "undecided, 40 images")
     assert row.scores["experts"].value < 0.1 and row.scores["experts"].high < 0.5
     assert row.scores["cls_copy"].value > 0.9 and row.probe[9] < row.probe_original[9]
     assert row.readout < 0.1
@@ -515,14 +609,13 @@ def test_a_run_of_something_else_starts_afresh(pack, fewer, killed, spoilt_pack,
     assert seen == list(range(21))
 
 
-def test_the_yardstick_is_the_best_of_the_other_retrained_models():
+def test_the_yardsticks_are_the_other_retrained_models():
     def model(id: str, method: str, target: int) -> evaluate.Subject:
         return evaluate.Subject(id, method, target, lambda: None)
 
     models = [model("a", "retrain", 0), model("b", "retrain", 0), model("c", "retrain", 1), model("d", "salun", 0)]
-    readouts = {"a": 0.2, "b": -0.1, "c": 0.9, "d": 1.0}
-    found = [evaluate._yardstick(subject, models, readouts) for subject in models]
-    assert found == [-0.1, 0.2, None, 0.2]
+    found = [[other.id for other in evaluate._yardsticks(subject, models)] for subject in models]
+    assert found == [["b"], ["a"], [], ["a", "b"]]
 
 
 # ---------------------------------------------------------------- what is refused

@@ -89,3 +89,19 @@ def test_means_leave_out_what_does_not_exist() -> None:
     a = unlearncanvas.ConceptResult("a", Count(1, 4), Count(3, 4), Count(0, 0), (), ())
     b = unlearncanvas.ConceptResult("b", Count(0, 0), Count(1, 4), Count(2, 4), (), ())
     assert unlearncanvas.mean([a, b]) == {"ua": 0.75, "ira": 0.5, "cra": 0.5}
+
+
+def test_intervals_are_the_bootstraps_over_images():
+    """200 images, a share of a half: its standard error is 0.035; images that agree leave no doubt."""
+    low, high = Count(100, 200).interval
+    assert low == pytest.approx(0.5 - 1.96 * 0.0354, abs=0.015) and high == pytest.approx(
+        0.5 + 1.96 * 0.0354, abs=0.015
+    )
+    assert (
+        Count(100, 200).interval == (low, high) and Count(7, 7).interval == (1.0, 1.0) and Count(0, 0).interval is None
+    )
+    result = unlearncanvas.ConceptResult("a", Count(2, 7), Count(5, 7), Count(0, 0), (), ())
+    kept = Count(2, 7).interval
+    assert result.intervals == {"ua": (1 - kept[1], 1 - kept[0]), "ira": Count(5, 7).interval, "cra": None}
+    line = list(unlearncanvas.table([result]))[2]
+    assert f"| 71.4 [{100 - 100 * kept[1]:.1f}, {100 - 100 * kept[0]:.1f}] |" in line and "| - |" in line

@@ -124,7 +124,7 @@ def _judge(pack: ErasePack, names: tuple[str, ...], wanted: list, options: argpa
 def _row(r: unlearncanvas.ConceptResult) -> dict[str, Any]:
     counts = {name: getattr(r, name)._asdict() for name in ("unlearned", "in_domain", "cross_domain")}
     return (
-        {"concept": r.concept, "ua": r.ua, "ira": r.ira, "cra": r.cra}
+        {"concept": r.concept, "ua": r.ua, "ira": r.ira, "cra": r.cra, "intervals": r.intervals}
         | counts
         | {
             "missing": list(r.missing),

@@ -16,6 +16,9 @@ from PIL import Image
 from ..data.images import ImageError, read
 from .judges import Judge
 
+RESAMPLES, CONFIDENCE = 1000, 0.95
+"""Of the bootstrap over images."""
+
 
 class Asked(NamedTuple):
     """One image of the benchmark."""
@@ -40,6 +43,19 @@ class Count(NamedTuple):
     def share(self) -> float | None:
         """Between 0 and 1; None where there are no images."""
         return self.right / self.judged if self.judged else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The share's bootstrap interval over images, always the same for the same counts; None without images.
+
+        A resample of so many images, each right with the share's chance, has a binomial number of right ones.
+        """
+        if self.share is None:
+            return None
+        drawn = np.random.default_rng(0).binomial(self.judged, self.share, RESAMPLES) / self.judged
+        tail = 100 * (1 - CONFIDENCE) / 2
+        low, high = np.percentile(drawn, [tail, 100 - tail])
+        return float(low), float(high)
 
 
 class ConceptResult(NamedTuple):
@@ -69,6 +85,16 @@ class ConceptResult(NamedTuple):
     @property
     def cra(self) -> float | None:
         return self.cross_domain.share
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float] | None]:
+        """Of UA, IRA and CRA, over images."""
+        unlearned = self.unlearned.interval
+        return {
+            "ua": None if unlearned is None else (1 - unlearned[1], 1 - unlearned[0]),
+            "ira": self.in_domain.interval,
+            "cra": self.cross_domain.interval,
+        }
 
 
 def asked(objects: tuple[str, ...], styles: tuple[str, ...], seeds: tuple[int, ...], bare: bool = True) -> list[Asked]:
@@ -132,15 +158,19 @@ def mean(results: list[ConceptResult]) -> dict[str, float | None]:
 
 
 def table(results: list[ConceptResult]) -> Iterator[str]:
-    """Markdown, a line a concept and one of means, in percent."""
+    """Markdown, a line a concept and one of means, in percent, with intervals over a concept's images."""
     yield "| erased | UA | IRA | CRA | images | missing | broken |"
     yield "|---|---|---|---|---|---|---|"
     for r in results:
         images = r.unlearned.judged + r.in_domain.judged
-        shares = " | ".join(map(_percent, (r.ua, r.ira, r.cra)))
+        shares = " | ".join(_percent(getattr(r, name)) + _interval(found) for name, found in r.intervals.items())
         yield f"| {r.concept} | {shares} | {images} | {len(r.missing)} | {len(r.broken)} |"
     yield "| **mean** | " + " | ".join(_percent(value) for value in mean(results).values()) + " | | | |"
 
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _interval(found: tuple[float, float] | None) -> str:
+    return "" if found is None else f" [{100 * found[0]:.1f}, {100 * found[1]:.1f}]"

@@ -58,18 +58,42 @@ def run(
     scored = [subject for subject in judged if problems[subject.id] is None]
     readouts = {subject.id: _readout(found, subject) for subject in scored}
     sound = [s for s in scored if working.verdict(*_retained(found, s), None, _only(found, s)) is None]
+    drawn = {subject.id: _drawn(found, subject) for subject in scored}
     return [
-        _row(found, subject, readouts[subject.id], _yardstick(subject, sound, readouts))
+        _row(found, subject, drawn, readouts[subject.id], _yardsticks(subject, sound), readouts)
         if subject in scored
         else Row.without_scores(pack, subject, data, problems[subject.id] or "")
         for subject in judged
     ]
 
 
-def _yardstick(of: Subject, judged: Sequence[Subject], readouts: dict[str, float]) -> float | None:
-    """The largest readout of the other models that were retrained without the class; None where there is none."""
-    retrained = [s for s in judged if s.method == YARDSTICK and s.target == of.target and s.id != of.id]
-    return max((readouts[subject.id] for subject in retrained), default=None)
+def _yardsticks(of: Subject, judged: Sequence[Subject]) -> list[Subject]:
+    """The other models that were retrained without the class."""
+    return [s for s in judged if s.method == YARDSTICK and s.target == of.target and s.id != of.id]
+
+
+def _alphas(found: Predictions) -> list[float]:
+    return [alpha for alpha in ALPHAS if alpha <= found.settings.max_alpha]
+
+
+def _right(found: Predictions, subject: Subject) -> dict[str, np.ndarray]:
+    """{edit: [S, A, members]}: whether each image of the class is named rightly."""
+    members = found.data.labels.numpy() == subject.target
+    return {
+        name: np.stack([named[:, members] for named in found.of(subject, name)]) == subject.target
+        for name in ("experts", *CONTROLS)
+    }
+
+
+def _drawn(found: Predictions, subject: Subject) -> dict[str, scores.Drawn]:
+    """R of the experts and of the random controls, in every resample."""
+    members, alphas = found.data.labels.numpy() == subject.target, len(_alphas(found))
+    original, unlearned = (found.named[key][members] == subject.target for key in ("original", subject.id))
+    right = _right(found, subject)
+    return {
+        name: scores.draw(original, unlearned, right[name][:, :alphas], found.settings.seed)
+        for name in ("experts", "random", "matched")
+    }
 
 
 def _readout(found: Predictions, subject: Subject) -> float:
@@ -90,17 +114,24 @@ def _only(found: Predictions, subject: Subject) -> int | None:
     return working.only_names(found.named[subject.id], found.data.labels.numpy(), subject.target)
 
 
-def _row(found: Predictions, subject: Subject, readout: float, yardstick: float | None) -> Row:
-    """The numbers of one model; `yardstick` is the readout of one retrained without the class."""
+def _row(
+    found: Predictions,
+    subject: Subject,
+    drawn: dict[str, dict[str, scores.Drawn]],
+    readout: float,
+    retrained: Sequence[Subject],
+    readouts: dict[str, float],
+) -> Row:
+    """The numbers of one model; `retrained`: the others that never saw the class, by whom it is measured."""
+    yardstick = max((readouts[other.id] for other in retrained), default=None)
+    others = [scores.margined(drawn[other.id]) for other in retrained]
+    margin = scores.margin(drawn[subject.id], [other for other in others if other is not None])
     labels, classes = found.data.labels.numpy(), found.pack.manifest.classes
     members = labels == subject.target
-    alphas = [alpha for alpha in ALPHAS if alpha <= found.settings.max_alpha]
+    alphas = _alphas(found)
     original = found.named["original"][members] == subject.target
     unlearned = found.named[subject.id][members] == subject.target
-    right = {  # [S, A, members]
-        name: np.stack([named[:, members] for named in found.of(subject, name)]) == subject.target
-        for name in ("experts", *CONTROLS)
-    }
+    right = _right(found, subject)
     r = {
         name: scores.score(original, unlearned, hits[:, : len(alphas)], alphas, found.settings.seed)
         for name, hits in right.items()
@@ -128,6 +159,7 @@ def _row(found: Predictions, subject: Subject, readout: float, yardstick: float 
         retain_unlearned=retain_unlearned,
         retain_restored=float(retained[best]),
         scores=r,
+        margin=margin,
         overshoot=scores.restoration(
             float(original.mean()), float(unlearned.mean()), float(right["experts"][0].mean(1).max())
         ),
@@ -139,7 +171,9 @@ def _row(found: Predictions, subject: Subject, readout: float, yardstick: float 
         confusion_before=_shares(found.named[subject.id][members], len(classes)),
         confusion_after=_shares(everybody[best, members], len(classes)),
         verdict=no_verdict
-        or scores.verdict({name: score.value for name, score in r.items()}, readout, yardstick or 0.0),
+        or scores.verdict(
+            {name: score.value for name, score in r.items()}, margin, readout, yardstick or 0.0, int(members.sum())
+        ),
         label_order=renamed and [classes[index] for index in renamed.order],
         label_order_retain=renamed and renamed.accuracy,
         only_names=None if only is None else classes[only],

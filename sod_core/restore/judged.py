@@ -13,7 +13,7 @@ from torch import nn
 from . import edit as restore
 from . import features, working
 from .pack import Pack
-from .scores import Score
+from .scores import Margin, Score
 from .testset import TestSet, stamp
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0, 5.0, 7.0, 10.0)
@@ -90,6 +90,8 @@ class Row:
     """When every image is edited with the experts at `alpha` (gate "none"); with gate "label" it is the unlearned's."""
     scores: dict[str, Score]
     """R of "experts" and of each of CONTROLS, each at its own best alpha up to the scored maximum."""
+    margin: Margin
+    """By which the experts do more than random features, and than in a model that never saw the class."""
     overshoot: float | None
     """R of the experts at the best of all ALPHAS."""
     probe: dict[int, float | None]
@@ -131,6 +133,7 @@ class Row:
             images=len(data),
             target_images=int((data.labels == subject.target).sum()),
             scores=dict.fromkeys(("experts", *CONTROLS), Score(None, None, None, None)),
+            margin=Margin(None, None, None, None),
             probe=layers,
             probe_original=layers,
             curves={},
@@ -141,7 +144,8 @@ class Row:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"scores": {name: score._asdict() for name, score in self.scores.items()}}
+        tuples = {"scores": {name: score._asdict() for name, score in self.scores.items()}}
+        return asdict(self) | tuples | {"margin": self.margin._asdict()}
 
 
 def subjects(pack: Pack, ids: Sequence[str]) -> list[Subject]:

@@ -21,16 +21,20 @@ from .pointing import Pointing
 from .testset import TestSet
 
 SCOREBOARD = "scoreboard.json"
-FORMAT = 3
-"""Of that file: 1 had no state_copy, no readout and other verdicts; 2 no yardstick, and another probe."""
+FORMAT = 4
+"""Of that file: 1 had no state_copy, no readout and other verdicts; 2 no yardstick, and another probe; 3 no margin."""
 DEFINITION = (
     "R = (restored - unlearned) / (original - unlearned), accuracies on the test images of the forgotten class; "
     f"every edit at its own best alpha up to max_alpha; random and matched: mean over {len(RANDOM_SEEDS)} seeds; "
     f"intervals: {scores.CONFIDENCE:.0%} bootstrap over the class's images, {scores.RESAMPLES} resamples; "
-    f"not defined where unlearning cost the class less than {scores.SMALLEST_DROP:.0%}. Verdict: margin of the "
-    f"experts' R over the better of random and matched; from {scores.SUPPRESSED} suppressed, below {scores.DELETED} "
-    f"deleted, between partly; but {scores.SUPPRESSED_AFTER!r} where R is not enough for suppressed and the readout "
-    f"exceeds the retrained model's (if it is judged too) by {scores.SUPPRESSED}, and {scores.CANNOT_TELL!r} where no "
+    f"not defined where unlearning cost the class less than {scores.SMALLEST_DROP:.0%}. Margin: the experts' R less "
+    "the better of random's and matched's, less the same of the models retrained without the class (if they are judged "
+    "too, and at least 0); its interval by the same resamples, one in which R is not defined counting against either "
+    "end. "
+    f"Verdict, where the margin's whole interval agrees: from {scores.SUPPRESSED} suppressed, below {scores.DELETED} "
+    f"deleted, between partly, else {scores.UNDECIDED!r}; but {scores.SUPPRESSED_AFTER!r} where it is not suppressed "
+    f"and the readout exceeds the retrained model's (if it is judged too) by {scores.SUPPRESSED}, and "
+    f"{scores.CANNOT_TELL!r} where no "
     f"edit, state_copy included, has an R of {scores.DELETED}, or where random or matched features restore as much as "
     f"the experts; {working.NO_ORIGINAL!r} where the original's accuracy on the class or on the others is below "
     f"{working.LEAST_KNOWN}, {working.NO_VERDICT!r} where its retain accuracy is below {working.LEAST_RETAINED} of the "
@@ -83,7 +87,7 @@ COLUMNS = (
     *("id", "method", "target", "target_images", "original", "unlearned", "restored", "alpha"),
     *("retain_original", "retain_unlearned", "retain_gate_none", "retain_gate_label"),
     *(f"R_{name}{end}" for name in ("experts", *CONTROLS) for end in ("", "_low", "_high", "_alpha")),
-    *("R_overshoot", "readout", "yardstick", "verdict"),
+    *("margin", "margin_low", "margin_high", "margin_yardstick", "R_overshoot", "readout", "yardstick", "verdict"),
 )
 
 
@@ -99,6 +103,8 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
         for name, score in row["scores"].items():
             ends = ("", "_low", "_high", "_alpha")
             cells |= {f"R_{name}{end}": value for end, value in zip(ends, score.values())}
+        cells |= {f"margin_{end}": row["margin"][end] for end in ("low", "high", "yardstick")}
+        cells["margin"] = row["margin"]["value"]
         probe = {str(layer): value for layer, value in row["probe"].items()}
         table.writerow([*(_plain(cells[name]) for name in COLUMNS), *(_plain(probe[layer]) for layer in layers)])
     return text.getvalue()
@@ -158,7 +164,11 @@ def plot(found: dict[str, Any], path: Path) -> None:
 def table(rows: Sequence[Row]) -> str:
     """Markdown, one row a model."""
     head = "| model | forget: original | unlearned | restored | at alpha | retain: unlearned | edited too | R experts |"
-    lines = [head + "".join(f" R {control} |" for control in CONTROLS) + " R overshoot | readout | probe | verdict |"]
+    lines = [
+        head
+        + "".join(f" R {control} |" for control in CONTROLS)
+        + " margin | R overshoot | readout | probe | verdict |"
+    ]
     lines.append("|---" * (lines[0].count("|") - 1) + "|")
     for row in rows:
         shares = (row.original, row.unlearned, row.restored)
@@ -166,7 +176,9 @@ def table(rows: Sequence[Row]) -> str:
         cells += [_percent(row.retain_unlearned), _percent(row.retain_restored), interval(row)]
         others = [row.scores[name].value for name in CONTROLS]
         probe = max((value for value in row.probe.values() if value is not None), default=None)
-        cells += ["–" if value is None else f"{value:.2f}" for value in (*others, row.overshoot, row.readout, probe)]
+        cells += ["–" if value is None else f"{value:.2f}" for value in others]
+        cells.append(margin(row.margin._asdict()))
+        cells += ["–" if value is None else f"{value:.2f}" for value in (row.overshoot, row.readout, probe)]
         lines.append("| " + " | ".join([*cells, row.verdict.replace("|", "\\|")]) + " |")
     return "\n".join(lines)
 
@@ -179,6 +191,14 @@ def interval(row: Row) -> str:
     """ "0.92 [0.88, 0.96]"."""
     found = row.scores["experts"]
     return "–" if found.value is None else f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def margin(found: dict[str, float | None]) -> str:
+    """ "0.90 [0.83, 0.96]"; an end that is not known is a question mark."""
+    if found["value"] is None:
+        return "–"
+    low, high = ("?" if found[end] is None else f"{found[end]:.2f}" for end in ("low", "high"))
+    return f"{found['value']:.2f} [{low}, {high}]"
 
 
 def caution(rows: Sequence[dict[str, Any]]) -> str:

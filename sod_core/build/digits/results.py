@@ -34,8 +34,8 @@ LAYER = 9
 FORMAT = 1
 KEPT = (
     *("id", "method", "target", "images", "target_images", "original", "unlearned", "restored", "alpha"),
-    *("retain_original", "retain_unlearned", "retain_restored", "scores", "overshoot", "readout", "yardstick"),
-    "verdict",
+    *("retain_original", "retain_unlearned", "retain_restored", "scores", "margin", "overshoot", "readout"),
+    *("yardstick", "verdict"),
 )
 """Of a row of an evaluation; curves and confusions are not kept."""
 

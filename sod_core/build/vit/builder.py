@@ -114,7 +114,8 @@ class PackBuilder:
         np.save(self.out / f"activations_layer{layer}_stats.npy", stats, allow_pickle=True)
         details = {c: [expert._asdict() for expert in found] for c, found in experts.items()}
         torch.save({"class_experts_details": details}, self.out / f"expert_features_layer{layer}_k{recipe.k}.pt")
-        return {"layer": layer, "recipe": asdict(recipe), "report": report._asdict()}
+        told = train_sae.on_experts(vit, sae, self.data.check, layer, experts, self.device)
+        return {"layer": layer, "recipe": asdict(recipe), "report": report._asdict(), "on_experts": told}
 
     def unlearned(self, how: str, name: str, file: str, changes: tuple[str, ...] | None = None) -> Record:
         """The model that forgets class `name` by the method `how`, written to `file` of the pack; its record.

@@ -194,6 +194,25 @@ def report(vit: nn.Module, sae: TopKSAE, data: ImageSet, layer: int, device) -> 
     return found, torch.cat(active)
 
 
+@torch.inference_mode()
+def on_experts(
+    vit: nn.Module, sae: TopKSAE, data: ImageSet, layer: int, experts: dict[int, list[features.Expert]], device
+) -> float:
+    """How much of what tells a class on CLS lies on its experts: 0 to 1, the mean over classes.
+
+    Of the difference between the class's mean latents on CLS and all images', the experts' share of the squares.
+    """
+    parts = [slice(start, start + 250) for start in range(0, len(data.labels), 250)]
+    found = torch.cat(
+        [sae.encode(vits.head(vit, normalise(data.pixels[p]).to(device), layer))[:, 0].cpu() for p in parts]
+    )
+    labels, shares = torch.as_tensor(np.array(data.labels)), []
+    for label, of_class in experts.items():
+        squares = (found[labels == label].mean(0) - found.mean(0)).square()
+        shares.append((squares[[expert.feature_id for expert in of_class]].sum() / squares.sum()).item())
+    return sum(shares) / len(shares)
+
+
 def rank(active: Tensor, data: ImageSet, classes: int, k: int) -> dict[int, list[features.Expert]]:
     """Expert lists from the activity that `report` found."""
     return features.rank_experts(

@@ -54,6 +54,7 @@ _VERDICTS = {  # colour, symbol: told apart without colour too
     scores.SUPPRESSED_AFTER: (ACCENT, "triangle-up"),
     "partly": ("#e8a06c", "diamond"),
     "deleted": ("#5d7590", "square"),
+    scores.UNDECIDED: ("#8499b0", "diamond-open"),
     scores.CANNOT_TELL: ("#a3b5c8", "circle-open"),
     working.NO_VERDICT: ("#8a8f96", "x-thin-open"),
     working.NO_ORIGINAL: ("#8a8f96", "asterisk-open"),
@@ -61,11 +62,18 @@ _VERDICTS = {  # colour, symbol: told apart without colour too
 }
 
 
+def _kind(verdict: str) -> str:
+    """The verdict without how many images left it undecided."""
+    return scores.UNDECIDED if verdict.startswith(scores.UNDECIDED) else verdict
+
+
 def scoreboard(rows: Sequence[dict]) -> go.Figure:
     """R of the experts against retain accuracy, a point a model, with its bootstrap interval. Rows as stored."""
     figure = go.Figure()
     for verdict, (colour, symbol) in _VERDICTS.items():
-        chosen = [row for row in rows if row["verdict"] == verdict and row["scores"]["experts"]["value"] is not None]
+        chosen = [
+            row for row in rows if _kind(row["verdict"]) == verdict and row["scores"]["experts"]["value"] is not None
+        ]
         if not chosen:
             continue
         r = [row["scores"]["experts"] for row in chosen]

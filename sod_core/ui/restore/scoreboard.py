@@ -23,6 +23,7 @@ from .visitor import Visitor
 
 HEADERS = ["model", "forgot", "verdict", "forget", "retain", "R experts", "interval", "R random", "R matched"]
 HEADERS += [
+    "margin",
     "R copied CLS",
     "R copied state",
     "R patches",
@@ -161,7 +162,7 @@ def cells(board: dict[str, Any], pack: Pack) -> list[list]:
         experts = row["scores"]["experts"]
         interval = "" if r["experts"] is None else f"{experts['low']:.2f} to {experts['high']:.2f}"
         probe = max((value for value in row["probe"].values() if value is not None), default=None)
-        numbers = [r[name] for name in CONTROLS]
+        chance, others = ([r[name] for name in part] for part in (CONTROLS[:2], CONTROLS[2:]))
         found.append(
             [
                 TITLES.get(row["method"], row["method"]),
@@ -171,7 +172,9 @@ def cells(board: dict[str, Any], pack: Pack) -> list[list]:
                 _rounded(row["retain_unlearned"]),
                 _rounded(r["experts"]),
                 interval,
-                *(_rounded(value) for value in (*numbers, row["overshoot"], row["readout"], probe)),
+                *(_rounded(value) for value in chance),
+                report.margin(row["margin"]),
+                *(_rounded(value) for value in (*others, row["overshoot"], row["readout"], probe)),
                 _rounded(seconds.get(row["id"]), 0),
                 row["id"],
                 _link(board, row, pack),
@@ -202,10 +205,12 @@ def _csv(board: dict[str, Any]) -> str:
 
 def _rules() -> str:
     return (
-        f"**Verdict**: the experts' R less the better of *random* and *matched*; from {scores.SUPPRESSED} on "
-        f"*suppressed*, below {scores.DELETED} *deleted*, between them *partly*. R = (restored - unlearned) / "
+        "**Verdict**: by the *margin*, the experts' R less the better of *random* and *matched*, less what the same is "
+        "in the models retrained without the class; in brackets its 95 % interval, over images, which has to agree as "
+        f"a whole: from {scores.SUPPRESSED} on *suppressed*, below {scores.DELETED} *deleted*, between them *partly*, "
+        f"else *{scores.UNDECIDED}* by so many images. R = (restored - unlearned) / "
         "(original - unlearned) on the forgotten class, every edit at the alpha that suits it best. Two verdicts are "
-        f"for what no edit at this layer can show. *{scores.SUPPRESSED_AFTER}*: R is not enough for *suppressed*, but "
+        f"for what no edit at this layer can show. *{scores.SUPPRESSED_AFTER}*: it is not *suppressed* by that, but "
         "the original's own later blocks still find the class in this model's hidden state (*readout*, at least "
         f"{scores.SUPPRESSED} more than in a model retrained without the class): it is there, and only later blocks "
         f"hide it. *{scores.CANNOT_TELL}*: that is not so either, and no edit, not even the original's whole state "
