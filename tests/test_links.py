@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -29,7 +28,7 @@ def known(pack, monkeypatch) -> None:
 
 def followed(asked: dict, default: Controls = PLAIN) -> tuple[Visitor, Controls, Link]:
     """What a page that opens at an address shows."""
-    link = Link({key: str(value) for key, value in asked.items()})
+    link = Link({key: str(value) for key, value in asked.items()}, "restore")
     visitor = Visitor(link.pack("fruit"))
     visitor.choose_model(link.model(visitor))
     return visitor, link.opened(visitor, default), link
@@ -116,8 +115,8 @@ def test_what_does_not_exist_says_so(known):
 
 
 def test_no_html_comes_back_from_a_link(known):
-    asked = dict.fromkeys(("pack", "model", "class", "mode", "latents"), "<img src=x onerror=alert(1)>")
-    link = Link(asked, "<b>")
+    asked = dict.fromkeys(("pack", "model", "class", "mode", "latents", "tab"), "<img src=x onerror=alert(1)>")
+    link = Link(asked, "restore")
     visitor = Visitor(link.pack("fruit"))
     link.model(visitor)
     link.opened(visitor, PLAIN)
@@ -137,10 +136,11 @@ def test_an_own_image_and_an_own_model_are_in_no_link(known, pack_folder, pack):
 
 
 def test_an_address_is_another_tab_s():
-    request = SimpleNamespace(query_params={"tab": "mask", "pack": "canvas-mask"})
-    assert pages.asked(request, "restore", "scoreboard") == {}
-    assert pages.asked(request, "mask") == request.query_params
-    assert pages.asked(SimpleNamespace(query_params={"pack": "fruit"}), "restore") == {"pack": "fruit"}
+    query = {"tab": "mask", "pack": "canvas-mask"}
+    assert Link(query, "restore", "scoreboard").asked == {} and Link(query, "mask").asked == query
+    assert Link({"pack": "fruit"}, "restore").asked == {"pack": "fruit"} and Link({"pack": "fruit"}, "mask").asked == {}
+    unknown = Link({"tab": "nowhere", "pack": "fruit"}, "restore")
+    assert unknown.asked["pack"] == "fruit" and unknown.problems == ["tab 'nowhere'"]
 
 
 # ---------------------------------------------------------------- the page

@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from sod_core.mask import edit, encoder, evaluate, evidence, sweep
 from sod_core.mask.pack import MaskPack, open_mask_pack
 from sod_core.mask.session import Dose
 from sod_core.sparse import bottleneck_file
-from sod_core.ui.mask import api, details, stage, work
+from sod_core.ui.mask import api, details, links, stage, visitor, work
 from sod_core.worlds import drawn
 
 PATIENCE = 60_000
@@ -121,6 +122,23 @@ def test_equally_many_of_each_codebook(pack):
     data = stage.data(pack.manifest, ("a",), RED, found)
     assert data["unit"] == "pairs of each codebook" and data["labels"][1] == str(found.doses[1].pairs)
     assert len(data["abstained"]) == len(found.doses)
+
+
+def test_a_link_is_read_value_by_value(pack, monkeypatch):
+    monkeypatch.setattr(links, "folders", lambda: {"corners": pack.manifest.folder})
+    asked = {"pack": "corners", "bottleneck": "saw-all", "forget": "red;blue", "method": "examples"}
+    link, page = links.Link(asked | {"tab": "mask", "dose": "7", "image": "2"}, "mask"), visitor.Page()
+    assert link.pack("other") == "corners"
+    assert link.opened(pack, page, "saw-all", ["red"]) == ("saw-all", ["red", "blue"], "examples")
+    assert (page.dose, page.picked, link.problems) == (7, 2, [])
+    wrong = {"pack": "/etc", "bottleneck": "x", "forget": "red;boat", "method": "y", "dose": "101", "image": "-1"}
+    link, page = links.Link(wrong | {"tab": "mask"}, "mask"), visitor.Page()
+    assert link.pack("corners") == "corners"
+    assert link.opened(pack, page, "saw-all", ["red"]) == ("saw-all", ["red"], "activations")
+    assert (page.dose, page.picked, len(link.problems)) == (None, 3, 6)
+    assert link.sentence().count("'") == 12 and "red?boat" in link.sentence()
+    shown = visitor.Page(shown=("corners", "saw-all", ("red", "blue"), "examples"), own=Image.new("RGB", (2, 2)))
+    assert "image" not in links.element(shown).split("data-lacks")[0] and "your own image" in links.element(shown)
 
 
 def test_votes_are_those_of_the_bottleneck(pack):
@@ -276,3 +294,28 @@ def test_mask_gives_what_the_command_line_gives(client, pack):
 def test_mistakes_are_sentences(client, sent, why):
     with pytest.raises(AppError, match=why):
         client.predict(**{"pack": "corners"} | sent, api_name="/mask")
+
+
+def test_the_address_follows_and_opens_the_same_page(page, window, server):
+    def address(of: Page) -> dict[str, str]:
+        return {key: values[-1] for key, values in parse_qs(urlsplit(of.url).query).items()}
+
+    first = {"tab": "mask", "pack": "corners", "forget": "red", "method": "activations", "image": "3"}
+    page.wait_for_function("() => new URLSearchParams(location.search).get('pack') === 'corners'")
+    assert first.items() <= address(page).items()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Shift+ArrowRight")
+    dose = page.locator("#mask-stage input[type=range]").input_value()
+    page.wait_for_function("dose => new URLSearchParams(location.search).get('dose') === dose", arg=dose)
+    assert int(dose) > 0
+    with tab(window, PATIENCE, []) as other:
+        other.goto(page.url)
+        expect(other.get_by_role("tab", name="Mask")).to_have_attribute("aria-selected", "true")
+        expect(other.locator("#mask-stage .sod-tile.forget span")).to_have_text("of red still named")
+        assert tiles(other) == tiles(page)
+        assert other.locator("#mask-stage input[type=range]").input_value() == dose
+        other.wait_for_function("address => location.href === address", arg=page.url)
+    with tab(window, PATIENCE, []) as other:
+        other.goto(f"{server.url}?tab=mask&pack=corners&forget=nothing")
+        expect(other.get_by_test_id("toast-text").filter(has_text="forget 'nothing'")).to_be_visible()
+        expect(other.locator("#mask-stage .sod-tile.forget span")).to_have_text("of red still named")

@@ -26,7 +26,7 @@ function query() {
   if (at && at.dataset.link === 'restore' && alpha) found.set('alpha', alpha.value);
   const dose = one(SLIDERS.mask);
   if (at && tab === 'mask' && dose) found.set('dose', dose.value);
-  return '?' + found.toString().replaceAll('%2C', ',');
+  return '?' + found.toString().replaceAll('%2C', ',').replaceAll('%3B', ';');
 }
 
 function write() {
@@ -130,7 +130,7 @@ document.addEventListener('input', later);
 document.addEventListener('sod-moved', later);
 document.addEventListener('click', later);
 new MutationObserver((changes) => {
-  if (changes.some(({target}) => target.closest && target.closest('[id$="-link"]'))) write();
+  if (changes.some(({target}) => target.matches('[data-link]') || target.querySelector('[data-link]'))) later();
 }).observe(document.body, {childList: true, subtree: true, attributes: true, attributeFilter: ['data-values']});
 
 // The tab that the address names, once it is there.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,49 @@ def link(tab: str, values: Mapping[str, Any], lacks: str = "") -> str:
     return f'<div data-link="{tab}" data-values="{said}" data-lacks="{escape(lacks)}"></div>'
 
 
-def asked(request: gr.Request, *tabs: str) -> dict[str, str]:
-    """What the page's address asks of these tabs; the first of TABS is meant where it names none."""
-    values = dict(request.query_params)
-    return values if values.get("tab", TABS[0]) in tabs else {}
+class Link:
+    """What an address asks; a value that cannot be taken leaves the default, and a sentence in `problems`."""
+
+    def __init__(self, query: Mapping[str, str], *tabs: str):
+        """`tabs` are those that it is read for; an address that names no tab means the first of TABS."""
+        self.problems: list[str] = []
+        self.asked = dict(query)
+        tab = self.one_of("tab", TABS, TABS[0])
+        self.asked = self.asked if tab in tabs else {}
+
+    def sentence(self) -> str:
+        """What could not be taken; empty where all could."""
+        return "This link asks for what is not here: " + "; ".join(self.problems) + "." if self.problems else ""
+
+    def one_of(self, key: str, known: Collection[str], default: str) -> str:
+        """A value that is known."""
+        asked = self.asked.get(key, default)
+        if asked == default or asked in known:
+            return asked
+        self.unknown(key)
+        return default
+
+    def number(self, key: str, most: int, default: Any) -> Any:
+        """A whole number from 0 to `most`."""
+        asked = self.asked.get(key)
+        if asked is None:
+            return default
+        if re.fullmatch("[0-9]{1,10}", asked) and int(asked) <= most:
+            return int(asked)
+        self.unknown(key)
+        return default
+
+    def take(self, take: Callable[[Any], Any], value: Any) -> bool:
+        """Whether there was nothing to take, or it was taken: a ValueError's sentence is kept."""
+        try:
+            if value is not None:
+                take(value)
+            return True
+        except ValueError as error:
+            self.problems.append(str(error))
+            return False
+
+    def unknown(self, key: str) -> None:
+        """Notes a value that cannot be taken."""
+        shown = re.sub(r"[^\w .,+-]", "?", self.asked[key][:40])  # the page takes a sentence for HTML
+        self.problems.append(f"{key} '{shown}'")

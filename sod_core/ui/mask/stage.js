@@ -51,7 +51,7 @@ function render() {
   if (!place) { sweep = null; return; }
   const before = sweep && sweep.key;
   sweep = JSON.parse(place.dataset.sweep);
-  if (before !== sweep.key) at = sweep.start;
+  if (before !== sweep.key) at = sweep.at;
   place.innerHTML = `<div class="sod-tiles">
       <div class="sod-tile forget"><b></b><span>of ${safe(sweep.title)} still named</span><small></small></div>
       <div class="sod-tile retain"><b></b><span>of all other images right</span><small></small></div></div>

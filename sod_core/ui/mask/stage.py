@@ -16,9 +16,10 @@ from ...mask.sweep import Sweep
 SCRIPT = (Path(__file__).parent / "stage.js").read_text(encoding="utf-8")
 
 
-def html(m: MaskPackManifest, key: Sequence[Any], classes: Sequence[int], found: Sweep) -> str:
-    """The figure's element. A new `key`, of the menus, opens at the dose that forgets."""
-    return f'<div class="sod-mask" data-sweep="{escape(json.dumps(data(m, key, classes, found)))}"></div>'
+def html(m: MaskPackManifest, key: Sequence[Any], classes: Sequence[int], found: Sweep, at: int) -> str:
+    """The figure's element. A new `key`, of the menus, opens at the position `at`."""
+    said = data(m, key, classes, found) | {"at": at}
+    return f'<div class="sod-mask" data-sweep="{escape(json.dumps(said))}"></div>'
 
 
 def start(found: Sweep) -> int:

@@ -16,7 +16,7 @@ from ...mask import encoder, sweep
 from ...mask.pack import MaskPack, folders, shared_mask_pack
 from ...mask.sweep import Sweep
 from .. import handling, overlays
-from . import details, stage, work
+from . import details, links, stage, work
 from . import panel as panels
 from .panel import Panel
 from .visitor import Page
@@ -37,7 +37,7 @@ def build(tab: gr.Tab) -> None:
         return
     p = panels.layout(panels.pack_choices(), first_pack(known))
     page = gr.State(Page())  # Gradio gives each visitor's page a copy
-    menus = [p.note, p.bottleneck, p.classes, p.picker]
+    menus = [p.pack, p.note, p.bottleneck, p.classes, p.method, p.picker]
     moved: dict = {"fn": handling.kept_stream(lambda *values: _choose(p, page, *values), lambda *_: {p.progress: ""})}
     moved |= {"inputs": [page, *p.asked], "outputs": [page, *p.shown], "concurrency_limit": 4, **LATEST}
     for event in (tab.select, p.pack.input):
@@ -83,18 +83,24 @@ def _opening(pack: MaskPack) -> tuple[str, list[str]]:
     return entry.id, [next(iter(m.encoder(entry.encoder).never_saw), m.classes[0])]
 
 
-def _open(page: Page, name: str) -> list:
-    """Fills the menus for a pack; as the visitor left them where it is open."""
+def _open(request: gr.Request, page: Page, name: str) -> list:
+    """Fills the menus for a pack; as the visitor left them where it is open, as the address says where none was."""
     if name == page.pack:
-        return [gr.skip()] * 5
+        return [gr.skip()] * 7
+    link = links.Link(dict(request.query_params) if page.pack is None else {}, "mask")
+    name = link.pack(name)
     pack = shared_mask_pack(name)
-    m, (bottleneck, names) = pack.manifest, _opening(pack)
+    m = pack.manifest
     page.pack, page.picked, page.own, page.own_features = name, 3, None, {}
+    bottleneck, names, method = link.opened(pack, page, *_opening(pack))
+    if link.problems:
+        gr.Warning(link.sentence())
     choices = [(entry.title, entry.id) for entry in m.bottlenecks]
     shown = work.pictures(pack)
     thumbnails = details.picker(shown, work.picture_names(pack, m.encoders[0].id), page.picked) if shown else ""
     menus = gr.update(choices=choices, value=bottleneck), gr.update(choices=list(m.classes), value=names)
-    return [page, m.note, *menus, thumbnails]
+    how = gr.skip() if "method" not in link.asked else method
+    return [page, name, m.note, *menus, how, thumbnails]
 
 
 def _choose(
@@ -116,13 +122,15 @@ def _choose(
     if not work.known(pack, bottleneck, classes, method):
         yield {p.progress: overlays.progress_bar("Computing every dose, on the whole test set", None)}
     found = work.swept(pack, bottleneck, classes, method)
-    page.key, page.position = key, stage.start(found)
+    at = stage.start(found) if page.dose is None else page.dose
+    page.key, page.position, page.dose = key, at, None
+    page.shown = name, bottleneck, tuple(names), method
     case, ways = work.case(pack, bottleneck, names, method)
     yield {
         state: page,
         p.saw: _saw(pack, bottleneck, names),
         p.progress: "",
-        p.stage: stage.html(pack.manifest, key, classes, found),
+        p.stage: stage.html(pack.manifest, key, classes, found, at),
         p.evidence: details.evidence(case, ways),
         p.overlap: details.overlap(pack.manifest.classes, work.shared_pairs(pack, bottleneck)),
         p.learned: "",
@@ -181,7 +189,7 @@ def _votes(pack: MaskPack, page: Page, bottleneck: str, mask: Tensor) -> str:
         title = pack.manifest.classes[int(session.test.labels[picked])]
         picture = shown[picked] if picked < len(shown) else None
     before, after = (sweep.votes(session, each, features) for each in (torch.zeros_like(mask), mask))
-    return details.votes(pack.manifest.classes, title, before, after, picture)
+    return details.votes(pack.manifest.classes, title, before, after, picture) + links.element(page)
 
 
 def _pick(event: gr.EventData, page: Page, name: str, bottleneck: str, names: list[str], method: str) -> list:

@@ -19,6 +19,10 @@ class Page:
     """That is open."""
     key: tuple = ()
     """The menus that the figure was made for."""
+    shown: tuple[str, str, tuple[str, ...], str] = ("", "", (), "")
+    """Names of the pack, the bottleneck, the classes and the method of the figure."""
+    dose: int | None = None
+    """The position that a link asks for, until the figure is made."""
     position: int = 0
     """Of the dose, where the slider rests."""
     picked: int = 3

@@ -6,14 +6,13 @@ A link holds names and numbers that every visitor may choose; never a path, an u
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 from ...restore import sweep
 from ...restore.edit import MODES, TOKENS
 from ...restore.pack import folders
-from ..page import TABS
+from .. import page
 from . import words
 from .visitor import ORIGINAL, Controls, Visitor
 
@@ -50,24 +49,16 @@ def lacking(visitor: Visitor) -> str:
     return f"The link does not hold {' and '.join(lost)}." if lost else ""
 
 
-class Link:
-    """An address's values; what cannot be taken leaves the default, and a sentence in `problems`."""
-
-    def __init__(self, asked: Mapping[str, str], tab: str = ""):
-        """`tab` is the one that the address names, if it names any."""
-        self._asked = dict(asked)
-        self.problems: list[str] = []
-        if tab and tab not in TABS:
-            self._asked["tab"] = tab
-            self._unknown("tab")
+class Link(page.Link):
+    """What an address asks of the Restore tab."""
 
     def pack(self, default: str) -> str:
         """The name of the pack that is asked for."""
-        return self._one_of("pack", folders(), default)
+        return self.one_of("pack", folders(), default)
 
     def model(self, visitor: Visitor) -> str:
         """The id of the pack's model that is asked for, or of the one that is shown."""
-        return self._one_of("model", [entry.id for entry in visitor.pack.manifest.unlearned], visitor.entry.id)
+        return self.one_of("model", [entry.id for entry in visitor.pack.manifest.unlearned], visitor.entry.id)
 
     def opened(self, visitor: Visitor, controls: Controls) -> Controls:
         """Takes the visitor, whose model is chosen, to what is asked for; `controls` are the defaults."""
@@ -75,69 +66,34 @@ class Link:
         layers = list(map(str, manifest.layers))
         controls = replace(
             controls,
-            layer=int(self._one_of("layer", layers, str(controls.layer))),
-            mode=self._one_of("mode", MODES, controls.mode),
+            layer=int(self.one_of("layer", layers, str(controls.layer))),
+            mode=self.one_of("mode", MODES, controls.mode),
             alpha=self._alpha(controls.alpha),
-            tokens=self._one_of("tokens", TOKENS, controls.tokens),
-            features=self._one_of("features", words.FEATURE_TITLES, controls.features),
-            expert_class=self._one_of("class", manifest.classes, controls.expert_class),
-            seed=self._number("seed", MOST_SEED, controls.seed),
+            tokens=self.one_of("tokens", TOKENS, controls.tokens),
+            features=self.one_of("features", words.FEATURE_TITLES, controls.features),
+            expert_class=self.one_of("class", manifest.classes, controls.expert_class),
+            seed=self.number("seed", MOST_SEED, controls.seed),
         )
-        self._take(visitor.choose_example, self._number("example", examples - 1, None))
-        self._take(lambda text: visitor.edit_own_list(controls.layer, text), self._latents())
-        self._take(lambda id: visitor.show_latent(controls.layer, id), self._number("latent", MOST_SEED, None))
-        self._take(visitor.choose_patch, self._number("patch", visitor.pack.shape.grid**2 - 1, None))
-        if self._take(lambda _: visitor.chosen(controls), controls):
+        self.take(visitor.choose_example, self.number("example", examples - 1, None))
+        self.take(lambda text: visitor.edit_own_list(controls.layer, text), self._latents())
+        self.take(lambda id: visitor.show_latent(controls.layer, id), self.number("latent", MOST_SEED, None))
+        self.take(visitor.choose_patch, self.number("patch", visitor.pack.shape.grid**2 - 1, None))
+        if self.take(lambda _: visitor.chosen(controls), controls):
             return controls
         return replace(controls, features="experts")
 
-    def sentence(self) -> str:
-        """What could not be taken; empty where all could."""
-        return "This link asks for what is not here: " + "; ".join(self.problems) + "." if self.problems else ""
-
-    def _one_of(self, key: str, known: Collection[str], default: str) -> str:
-        asked = self._asked.get(key, default)
-        if asked == default or asked in known:
-            return asked
-        self._unknown(key)
-        return default
-
-    def _number(self, key: str, most: int, default: Any) -> Any:
-        """A whole number from 0 to `most`."""
-        asked = self._asked.get(key)
-        if asked is None:
-            return default
-        if re.fullmatch("[0-9]{1,10}", asked) and int(asked) <= most:
-            return int(asked)
-        self._unknown(key)
-        return default
-
     def _alpha(self, default: float) -> float:
-        asked = self._asked.get("alpha")
+        asked = self.asked.get("alpha")
         if asked is None:
             return default
         if re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,6})?", asked) and float(asked) <= sweep.ALPHAS[-1]:
             return float(asked)
-        self._unknown("alpha")
+        self.unknown("alpha")
         return default
 
     def _latents(self) -> str | None:
-        asked = self._asked.get("latents")
+        asked = self.asked.get("latents")
         if asked is None or re.fullmatch("[0-9, ]*", asked) and len(asked) <= LONGEST:
             return asked
-        self._unknown("latents")
+        self.unknown("latents")
         return None
-
-    def _take(self, take: Callable[[Any], Any], value: Any) -> bool:
-        """Whether there was nothing to take, or it was taken."""
-        try:
-            if value is not None:
-                take(value)
-            return True
-        except ValueError as error:
-            self.problems.append(str(error))
-            return False
-
-    def _unknown(self, key: str) -> None:
-        shown = re.sub(r"[^\w .,+-]", "?", self._asked[key][:40])  # the page takes a sentence for HTML
-        self.problems.append(f"{key} '{shown}'")

@@ -14,7 +14,7 @@ from ...packs import download, hub, own
 from ...packs.errors import PackError
 from ...packs.hub import HubFile
 from ...restore.pack import folders, shared_pack
-from .. import handling, intake, overlays, page
+from .. import handling, intake, overlays
 from . import answers, links
 from .panel import FORGOTTEN, MOST_LOST, Panel, model_choices, pack_choices
 from .ready import needed
@@ -113,7 +113,7 @@ class Opener:
         self, request: gr.Request, before: Visitor | None, turn: Turn, name: str, *values: Any
     ) -> Iterator[dict]:
         """As `open_pack`, of a page that opens: at the place that its address names."""
-        link = links.Link(page.asked(request, *page.TABS[:2]), dict(request.query_params).get("tab", ""))
+        link = links.Link(dict(request.query_params), "restore", "scoreboard")
         name = link.pack(name)
         yield from self._until_overtaken(turn, lambda: self._opened(before, name, values, link), "pack")
         if link.problems:
