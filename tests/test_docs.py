@@ -14,9 +14,8 @@ from conftest import ROOT
 
 from sod_core.__main__ import _parser
 from sod_core.build.canvas_mask import card as mask_card
-from sod_core.restore import spread
 from sod_core.clamp import manifest as clamp_manifest
-from sod_core.restore import manifest
+from sod_core.restore import manifest, spread
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("assets/*/*.md")])
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
