@@ -162,11 +162,10 @@ def test_a_second_implementation_finds_the_same(pack, few, monkeypatch, mode):
             assert found[key] == pytest.approx(value), key
         assert (row.images, row.target_images) == (42, 14)
         r = {name: score.value for name, score in row.scores.items()}
-        yardstick = row.readout if row.method == "retrain" else 0
         assert row.margin.value == pytest.approx(r["experts"] - max(r["random"], r["matched"]))
         assert row.margin.yardstick is None  # nobody else was retrained without that class
         assert row.verdict == (
-            scores.verdict(r, row.margin, row.readout, yardstick, 14)
+            scores.verdict(row.scores, row.margin, row.readout_margin, 14)
             if row.retain_unlearned >= row.retain_original / 2
             else "no verdict: the model does not work"
         )
@@ -265,7 +264,15 @@ def test_r_is_not_defined_where_nothing_was_forgotten():
 )
 def test_verdict(experts, random, matched, verdict):
     r = {"experts": experts, "random": random, "matched": matched, "state_copy": 1.0}
-    assert scores.verdict(r, sure(r), 0.0, 0.0, 40) == verdict
+    assert scores.verdict(sure_scores(r), sure(r), NOTHING_READ, 40) == verdict
+
+
+NOTHING_READ = Margin(0.0, 0.0, 0.0, None)
+
+
+def sure_scores(r: dict[str, float | None]) -> dict[str, Score]:
+    """What every resample agrees on."""
+    return {name: Score(value, value, value, None if value is None else 1.0) for name, value in r.items()}
 
 
 def sure(r: dict[str, float | None]) -> Margin:
@@ -294,7 +301,7 @@ def sure(r: dict[str, float | None]) -> Margin:
 )
 def test_a_verdict_holds_only_where_its_whole_interval_does(low, high, verdict):
     r = {"experts": 0.6, "random": 0.0, "matched": 0.0, "state_copy": 1.0}
-    assert scores.verdict(r, Margin(0.3, low, high, 0.3), 0.0, 0.0, 40) == verdict
+    assert scores.verdict(sure_scores(r), Margin(0.3, low, high, 0.3), NOTHING_READ, 40) == verdict
 
 
 def plain_margin(models: list[tuple], seed: int, images: int) -> tuple[float, float, float]:
@@ -365,7 +372,59 @@ def test_the_margin_by_a_second_implementation(forgot):
 )
 def test_verdict_where_no_edit_can_tell(experts, state_copy, readout, yardstick, verdict):
     r = {"experts": experts, "random": 0.0, "matched": 0.0, "state_copy": state_copy}
-    assert scores.verdict(r, sure(r), readout, yardstick, 40) == verdict
+    alone = scores.Margined(readout, np.full(scores.RESAMPLES, readout))
+    over = scores.readout_margin(alone, [scores.Margined(yardstick, np.full(scores.RESAMPLES, yardstick))])
+    assert over.value == pytest.approx(readout - max(0, yardstick))
+    assert scores.verdict(sure_scores(r), sure(r), over, 40) == verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "restored", "verdict"),
+    [
+        (0.5, 0.9, 0.3, "suppressed after this layer"),
+        (0.49, 0.9, 0.3, "undecided, 40 images"),  # neither that nor partly
+        (0.1, 0.5, 0.0, "undecided, 40 images"),
+        (0.1, 0.49, 0.3, "partly"),
+        (0.49, 0.9, 0.6, "suppressed"),  # whatever is read
+    ],
+)
+def test_a_readout_counts_only_where_its_whole_interval_does(low, high, restored, verdict):
+    r = {"experts": restored, "random": 0.0, "matched": 0.0, "state_copy": 1.0}
+    assert scores.verdict(sure_scores(r), sure(r), Margin(0.6, low, high, 0.0), 40) == verdict
+
+
+def test_later_blocks_listen_or_not_only_where_an_interval_says_so():
+    r = dict.fromkeys(("experts", "random", "matched"), 0.0)
+    told = {(0.1, 0.3): "deleted", (0.09, 0.3): "undecided, 40 images", (0.0, 0.09): "cannot tell at this layer"}
+    for (low, high), verdict in told.items():
+        edits = sure_scores(r) | {"state_copy": Score(0.09, low, high, 1.0)}
+        assert scores.verdict(edits, sure(r), NOTHING_READ, 40) == verdict
+
+
+def test_the_readouts_interval_by_a_second_implementation():
+    """Less the better of two retrained models', at least 0; the class's images and the others are drawn apart."""
+    rng = np.random.default_rng(8)
+    labels = np.array([1] * 12 + [0] * 20)
+    models = [rng.choice([0, 1], 32, p=[1 - share, share]) for share in (0.8, 0.3, 0.4)]
+    drawn = [scores.draw_readout(named, labels, 1, 5) for named in models]
+    found = scores.readout_margin(drawn[0], drawn[1:])
+    generator = np.random.default_rng(5)
+    members = generator.integers(0, 12, (scores.RESAMPLES, 12)).tolist()
+    others = generator.integers(0, 20, (scores.RESAMPLES, 20)).tolist()
+
+    def one(named, mine, rest) -> float:
+        says = named.tolist()
+        return sum(says[i] == 1 for i in mine) / 12 - sum(says[12 + i] == 1 for i in rest) / 20
+
+    def beside(mine, rest) -> float:
+        first, *retrained = [one(named, mine, rest) for named in models]
+        return first - max(0.0, *retrained)
+
+    ordered = sorted(beside(mine, rest) for mine, rest in zip(members, others))
+    assert found.value == pytest.approx(beside(range(12), range(20)))
+    assert found.low == pytest.approx(ordered[math.floor(0.025 * 999)])
+    assert found.high == pytest.approx(ordered[math.ceil(0.975 * 999)])
+    assert found.yardstick == pytest.approx(max(0.0, *(one(named, range(12), range(20)) for named in models[1:])))
 
 
 def test_the_readout_by_hand():
@@ -885,6 +944,9 @@ def test_the_csv_round_trips(rows):
         assert float(found["retain_gate_label"]) == pytest.approx(row.retain_unlearned, abs=1e-4)
         assert float(found["R_overshoot"]) == pytest.approx(row.overshoot, abs=1e-4)
         assert float(found["readout"]) == pytest.approx(row.readout, abs=1e-4)
+        for end, column in (("value", ""), ("low", "_low"), ("high", "_high")):
+            value = getattr(row.readout_margin, end)
+            assert float(found[f"readout_margin{column}"]) == pytest.approx(value, abs=1e-4), end
         for name in ("experts", *CONTROLS):
             read = [float(found[f"R_{name}{end}"]) for end in ("", "_low", "_high", "_alpha")]
             assert read == pytest.approx(list(row.scores[name]), abs=1e-4)

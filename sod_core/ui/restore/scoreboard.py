@@ -30,6 +30,7 @@ HEADERS += [
     "R all",
     "overshoot",
     "readout",
+    "readout margin",
     "probe",
     "seconds",
     "id",
@@ -192,7 +193,9 @@ def cells(board: dict[str, Any], pack: Pack) -> list[list]:
                 interval,
                 *(_rounded(value) for value in chance),
                 report.margin(row["margin"]),
-                *(_rounded(value) for value in (*others, row["overshoot"], row["readout"], probe)),
+                *(_rounded(value) for value in (*others, row["overshoot"], row["readout"])),
+                report.margin(row["readout_margin"]),
+                _rounded(probe),
                 _rounded(seconds.get(row["id"]), 0),
                 row["id"],
                 _link(board, row, pack),
@@ -224,13 +227,14 @@ def _csv(board: dict[str, Any]) -> str:
 def _rules() -> str:
     return (
         "**Verdict**: by the *margin*, the experts' R less the better of *random* and *matched*, less what the same is "
-        "in the models retrained without the class; in brackets its 95 % interval, over images, which has to agree as "
-        f"a whole: from {scores.SUPPRESSED} on *suppressed*, below {scores.DELETED} *deleted*, between them *partly*, "
-        f"else *{scores.UNDECIDED}* by so many images. R = (restored - unlearned) / "
+        "in the models retrained without the class; in brackets its 95 % interval, over images. Every interval has to "
+        f"agree as a whole: from {scores.SUPPRESSED} on *suppressed*, below {scores.DELETED} *deleted*, between them "
+        f"*partly*, else *{scores.UNDECIDED}* by so many images. R = (restored - unlearned) / "
         "(original - unlearned) on the forgotten class, every edit at the alpha that suits it best. Two verdicts are "
         f"for what no edit at this layer can show. *{scores.SUPPRESSED_AFTER}*: it is not *suppressed* by that, but "
         "the original's own later blocks still find the class in this model's hidden state (*readout*, at least "
-        f"{scores.SUPPRESSED} more than in a model retrained without the class): it is there, and only later blocks "
+        f"{scores.SUPPRESSED} more than in a model retrained without the class, *readout margin*): it is there, and "
+        "only later blocks "
         f"hide it. *{scores.CANNOT_TELL}*: that is not so either, and no edit, not even the original's whole state "
         f"(*R copied state*), restores {scores.DELETED}: what follows this layer does not listen to it; or random "
         "features restore as much as the experts. Look at the probe, and evaluate another layer. There is *no verdict* "
