@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import io
 import json
@@ -27,9 +26,8 @@ from sod_core.data import images
 from sod_core.models import vit as vits
 from sod_core.packs import hub
 from sod_core.packs.errors import PackError
-from sod_core.packs.find import ASSETS
 from sod_core.restore import actions, evaluate, features, pointing, report, scores, testset
-from sod_core.restore.judged import ALPHAS, CONTROLS, RANDOM_SEEDS, Row, Settings, Subject
+from sod_core.restore.judged import ALPHAS, CONTROLS, RANDOM_SEEDS, Row, Settings
 from sod_core.restore.pack import Pack
 from sod_core.restore.scores import Margin, Score
 from sod_core.restore.testset import TestSet, open_set, stamp
@@ -480,111 +478,6 @@ def test_a_probe_does_not_train_on_one_style_and_test_on_another():
 @pytest.mark.parametrize(("members", "others"), [(0, 10), (1, 10), (3, 10), (10, 3), (10, 1), (10, 0)])
 def test_a_probe_of_too_few_is_none(members, others):
     assert scores.probe(*tokens(members, others, 5), 1) is None
-
-
-# ---------------------------------------------------------------- models of which we know what they do
-
-
-@pytest.fixture(scope="module")
-def boats() -> tuple[Pack, TestSet]:
-    """The embedded pack, and the first 400 drawn images without most of those that show no boat."""
-    pack = Pack(ASSETS / "canvas", torch.device("cpu"))
-    boat = pack.manifest.class_index("boat")
-    drawn = open_set(pack, "canvas", 400)
-    chosen = [i for i in range(400) if i % 10 == boat or i < 50]
-    return pack, TestSet("boats", [i % 10 for i in chosen], lambda i: drawn._read(chosen[i]), pack)
-
-
-def judged(pack: Pack, data: TestSet, model: torch.nn.Module) -> Row:
-    boat = pack.manifest.class_index("boat")
-    return evaluate.run(pack, [Subject("known", "own", boat, lambda: model)], data, Settings(9))[0]
-
-
-def hiding(pack: Pack) -> torch.nn.Module:
-    """The original, whose CLS after block 9 is mirrored in the direction from the other classes to boats.
-
-    Nothing is lost, and no SAE has a part in it.
-    """
-    boat = pack.manifest.class_index("boat")
-    cls, labels = pack.example_hidden(9)[:, 0], torch.tensor([example.label for example in pack.examples()])
-    others = cls[labels != boat].mean(0)
-    way = torch.nn.functional.normalize(cls[labels == boat].mean(0) - others, dim=0)
-
-    def mirror(block, inputs, hidden):
-        hidden = hidden.clone()
-        hidden[:, 0] -= 2 * ((hidden[:, 0] - others) @ way).clamp(min=0)[:, None] * way
-        return hidden
-
-    model = copy.deepcopy(pack.original())
-    model.blocks[9].register_forward_hook(mirror)
-    return model
-
-
-def test_what_is_only_hidden_is_suppressed(boats):
-    pack, data = boats
-    row = judged(pack, half(data), hiding(pack))
-    assert row.original == 1 and row.unlearned == 0 and row.retain_unlearned > 0.9
-    assert row.scores["experts"].value > 0.9 and row.verdict == "suppressed" and row.probe[9] > 0.9
-
-
-def test_with_shuffled_experts_nothing_returns(boats, monkeypatch):
-    """The same model and as many latents, but not the class's: no better than random ones, because they are."""
-    pack, data = boats
-    experts = pack.expert_ids(9, pack.manifest.class_index("boat"))
-    shuffled = features.random_features(experts, pack.sae(9).latents, 99)
-    monkeypatch.setattr(pack, "expert_ids", lambda layer, target: shuffled)
-    row = judged(pack, half(data), hiding(pack))
-    assert row.unlearned == 0 and row.verdict == "deleted"
-    assert row.scores["experts"].value <= row.scores["random"].value + 0.1
-
-
-@pytest.mark.parametrize("images", [100, 200])
-def test_retrained_models_are_never_found_to_keep_a_part(images):
-    pack = Pack(ROOT / "assets" / "canvas")
-    subjects = evaluate.subjects(pack, ["retrain-boat", "retrain-cat"])
-    rows = evaluate.run(pack, subjects, open_set(pack, None, images), Settings(9))
-    assert {row.verdict for row in rows} <= {"deleted", f"undecided, {images // 10} images"}
-
-
-def test_a_model_that_never_saw_the_class_is_deleted_or_undecided(boats):
-    """Copying CLS brings the class back even here: that control does not tell hidden from deleted."""
-    pack, data = boats
-    row = judged(pack, data, pack.unlearned("retrain-boat"))
-    assert row.original == 1 and row.unlearned == 0 and row.verdict in ("deleted", "undecided, 40 images")
-    assert row.scores["experts"].value < 0.1 and row.scores["experts"].high < 0.5
-    assert row.scores["cls_copy"].value > 0.9 and row.probe[9] < row.probe_original[9]
-    assert row.readout < 0.1
-
-
-def half(data: TestSet) -> TestSet:
-    return TestSet("half", data.labels[::2].tolist(), lambda i: data._read(2 * i), data._pack)
-
-
-def test_what_is_hidden_after_the_edited_layer_is_suppressed(boats):
-    """With only the classifier changed there is nothing to put back at the layer; the original's tail reads it all."""
-    pack, data = boats
-    model = copy.deepcopy(pack.original())
-    model.head.bias[pack.manifest.class_index("boat")] -= 100
-    row = judged(pack, half(data), model)
-    assert (row.unlearned, row.readout, row.verdict) == (0, 1, "suppressed after this layer")
-    assert {score.value for score in row.scores.values()} == {0} and row.probe == row.probe_original
-
-
-def test_last_blocks_made_anew_do_not_delete(boats):
-    """EU-k: no edit restores anything, and the original's last blocks name every boat from its hidden state."""
-    pack, data = boats
-    row = judged(pack, half(data), pack.unlearned("eu_k-boat"))
-    assert row.unlearned == 0 and max(score.value for score in row.scores.values()) < 0.1
-    assert row.readout > 0.9 and row.verdict == "suppressed after this layer"
-
-
-def test_a_model_that_no_edit_and_no_readout_reaches_cannot_be_told(boats):
-    """As in the last two, but its hidden state from block 0 on is another network's."""
-    pack, data = boats
-    model = copy.deepcopy(pack.unlearned("retrain-boat"))
-    model.head.bias[pack.manifest.class_index("boat")] -= 100
-    row = judged(pack, half(data), model)
-    assert row.unlearned == 0 and row.readout < 0.1 and row.verdict == "cannot tell at this layer"
 
 
 # ---------------------------------------------------------------- killed runs
