@@ -175,6 +175,8 @@ def test_the_whole_table_is_whole():
 def test_the_page_on_digits_holds_what_is_stored():
     found, page = json.loads(text("assets/digits/results.json")), text("docs/digits.md")
     assert spread.table(found) in page and spread.told(found) in page
+    canvas = json.loads(text("assets/canvas/scoreboard.json"))["rows"]
+    assert spread.compared(found, "canvas", canvas) in page
     shares = json.loads(text("assets/digits/figures/weak.json"))["on_experts_by_weak_weight"]
     assert [f"{100 * share:.0f} %" in page for share in shares.values()] == [True, True]
 

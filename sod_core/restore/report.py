@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import platform
 import shlex
 from collections.abc import Iterator, Sequence
@@ -65,6 +66,27 @@ def scoreboard(pack: Pack, data: TestSet, settings: Settings, rows: Sequence[Row
         "packages": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "rows": [row.as_dict() for row in rows],
     }
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The evaluation that the pack in `folder` stores (`evaluate --store`); None where it has none.
+
+    Raises ValueError for one that is damaged, or that another version stored: its verdicts follow other rules.
+    """
+    path = folder / SCOREBOARD
+    if not path.is_file():
+        return None
+    try:
+        board = json.loads(path.read_text(encoding="utf-8"))
+        stored = board.get("format")
+        complete = {"rows", "settings", "images", "data"} <= board.keys()
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"What is stored in {path.name} cannot be read") from error
+    if stored != FORMAT:
+        raise ValueError("What is stored was measured by another version, whose verdicts follow other rules")
+    if not complete:
+        raise ValueError(f"What is stored in {path.name} lacks a part")
+    return board
 
 
 def write(out: Path, pack: Pack, data: TestSet, settings: Settings, rows: Sequence[Row]) -> None:
