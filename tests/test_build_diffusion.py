@@ -13,6 +13,7 @@ import torch
 
 from sod_core.build import loop
 from sod_core.build.canvas_diffusion import prompts, train_judges, train_unet, train_vae
+from sod_core.build.canvas_diffusion.builder import EARLIER, Builder
 from sod_core.build.erase_saes import activations, erase_sae, train_erase_sae
 from sod_core.build.erase_saes.activations import Activations, Gathering, Prompted
 from sod_core.build.erase_saes.erase_sae import Maker, Plan, Search
@@ -20,6 +21,7 @@ from sod_core.build.erase_saes.train_erase_sae import Recipe, Supervision
 from sod_core.erase import edit
 from sod_core.erase.judges import JudgeSpec
 from sod_core.erase.pack import ErasePack
+from sod_core.packs.find import ASSETS
 from sod_core.worlds import canvas
 from sod_core.worlds import drawn as images
 
@@ -226,3 +228,18 @@ def test_the_whole_chain_on_a_pack(erase_folder: Path, tmp_path) -> None:
         tried = figures[id]["tried"]["dog"]
         assert max(tried, key=erase_sae.worth)["factor"] == best.factor and len(tried) == 2
     assert not pack.missing()
+
+
+def test_another_hook_point_of_the_same_pipeline(tmp_path) -> None:
+    """What is gathered there is what that block of the embedded UNet puts out, and not the pack's own block."""
+    builder = Builder(ASSETS / "canvas-diffusion", tmp_path / "work", torch.device("cpu"))
+    pack = builder._at(EARLIER[0], tmp_path / "pack")
+    assert pack.manifest.hook_point == EARLIER[0] != ErasePack(builder.out).manifest.hook_point
+    pipeline, wanted = pack.pipeline(), [Prompted("An image of boat.", 3, 7)]
+    seen = []
+    block = pipeline.unet.up_blocks[0].attentions[0]
+    handle = block.register_forward_hook(lambda m, i, output: seen.append(output[0][-1].flatten(1).T))
+    how = Gathering(steps=2, kept_steps=2, batch=1)
+    found = activations.gather(pipeline, pack.manifest.hook_point, wanted, how, tmp_path / "tokens")
+    handle.remove()
+    torch.testing.assert_close(torch.from_numpy(np.array(found.tokens[0])), torch.stack(seen).half())

@@ -1,12 +1,14 @@
 """The embedded diffusion pack `canvas-diffusion`, stage by stage; a stage whose figures are on disk is not made again.
 
 Stages: vae, judges, unet (and with it the pipeline and pack.json), drawn (how well it draws what it is asked), saes,
-erased (UA, IRA and CRA of every SAE in both fidelities).
+erased (UA, IRA and CRA of every SAE in both fidelities), earlier (SAEs at hook points before the one at which token
+labels taught the UNet to keep objects apart, and what they erase: figures only).
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +30,7 @@ from ..canvas.builder import TEST, TRAIN
 from ..erase_saes import erase_sae
 from . import prompts, train_judges, train_unet, train_vae
 
-STAGES = ("vae", "judges", "unet", "drawn", "saes", "erased")
+STAGES = ("vae", "judges", "unet", "drawn", "saes", "erased", "earlier")
 STEPS, GUIDANCE = 25, 4.0
 RECONS = 12_000
 """Images that the judges also see after the autoencoder."""
@@ -36,6 +38,8 @@ DRAWN_SEEDS = tuple(range(10))
 """Ten images of each of the 60 prompts judge the pipeline."""
 ERASED_SEEDS = (0,)
 """Images of every prompt, for every erased concept."""
+EARLIER = ("up_blocks.0.attentions.0",)
+"""Hook points that no token label taught, before the pack's own."""
 
 
 def stages() -> tuple[str, ...]:
@@ -158,23 +162,45 @@ class Builder:
         return erase_sae.Maker(ErasePack(self.out, self.device), self.work / "saes", plan).run()
 
     def _erased(self) -> dict:
-        pack = ErasePack(self.out, self.device)
+        figures = self._erasing(ErasePack(self.out, self.device), self.work / "erased")
+        print("\n".join(table(figures)))
+        return figures
+
+    def _earlier(self) -> dict:
+        """By hook point: each SAE's report, and UA, IRA and CRA as for the pack's own."""
+        found = {}
+        for hook_point in EARLIER:
+            work = self.work / "earlier" / hook_point
+            pack = self._at(hook_point, work / "pack")
+            made = erase_sae.Maker(pack, work / "saes", erase_sae.Plan()).run()
+            reports = {id: made[id]["report"] for id in (erase_sae.SUPERVISED, erase_sae.UNSUPERVISED)}
+            found[hook_point] = {"reports": reports} | self._erasing(pack, work / "erased")
+            print(f"{hook_point}: {reports}", *table(found[hook_point]), sep="\n")
+        return {"hook_points": found}
+
+    def _at(self, hook_point: str, folder: Path) -> ErasePack:
+        """The same pipeline and judges as a pack with another hook point, in `folder`."""
+        for part in ("pipeline", "judges"):
+            shutil.copytree(self.out / part, folder / part, dirs_exist_ok=True)
+        manifest = json.loads((self.out / "pack.json").read_text(encoding="utf-8"))
+        files.write_json(manifest | {"hook_point": hook_point}, folder / "pack.json")
+        return ErasePack(folder, self.device)
+
+    def _erasing(self, pack: ErasePack, folder: Path) -> dict[str, Any]:
+        """Every concept erased by both SAEs in both fidelities, each with its own setting; drawings go to `folder`."""
         wanted = unlearncanvas.asked(canvas.OBJECTS, canvas.STYLES, ERASED_SEEDS)
         figures: dict[str, Any] = {"images_a_concept": len(wanted), "steps": STEPS, "guidance": GUIDANCE, "rows": []}
         for id in (erase_sae.SUPERVISED, erase_sae.UNSUPERVISED):
             for fidelity in FIDELITIES:
-                results = self._benchmark(pack, id, fidelity, wanted)
+                results = self._benchmark(pack, id, fidelity, wanted, folder / f"{id}-{fidelity}")
                 row = {"sae": id, "fidelity": fidelity} | unlearncanvas.mean(results)
                 by_concept = {r.concept: {"ua": r.ua, "ira": r.ira, "cra": r.cra} for r in results}
                 figures["rows"].append(row | {"by_concept": by_concept})
-        print("\n".join(table(figures)))
         return figures
 
     def _benchmark(
-        self, pack: ErasePack, id: str, fidelity: Fidelity, wanted: list
+        self, pack: ErasePack, id: str, fidelity: Fidelity, wanted: list, folder: Path
     ) -> list[unlearncanvas.ConceptResult]:
-        folder = self.work / "erased" / f"{id}-{fidelity}"
-
         def how(concept: str) -> Settings:
             return drawings.settings(pack, id, (concept,), fidelity)
 
