@@ -43,6 +43,7 @@ class MaskPack:
         entry = self.manifest.bottleneck(id)
 
         def made() -> MaskSession:
+            self.features(entry.encoder)  # what is to be made first is missed first
             return self.session_with(self.bottleneck(entry.id), entry.encoder, entry.file)
 
         return self._kept.get(("session", entry.id), made)
