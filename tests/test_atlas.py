@@ -161,7 +161,7 @@ def test_the_survey_against_one_image_at_a_time(pack, made):
                 fires[label] += peaks > 0
                 total[label] += peaks
             assert torch.equal(found.class_fires[place].float(), fires)
-            torch.testing.assert_close(found.class_strength[place], total / 3, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(found.class_strength[place], total / 3, atol=1e-3, rtol=1e-3)
         peaks = pack.example_peaks(layer)
         torch.testing.assert_close(found.heat.amax(2)[:, 0], peaks.amax(0), atol=1e-4, rtol=1e-4)
 
@@ -203,9 +203,9 @@ def test_what_is_written_is_read(stored, made):
     assert torch.equal(found.labels, made.labels)
     for number, layer in made.layers.items():
         again = found.layers[number]
-        for name in ("class_fires", "style_fires", "strongest", "together", "patches", "cls"):
+        for name in ("class_fires", "class_strength", "style_fires", "strongest", "together", "patches", "cls"):
             assert torch.equal(getattr(again, name), getattr(layer, name)), name
-        for name in ("class_strength", "overlap", "peaks"):
+        for name in ("overlap", "peaks"):
             torch.testing.assert_close(getattr(again, name), getattr(layer, name), atol=1e-3, rtol=1e-3)
         top = layer.peaks[:, :1, None]
         assert ((again.heat - layer.heat).abs() <= top / 255 + top / 1000).all()  # a step, and half precision

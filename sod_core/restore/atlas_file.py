@@ -87,7 +87,8 @@ def _small(found: Tensor) -> np.ndarray:
 
 def _half(found: Tensor) -> np.ndarray:
     """Half precision, where that holds the values."""
-    return found.half().numpy() if not found.numel() or found.max() < 6e4 else found.float().numpy()
+    half = found.half()
+    return half.numpy() if half.isfinite().all() else found.float().numpy()
 
 
 # ---------------------------------------------------------------- reading

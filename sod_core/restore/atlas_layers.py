@@ -144,9 +144,9 @@ def _layer(found: Surveyed, names: Sequence[str], classes: Tensor, styles: Tenso
     by_class, by_style = ([part[name] for name in names] for part in (found.by_class, found.by_style))
     return Layer(
         torch.stack([firing.fires for firing in by_class]),
-        torch.stack([firing.strength(classes) for firing in by_class]),
+        torch.stack([rounded(firing.strength(classes)) for firing in by_class]),
         torch.stack([firing.fires for firing in by_style]),
-        torch.stack([firing.strength(styles) for firing in by_style]),
+        torch.stack([rounded(firing.strength(styles)) for firing in by_style]),
         portrait.patches,
         portrait.cls / max(1, portrait.images),
         portrait.on_object,
@@ -158,6 +158,12 @@ def _layer(found: Surveyed, names: Sequence[str], classes: Tensor, styles: Tenso
     )
 
 
+def rounded(strength: Tensor) -> Tensor:
+    """As a file holds it, half precision if that fits: figures computed now and read again later are the same."""
+    half = strength.half().float()
+    return half if half.isfinite().all() else strength
+
+
 def extended(atlas: Atlas, model: Model, found: Mapping[int, Surveyed]) -> Atlas:
     """The atlas with one more model, of which a survey found this on the same images."""
 
@@ -166,9 +172,9 @@ def extended(atlas: Atlas, model: Model, found: Mapping[int, Surveyed]) -> Atlas
         return replace(
             layer,
             class_fires=torch.cat([layer.class_fires, by_class.fires[None]]),
-            class_strength=torch.cat([layer.class_strength, by_class.strength(atlas.class_sizes)[None]]),
+            class_strength=torch.cat([layer.class_strength, rounded(by_class.strength(atlas.class_sizes))[None]]),
             style_fires=torch.cat([layer.style_fires, by_style.fires[None]]),
-            style_strength=torch.cat([layer.style_strength, by_style.strength(atlas.style_sizes)[None]]),
+            style_strength=torch.cat([layer.style_strength, rounded(by_style.strength(atlas.style_sizes))[None]]),
         )
 
     layers = {number: with_one_more(number, layer) for number, layer in atlas.layers.items()}
