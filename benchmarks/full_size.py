@@ -94,9 +94,10 @@ def compare_logits(name: str, shape: vits.ViTShape) -> None:
 
 
 def measure_waits(folder: Path) -> None:
-    """Opens a pack with the manifest of cifar10 as a visitor does, and moves alpha."""
+    """Opens a pack with the manifest of cifar10 as a visitor does, and waits until every position of alpha is there."""
     write_pack(folder)
     from sod_core.restore.pack import shared_pack
+    from sod_core.restore.sweep import STRIDES
     from sod_core.ui.restore import shown
     from sod_core.ui.restore.visitor import Controls, Visitor
 
@@ -113,7 +114,10 @@ def measure_waits(folder: Path) -> None:
     row("another image", lambda: visitor.choose_example(7))
     row("first figures of an edit", lambda: shown.moving(visitor, controls))
     row("the experts' curve and every control's", lambda: visitor.measure(controls, visitor.version))
-    row("a move of alpha", lambda: shown.moving(visitor, Controls(9, "inject", 2.0)))
+    for stride in STRIDES:
+        told = f"every {stride}th position" if stride > 1 else "the rest: all 201"
+        row(f"the slider's sweep, {told}", lambda stride=stride: visitor.fill(controls, visitor.version, stride))
+    row("what the page gets of it", lambda: shown.swept(visitor, controls, with_verdict=True))
     row("another unlearned model from disk", lambda: visitor.choose_model("retrain-bird"))
 
 

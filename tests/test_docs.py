@@ -136,9 +136,9 @@ def measured() -> dict[str, dict[str, str]]:
         r = {f"R {name}": "–" if value is None else f"{value:.2f}" for name, value in scores.items()}
         if scores["experts"] is not None:
             r["R experts"] += " [{low:.2f}, {high:.2f}]".format(**row["scores"]["experts"])
-        r["margin"] = "–"
-        if row["margin"]["value"] is not None:
-            r["margin"] = "{value:.2f} [{low:.2f}, {high:.2f}]".format(**row["margin"])
+        for kind in ("margin", "readout_margin"):
+            known = row[kind]["value"] is not None
+            r[kind.replace("_", " ")] = "{value:.2f} [{low:.2f}, {high:.2f}]".format(**row[kind]) if known else "–"
         r["R overshoot"] = "–" if row["overshoot"] is None else f"{row['overshoot']:.2f}"
         shares = {
             "forget: unlearned": row["unlearned"],
@@ -175,6 +175,8 @@ def test_the_whole_table_is_whole():
 def test_the_page_on_digits_holds_what_is_stored():
     found, page = json.loads(text("assets/digits/results.json")), text("docs/digits.md")
     assert spread.table(found) in page and spread.told(found) in page
+    canvas = json.loads(text("assets/canvas/scoreboard.json"))["rows"]
+    assert spread.compared(found, "canvas", canvas) in page
     shares = json.loads(text("assets/digits/figures/weak.json"))["on_experts_by_weak_weight"]
     assert [f"{100 * share:.0f} %" in page for share in shares.values()] == [True, True]
 

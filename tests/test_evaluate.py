@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import io
 import json
@@ -27,9 +26,8 @@ from sod_core.data import images
 from sod_core.models import vit as vits
 from sod_core.packs import hub
 from sod_core.packs.errors import PackError
-from sod_core.packs.find import ASSETS
 from sod_core.restore import actions, evaluate, features, pointing, report, scores, testset
-from sod_core.restore.judged import ALPHAS, CONTROLS, RANDOM_SEEDS, Row, Settings, Subject
+from sod_core.restore.judged import ALPHAS, CONTROLS, RANDOM_SEEDS, Row, Settings
 from sod_core.restore.pack import Pack
 from sod_core.restore.scores import Margin, Score
 from sod_core.restore.testset import TestSet, open_set, stamp
@@ -162,11 +160,10 @@ def test_a_second_implementation_finds_the_same(pack, few, monkeypatch, mode):
             assert found[key] == pytest.approx(value), key
         assert (row.images, row.target_images) == (42, 14)
         r = {name: score.value for name, score in row.scores.items()}
-        yardstick = row.readout if row.method == "retrain" else 0
         assert row.margin.value == pytest.approx(r["experts"] - max(r["random"], r["matched"]))
         assert row.margin.yardstick is None  # nobody else was retrained without that class
         assert row.verdict == (
-            scores.verdict(r, row.margin, row.readout, yardstick, 14)
+            scores.verdict(row.scores, row.margin, row.readout_margin, 14)
             if row.retain_unlearned >= row.retain_original / 2
             else "no verdict: the model does not work"
         )
@@ -265,7 +262,15 @@ def test_r_is_not_defined_where_nothing_was_forgotten():
 )
 def test_verdict(experts, random, matched, verdict):
     r = {"experts": experts, "random": random, "matched": matched, "state_copy": 1.0}
-    assert scores.verdict(r, sure(r), 0.0, 0.0, 40) == verdict
+    assert scores.verdict(sure_scores(r), sure(r), NOTHING_READ, 40) == verdict
+
+
+NOTHING_READ = Margin(0.0, 0.0, 0.0, None)
+
+
+def sure_scores(r: dict[str, float | None]) -> dict[str, Score]:
+    """What every resample agrees on."""
+    return {name: Score(value, value, value, None if value is None else 1.0) for name, value in r.items()}
 
 
 def sure(r: dict[str, float | None]) -> Margin:
@@ -294,7 +299,7 @@ def sure(r: dict[str, float | None]) -> Margin:
 )
 def test_a_verdict_holds_only_where_its_whole_interval_does(low, high, verdict):
     r = {"experts": 0.6, "random": 0.0, "matched": 0.0, "state_copy": 1.0}
-    assert scores.verdict(r, Margin(0.3, low, high, 0.3), 0.0, 0.0, 40) == verdict
+    assert scores.verdict(sure_scores(r), Margin(0.3, low, high, 0.3), NOTHING_READ, 40) == verdict
 
 
 def plain_margin(models: list[tuple], seed: int, images: int) -> tuple[float, float, float]:
@@ -365,7 +370,59 @@ def test_the_margin_by_a_second_implementation(forgot):
 )
 def test_verdict_where_no_edit_can_tell(experts, state_copy, readout, yardstick, verdict):
     r = {"experts": experts, "random": 0.0, "matched": 0.0, "state_copy": state_copy}
-    assert scores.verdict(r, sure(r), readout, yardstick, 40) == verdict
+    alone = scores.Margined(readout, np.full(scores.RESAMPLES, readout))
+    over = scores.readout_margin(alone, [scores.Margined(yardstick, np.full(scores.RESAMPLES, yardstick))])
+    assert over.value == pytest.approx(readout - max(0, yardstick))
+    assert scores.verdict(sure_scores(r), sure(r), over, 40) == verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "restored", "verdict"),
+    [
+        (0.5, 0.9, 0.3, "suppressed after this layer"),
+        (0.49, 0.9, 0.3, "undecided, 40 images"),  # neither that nor partly
+        (0.1, 0.5, 0.0, "undecided, 40 images"),
+        (0.1, 0.49, 0.3, "partly"),
+        (0.49, 0.9, 0.6, "suppressed"),  # whatever is read
+    ],
+)
+def test_a_readout_counts_only_where_its_whole_interval_does(low, high, restored, verdict):
+    r = {"experts": restored, "random": 0.0, "matched": 0.0, "state_copy": 1.0}
+    assert scores.verdict(sure_scores(r), sure(r), Margin(0.6, low, high, 0.0), 40) == verdict
+
+
+def test_later_blocks_listen_or_not_only_where_an_interval_says_so():
+    r = dict.fromkeys(("experts", "random", "matched"), 0.0)
+    told = {(0.1, 0.3): "deleted", (0.09, 0.3): "undecided, 40 images", (0.0, 0.09): "cannot tell at this layer"}
+    for (low, high), verdict in told.items():
+        edits = sure_scores(r) | {"state_copy": Score(0.09, low, high, 1.0)}
+        assert scores.verdict(edits, sure(r), NOTHING_READ, 40) == verdict
+
+
+def test_the_readouts_interval_by_a_second_implementation():
+    """Less the better of two retrained models', at least 0; the class's images and the others are drawn apart."""
+    rng = np.random.default_rng(8)
+    labels = np.array([1] * 12 + [0] * 20)
+    models = [rng.choice([0, 1], 32, p=[1 - share, share]) for share in (0.8, 0.3, 0.4)]
+    drawn = [scores.draw_readout(named, labels, 1, 5) for named in models]
+    found = scores.readout_margin(drawn[0], drawn[1:])
+    generator = np.random.default_rng(5)
+    members = generator.integers(0, 12, (scores.RESAMPLES, 12)).tolist()
+    others = generator.integers(0, 20, (scores.RESAMPLES, 20)).tolist()
+
+    def one(named, mine, rest) -> float:
+        says = named.tolist()
+        return sum(says[i] == 1 for i in mine) / 12 - sum(says[12 + i] == 1 for i in rest) / 20
+
+    def beside(mine, rest) -> float:
+        first, *retrained = [one(named, mine, rest) for named in models]
+        return first - max(0.0, *retrained)
+
+    ordered = sorted(beside(mine, rest) for mine, rest in zip(members, others))
+    assert found.value == pytest.approx(beside(range(12), range(20)))
+    assert found.low == pytest.approx(ordered[math.floor(0.025 * 999)])
+    assert found.high == pytest.approx(ordered[math.ceil(0.975 * 999)])
+    assert found.yardstick == pytest.approx(max(0.0, *(one(named, range(12), range(20)) for named in models[1:])))
 
 
 def test_the_readout_by_hand():
@@ -421,111 +478,6 @@ def test_a_probe_does_not_train_on_one_style_and_test_on_another():
 @pytest.mark.parametrize(("members", "others"), [(0, 10), (1, 10), (3, 10), (10, 3), (10, 1), (10, 0)])
 def test_a_probe_of_too_few_is_none(members, others):
     assert scores.probe(*tokens(members, others, 5), 1) is None
-
-
-# ---------------------------------------------------------------- models of which we know what they do
-
-
-@pytest.fixture(scope="module")
-def boats() -> tuple[Pack, TestSet]:
-    """The embedded pack, and the first 400 drawn images without most of those that show no boat."""
-    pack = Pack(ASSETS / "canvas", torch.device("cpu"))
-    boat = pack.manifest.class_index("boat")
-    drawn = open_set(pack, "canvas", 400)
-    chosen = [i for i in range(400) if i % 10 == boat or i < 50]
-    return pack, TestSet("boats", [i % 10 for i in chosen], lambda i: drawn._read(chosen[i]), pack)
-
-
-def judged(pack: Pack, data: TestSet, model: torch.nn.Module) -> Row:
-    boat = pack.manifest.class_index("boat")
-    return evaluate.run(pack, [Subject("known", "own", boat, lambda: model)], data, Settings(9))[0]
-
-
-def hiding(pack: Pack) -> torch.nn.Module:
-    """The original, whose CLS after block 9 is mirrored in the direction from the other classes to boats.
-
-    Nothing is lost, and no SAE has a part in it.
-    """
-    boat = pack.manifest.class_index("boat")
-    cls, labels = pack.example_hidden(9)[:, 0], torch.tensor([example.label for example in pack.examples()])
-    others = cls[labels != boat].mean(0)
-    way = torch.nn.functional.normalize(cls[labels == boat].mean(0) - others, dim=0)
-
-    def mirror(block, inputs, hidden):
-        hidden = hidden.clone()
-        hidden[:, 0] -= 2 * ((hidden[:, 0] - others) @ way).clamp(min=0)[:, None] * way
-        return hidden
-
-    model = copy.deepcopy(pack.original())
-    model.blocks[9].register_forward_hook(mirror)
-    return model
-
-
-def test_what_is_only_hidden_is_suppressed(boats):
-    pack, data = boats
-    row = judged(pack, half(data), hiding(pack))
-    assert row.original == 1 and row.unlearned == 0 and row.retain_unlearned > 0.9
-    assert row.scores["experts"].value > 0.9 and row.verdict == "suppressed" and row.probe[9] > 0.9
-
-
-def test_with_shuffled_experts_nothing_returns(boats, monkeypatch):
-    """The same model and as many latents, but not the class's: no better than random ones, because they are."""
-    pack, data = boats
-    experts = pack.expert_ids(9, pack.manifest.class_index("boat"))
-    shuffled = features.random_features(experts, pack.sae(9).latents, 99)
-    monkeypatch.setattr(pack, "expert_ids", lambda layer, target: shuffled)
-    row = judged(pack, half(data), hiding(pack))
-    assert row.unlearned == 0 and row.verdict == "deleted"
-    assert row.scores["experts"].value <= row.scores["random"].value + 0.1
-
-
-@pytest.mark.parametrize("images", [100, 200])
-def test_retrained_models_are_never_found_to_keep_a_part(images):
-    pack = Pack(ROOT / "assets" / "canvas")
-    subjects = evaluate.subjects(pack, ["retrain-boat", "retrain-cat"])
-    rows = evaluate.run(pack, subjects, open_set(pack, None, images), Settings(9))
-    assert {row.verdict for row in rows} <= {"deleted", f"undecided, {images // 10} images"}
-
-
-def test_a_model_that_never_saw_the_class_is_deleted_or_undecided(boats):
-    """Copying CLS brings the class back even here: that control does not tell hidden from deleted."""
-    pack, data = boats
-    row = judged(pack, data, pack.unlearned("retrain-boat"))
-    assert row.original == 1 and row.unlearned == 0 and row.verdict in ("deleted", "undecided, 40 images")
-    assert row.scores["experts"].value < 0.1 and row.scores["experts"].high < 0.5
-    assert row.scores["cls_copy"].value > 0.9 and row.probe[9] < row.probe_original[9]
-    assert row.readout < 0.1
-
-
-def half(data: TestSet) -> TestSet:
-    return TestSet("half", data.labels[::2].tolist(), lambda i: data._read(2 * i), data._pack)
-
-
-def test_what_is_hidden_after_the_edited_layer_is_suppressed(boats):
-    """With only the classifier changed there is nothing to put back at the layer; the original's tail reads it all."""
-    pack, data = boats
-    model = copy.deepcopy(pack.original())
-    model.head.bias[pack.manifest.class_index("boat")] -= 100
-    row = judged(pack, half(data), model)
-    assert (row.unlearned, row.readout, row.verdict) == (0, 1, "suppressed after this layer")
-    assert {score.value for score in row.scores.values()} == {0} and row.probe == row.probe_original
-
-
-def test_last_blocks_made_anew_do_not_delete(boats):
-    """EU-k: no edit restores anything, and the original's last blocks name every boat from its hidden state."""
-    pack, data = boats
-    row = judged(pack, half(data), pack.unlearned("eu_k-boat"))
-    assert row.unlearned == 0 and max(score.value for score in row.scores.values()) < 0.1
-    assert row.readout > 0.9 and row.verdict == "suppressed after this layer"
-
-
-def test_a_model_that_no_edit_and_no_readout_reaches_cannot_be_told(boats):
-    """As in the last two, but its hidden state from block 0 on is another network's."""
-    pack, data = boats
-    model = copy.deepcopy(pack.unlearned("retrain-boat"))
-    model.head.bias[pack.manifest.class_index("boat")] -= 100
-    row = judged(pack, half(data), model)
-    assert row.unlearned == 0 and row.readout < 0.1 and row.verdict == "cannot tell at this layer"
 
 
 # ---------------------------------------------------------------- killed runs
@@ -885,6 +837,9 @@ def test_the_csv_round_trips(rows):
         assert float(found["retain_gate_label"]) == pytest.approx(row.retain_unlearned, abs=1e-4)
         assert float(found["R_overshoot"]) == pytest.approx(row.overshoot, abs=1e-4)
         assert float(found["readout"]) == pytest.approx(row.readout, abs=1e-4)
+        for end, column in (("value", ""), ("low", "_low"), ("high", "_high")):
+            value = getattr(row.readout_margin, end)
+            assert float(found[f"readout_margin{column}"]) == pytest.approx(value, abs=1e-4), end
         for name in ("experts", *CONTROLS):
             read = [float(found[f"R_{name}{end}"]) for end in ("", "_low", "_high", "_alpha")]
             assert read == pytest.approx(list(row.scores[name]), abs=1e-4)

@@ -41,6 +41,7 @@ def row(id: str, target: str, values: tuple | None, verdict: str, alpha: float) 
         },
         **{"probe": {"1": 0.7, "2": 0.81}, "probe_original": {"1": None, "2": None}, "curves": {}},
         "margin": {"value": None, "low": None, "high": None, "yardstick": None},
+        "readout_margin": {"value": 0.04, "low": -0.1, "high": 0.123, "yardstick": None},
         **{"readout": 0.04, "yardstick": None, "confusion_before": [], "confusion_after": []},
     }
 
@@ -75,7 +76,7 @@ def test_the_cells(scored):
         **{"model": scoreboard.TITLES.get("salun", "salun"), "forgot": "apple", "forget": 0.1, "retain": 0.877},
         **{"R experts": 0.75, "interval": "0.65 to 0.80", "R random": 0.0, "R matched": 0.05, "R copied CLS": 1.0},
         **{"margin": "–", "R copied state": 0.99, "R patches": 0.02, "R all": 0.9, "overshoot": 0.95, "readout": 0.04},
-        **{"probe": 0.81, "verdict": "suppressed"},
+        **{"readout margin": "0.04 [-0.10, 0.12]", "probe": 0.81, "verdict": "suppressed"},
         **{"seconds": None, "id": "random_labels-apple"},
         "link": "[open](?pack=fruit&model=random_labels-apple&layer=2&mode=inject&alpha=1.5)",
     }

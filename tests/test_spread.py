@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sod_core.restore import spread
+from sod_core.restore import report, spread
 from sod_core.restore.pack import Pack
 from sod_core.ui.restore import figures, scoreboard
 
@@ -24,7 +24,10 @@ def results() -> dict:
     second = [run("retrain", "plum", 0.2, "undecided, 40 images"), run("salun", "plum", 0.4, "suppressed")]
     third = [run("retrain", "pear", None, "undecided, 30 images"), run("salun", "pear", 0.9, "partly")]
     units = [(0, "pear", first), (0, "plum", second), (1, "pear", third)]
-    return {"units": [{"seed": seed, "class": name, "rows": rows} for seed, name, rows in units]}
+    return {
+        "verdicts": report.FORMAT,
+        "units": [{"seed": seed, "class": name, "rows": rows} for seed, name, rows in units],
+    }
 
 
 def test_medians_and_quartiles_by_hand():
@@ -48,6 +51,34 @@ def test_every_run_is_a_dot():
     boxes = {trace.name: trace for trace in figures.spread(spread.rows(results())).data}
     assert sorted(boxes["R experts"].y) == [0.0, 0.2, 0.4, 0.8, 0.9] and boxes["R experts"].boxpoints == "all"
     assert len(boxes["R matched"].y) == 6 and "plum, seed 0: suppressed" in boxes["R experts"].text
+
+
+def test_another_pack_stands_beside_them(tmp_path: Path):
+    """Its own methods only where both have them, and nothing of a pack whose file is another version's."""
+    board = {"format": report.FORMAT, "settings": {}, "images": 40, "data": "examples"}
+    rows = [run("salun", "boat", 0.98, "suppressed"), run("salun", "cat", None, "undecided, 9 images")]
+    stored = {
+        "fruit": board | {"rows": [run("salun", "pear", 0.1, "deleted")]},
+        "canvas": board | {"rows": [*rows, run("eu_k", "boat", 0.0, "suppressed after this layer")]},
+        "older": board | {"rows": rows, "format": report.FORMAT - 1},
+    }
+    for name, content in stored.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scoreboard.json").write_text(json.dumps(content))
+    others = spread.beside(tmp_path / "fruit")
+    assert list(others) == ["canvas"] and len(others["canvas"]) == 3
+    head, _, *lines = spread.compared(results(), "canvas", others["canvas"]).splitlines()
+    assert "R experts, canvas" in head and len(lines) == 1
+    assert lines[0].startswith("| SalUn | 0.80 [0.60, 0.85] | suppressed 2; partly 1 | boat 0.98; cat – |")
+    assert lines[0].endswith("| boat suppressed; cat undecided |")
+    diamonds = figures.spread(spread.rows(results()), others).data[-1]
+    assert diamonds.name == "R experts, canvas" and list(diamonds.y) == [0.98] and list(diamonds.x) == ["SalUn"]
+
+
+def test_results_by_other_rules_are_refused(spoilt_pack: Path):
+    (spoilt_pack / "results.json").write_text(json.dumps(results() | {"verdicts": report.FORMAT - 1}))
+    with pytest.raises(ValueError, match="another version's verdicts"):
+        spread.read(Pack(spoilt_pack))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"units": 5}', '{"units": [{"seed": 1}]}', "null"])

@@ -60,7 +60,7 @@ def run(
     sound = [s for s in scored if working.verdict(*_retained(found, s), None, _only(found, s)) is None]
     drawn = {subject.id: _drawn(found, subject) for subject in scored}
     return [
-        _row(found, subject, drawn, readouts[subject.id], _yardsticks(subject, sound), readouts)
+        _row(found, subject, drawn, readouts, _yardsticks(subject, sound))
         if subject in scored
         else Row.without_scores(pack, subject, data, problems[subject.id] or "")
         for subject in judged
@@ -86,19 +86,19 @@ def _right(found: Predictions, subject: Subject) -> dict[str, np.ndarray]:
 
 
 def _drawn(found: Predictions, subject: Subject) -> dict[str, scores.Drawn]:
-    """R of the experts and of the random controls, in every resample."""
+    """R of the experts and of every control, in every resample."""
     members, alphas = found.data.labels.numpy() == subject.target, len(_alphas(found))
     original, unlearned = (found.named[key][members] == subject.target for key in ("original", subject.id))
-    right = _right(found, subject)
     return {
-        name: scores.draw(original, unlearned, right[name][:, :alphas], found.settings.seed)
-        for name in ("experts", "random", "matched")
+        name: scores.draw(original, unlearned, right[:, :alphas], found.settings.seed)
+        for name, right in _right(found, subject).items()
     }
 
 
-def _readout(found: Predictions, subject: Subject) -> float:
+def _readout(found: Predictions, subject: Subject) -> scores.Margined:
     """Of its hidden state, by the original's tail."""
-    return scores.readout(found.named[f"{subject.id} readout"], found.data.labels.numpy(), subject.target)
+    labels, seed = found.data.labels.numpy(), found.settings.seed
+    return scores.draw_readout(found.named[f"{subject.id} readout"], labels, subject.target, seed)
 
 
 def _retained(found: Predictions, subject: Subject) -> tuple[float, float]:
@@ -118,12 +118,12 @@ def _row(
     found: Predictions,
     subject: Subject,
     drawn: dict[str, dict[str, scores.Drawn]],
-    readout: float,
+    readouts: dict[str, scores.Margined],
     retrained: Sequence[Subject],
-    readouts: dict[str, float],
 ) -> Row:
     """The numbers of one model; `retrained`: the others that never saw the class, by whom it is measured."""
-    yardstick = max((readouts[other.id] for other in retrained), default=None)
+    yardstick = max((readouts[other.id].value for other in retrained), default=None)
+    readout = scores.readout_margin(readouts[subject.id], [readouts[other.id] for other in retrained])
     others = [scores.margined(drawn[other.id]) for other in retrained]
     margin = scores.margin(drawn[subject.id], [other for other in others if other is not None])
     labels, classes = found.data.labels.numpy(), found.pack.manifest.classes
@@ -132,10 +132,7 @@ def _row(
     original = found.named["original"][members] == subject.target
     unlearned = found.named[subject.id][members] == subject.target
     right = _right(found, subject)
-    r = {
-        name: scores.score(original, unlearned, hits[:, : len(alphas)], alphas, found.settings.seed)
-        for name, hits in right.items()
-    }
+    r = {name: scores.scored(drawn[subject.id][name], hits[:, : len(alphas)], alphas) for name, hits in right.items()}
     (everybody,) = found.of(subject, "experts")
     best = int(right["experts"][0, : len(alphas)].mean(1).argmax())
     retained = (everybody == labels)[:, ~members].mean(1)
@@ -165,15 +162,13 @@ def _row(
         ),
         probe=_probe(found, subject.id, subject.target),
         probe_original=_probe(found, "original", subject.target),
-        readout=readout,
+        readout=readouts[subject.id].value,
+        readout_margin=readout,
         yardstick=yardstick,
         curves={name: hits.mean((0, 2)).tolist() for name, hits in right.items()} | {"retain": retained.tolist()},
         confusion_before=_shares(found.named[subject.id][members], len(classes)),
         confusion_after=_shares(everybody[best, members], len(classes)),
-        verdict=no_verdict
-        or scores.verdict(
-            {name: score.value for name, score in r.items()}, margin, readout, yardstick or 0.0, int(members.sum())
-        ),
+        verdict=no_verdict or scores.verdict(r, margin, readout, int(members.sum())),
         label_order=renamed and [classes[index] for index in renamed.order],
         label_order_retain=renamed and renamed.accuracy,
         only_names=None if only is None else classes[only],

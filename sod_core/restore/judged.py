@@ -99,6 +99,8 @@ class Row:
     probe_original: dict[int, float | None]
     readout: float | None
     """How well the original's tail finds the class in the unlearned model's hidden state (`scores.readout`)."""
+    readout_margin: Margin
+    """By which that exceeds the same of the other retrained models, at least 0."""
     yardstick: float | None
     """The largest readout of the other models judged that were retrained without the class; None where there is none,
     and the verdict takes 0."""
@@ -134,6 +136,7 @@ class Row:
             target_images=int((data.labels == subject.target).sum()),
             scores=dict.fromkeys(("experts", *CONTROLS), Score(None, None, None, None)),
             margin=Margin(None, None, None, None),
+            readout_margin=Margin(None, None, None, None),
             probe=layers,
             probe_original=layers,
             curves={},
@@ -145,7 +148,8 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         tuples = {"scores": {name: score._asdict() for name, score in self.scores.items()}}
-        return asdict(self) | tuples | {"margin": self.margin._asdict()}
+        margins = {"margin": self.margin._asdict(), "readout_margin": self.readout_margin._asdict()}
+        return asdict(self) | tuples | margins
 
 
 def subjects(pack: Pack, ids: Sequence[str]) -> list[Subject]:

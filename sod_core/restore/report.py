@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import platform
 import shlex
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,9 @@ from .pointing import Pointing
 from .testset import TestSet
 
 SCOREBOARD = "scoreboard.json"
-FORMAT = 4
-"""Of that file: 1 had no state_copy, no readout and other verdicts; 2 no yardstick, and another probe; 3 no margin."""
+FORMAT = 5
+"""Of that file: 1 had no state_copy, no readout and other verdicts; 2 no yardstick, and another probe; 3 no margin; 4
+no interval of the readout."""
 DEFINITION = (
     "R = (restored - unlearned) / (original - unlearned), accuracies on the test images of the forgotten class; "
     f"every edit at its own best alpha up to max_alpha; random and matched: mean over {len(RANDOM_SEEDS)} seeds; "
@@ -31,7 +33,7 @@ DEFINITION = (
     "the better of random's and matched's, less the same of the models retrained without the class (if they are judged "
     "too, and at least 0); its interval by the same resamples, one in which R is not defined counting against either "
     "end. "
-    f"Verdict, where the margin's whole interval agrees: from {scores.SUPPRESSED} suppressed, below {scores.DELETED} "
+    f"Verdict, where whole intervals agree: margin from {scores.SUPPRESSED} suppressed, below {scores.DELETED} "
     f"deleted, between partly, else {scores.UNDECIDED!r}; but {scores.SUPPRESSED_AFTER!r} where it is not suppressed "
     f"and the readout exceeds the retrained model's (if it is judged too) by {scores.SUPPRESSED}, and "
     f"{scores.CANNOT_TELL!r} where no "
@@ -44,9 +46,9 @@ DEFINITION = (
     "are not numbers. "
     "Readout: the original's later blocks on the unlearned "
     "model's hidden state; share of the class's images that they name rightly, less that of the others that they take "
-    "for it. Gate none: every image is edited; gate label: only images of the class are. Retain: "
-    "share of the other classes' images named rightly. Probe: balanced accuracy of a linear classifier of the class "
-    "on CLS, two random halves."
+    "for it; its interval by resamples of both. Gate none: every image is edited; gate label: only images of the "
+    "class are. Retain: share of the other classes' images named rightly. Probe: balanced accuracy of a linear "
+    "classifier of the class on CLS, two random halves."
 )
 
 
@@ -64,6 +66,27 @@ def scoreboard(pack: Pack, data: TestSet, settings: Settings, rows: Sequence[Row
         "packages": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "rows": [row.as_dict() for row in rows],
     }
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The evaluation that the pack in `folder` stores (`evaluate --store`); None where it has none.
+
+    Raises ValueError for one that is damaged, or that another version stored: its verdicts follow other rules.
+    """
+    path = folder / SCOREBOARD
+    if not path.is_file():
+        return None
+    try:
+        board = json.loads(path.read_text(encoding="utf-8"))
+        stored = board.get("format")
+        complete = {"rows", "settings", "images", "data"} <= board.keys()
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"What is stored in {path.name} cannot be read") from error
+    if stored != FORMAT:
+        raise ValueError("What is stored was measured by another version, whose verdicts follow other rules")
+    if not complete:
+        raise ValueError(f"What is stored in {path.name} lacks a part")
+    return board
 
 
 def write(out: Path, pack: Pack, data: TestSet, settings: Settings, rows: Sequence[Row]) -> None:
@@ -87,7 +110,8 @@ COLUMNS = (
     *("id", "method", "target", "target_images", "original", "unlearned", "restored", "alpha"),
     *("retain_original", "retain_unlearned", "retain_gate_none", "retain_gate_label"),
     *(f"R_{name}{end}" for name in ("experts", *CONTROLS) for end in ("", "_low", "_high", "_alpha")),
-    *("margin", "margin_low", "margin_high", "margin_yardstick", "R_overshoot", "readout", "yardstick", "verdict"),
+    *("margin", "margin_low", "margin_high", "margin_yardstick", "R_overshoot"),
+    *("readout", "readout_margin", "readout_margin_low", "readout_margin_high", "yardstick", "verdict"),
 )
 
 
@@ -104,7 +128,8 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
             ends = ("", "_low", "_high", "_alpha")
             cells |= {f"R_{name}{end}": value for end, value in zip(ends, score.values())}
         cells |= {f"margin_{end}": row["margin"][end] for end in ("low", "high", "yardstick")}
-        cells["margin"] = row["margin"]["value"]
+        cells |= {f"readout_margin_{end}": row["readout_margin"][end] for end in ("low", "high")}
+        cells |= {name: row[name]["value"] for name in ("margin", "readout_margin")}
         probe = {str(layer): value for layer, value in row["probe"].items()}
         table.writerow([*(_plain(cells[name]) for name in COLUMNS), *(_plain(probe[layer]) for layer in layers)])
     return text.getvalue()
@@ -167,7 +192,7 @@ def table(rows: Sequence[Row]) -> str:
     lines = [
         head
         + "".join(f" R {control} |" for control in CONTROLS)
-        + " margin | R overshoot | readout | probe | verdict |"
+        + " margin | R overshoot | readout | readout margin | probe | verdict |"
     ]
     lines.append("|---" * (lines[0].count("|") - 1) + "|")
     for row in rows:
@@ -178,7 +203,8 @@ def table(rows: Sequence[Row]) -> str:
         probe = max((value for value in row.probe.values() if value is not None), default=None)
         cells += ["–" if value is None else f"{value:.2f}" for value in others]
         cells.append(margin(row.margin._asdict()))
-        cells += ["–" if value is None else f"{value:.2f}" for value in (row.overshoot, row.readout, probe)]
+        cells += ["–" if value is None else f"{value:.2f}" for value in (row.overshoot, row.readout)]
+        cells += [margin(row.readout_margin._asdict()), "–" if probe is None else f"{probe:.2f}"]
         lines.append("| " + " | ".join([*cells, row.verdict.replace("|", "\\|")]) + " |")
     return "\n".join(lines)
 

@@ -12,17 +12,19 @@ from torch import Tensor
 SUPPRESSED, DELETED = 0.5, 0.1
 """Margin (see `Margin`): from 0.5 on "suppressed", below 0.1 "deleted", between them "partly". Margin of the readout
 over the retrained model's: from 0.5 on the class is still in the hidden state. R of an edit below 0.1: it restores
-nothing."""
+nothing. Each where the whole interval says so."""
 SMALLEST_DROP = 0.05
 """R is not defined where unlearning cost the class less accuracy than this."""
 RESAMPLES, CONFIDENCE = 1000, 0.95
 """Of the bootstrap over the class's images."""
+TAIL = 100 * (1 - CONFIDENCE) / 2
+"""Per cent of the resamples beyond either end of an interval."""
 PROBE_FOLDS = 2
 FEW = 30
 """Fewer images of the class than this make a verdict that comes with a warning."""
 SUPPRESSED_AFTER, CANNOT_TELL = "suppressed after this layer", "cannot tell at this layer"
 UNDECIDED = "undecided"
-"""Opens the verdict where the margin's interval reaches over a threshold; how many images there were follows."""
+"""Opens the verdict where an interval reaches over a threshold; how many images there were follows."""
 
 
 class Score(NamedTuple):
@@ -37,9 +39,8 @@ class Score(NamedTuple):
 
 
 class Margin(NamedTuple):
-    """The experts' R less the better of the two random controls', less what the same is in a retrained model.
-
-    All None where R is not defined.
+    """By how much a model exceeds those retrained without the class: in what the experts restore more than the two
+    random controls do (`margin`; all None where R is not defined), or in the readout (`readout_margin`).
     """
 
     value: float | None
@@ -48,12 +49,12 @@ class Margin(NamedTuple):
     high: float | None
     """...and no upper one."""
     yardstick: float | None
-    """What was taken off for the other models that were retrained without the class: the largest of their own margins,
-    at least 0. None where there are none, and 0 is taken off."""
+    """What was taken off for the other models that were retrained without the class: the largest of their own, at
+    least 0. None where there are none, and 0 is taken off."""
 
 
 class Drawn(NamedTuple):
-    """R of one edit, and of every resample of the class's images; NaN where it is not defined."""
+    """A figure, such as R of one edit, and the same of every resample of the images; NaN where it is not defined."""
 
     value: float | None
     resamples: np.ndarray
@@ -70,33 +71,40 @@ def restoration(original: float, unlearned: float, restored: float) -> float | N
 
 
 def score(original: np.ndarray, unlearned: np.ndarray, restored: np.ndarray, alphas: list[float], seed: int) -> Score:
-    """R at the alpha that suits the edit best, and its interval.
+    """R at the alpha that suits the edit best, and its interval: of what `draw` finds."""
+    return scored(draw(original, unlearned, restored, seed), restored, alphas)
 
-    original, unlearned [n], restored [S, A, n], bool: whether each image of the class is named rightly; S seeds of a
-    random edit (each at its own best alpha, then averaged), or 1. The interval is the bootstrap's over images: every
-    resample takes all three from the same images and looks for the best alpha again.
-    """
-    value, found = draw(original, unlearned, restored, seed)
-    defined = found[~np.isnan(found)]
-    if value is None or not len(defined):
+
+def scored(drawn: Drawn, restored: np.ndarray, alphas: list[float]) -> Score:
+    """Of an edit that is drawn already, `restored` as there. The interval is of the resamples that have an R."""
+    defined = drawn.resamples[~np.isnan(drawn.resamples)]
+    if drawn.value is None or not len(defined):
         return Score(None, None, None, None)
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(defined, [tail, 100 - tail])
-    alpha = alphas[int(restored.mean((0, 2)).argmax())]
-    return Score(value, float(low), float(high), alpha)
+    low, high = np.percentile(defined, [TAIL, 100 - TAIL])
+    return Score(drawn.value, float(low), float(high), alphas[int(restored.mean((0, 2)).argmax())])
 
 
 def draw(original: np.ndarray, unlearned: np.ndarray, restored: np.ndarray, seed: int) -> Drawn:
-    """R as in `score`, and that of each resample: the same images for the same seed and as many images."""
+    """R at the alpha that suits the edit best, of all images of the class and of every resample.
+
+    original, unlearned [n], restored [S, A, n], bool: whether each image of the class is named rightly; S seeds of a
+    random edit (each at its own best alpha, then averaged), or 1. Every resample takes all three from the same images,
+    the same for the same seed and as many images, and looks for the best alpha again.
+    """
     value = _best(original.mean(), unlearned.mean(), restored.mean(2))
     size = len(original)
-    rows = np.random.default_rng(seed).integers(0, size, (RESAMPLES, size))
-    times = np.zeros((size, RESAMPLES))  # that a resample has each image
-    for number, row in enumerate(rows):
-        times[:, number] = np.bincount(row, minlength=size)
+    times = _times(size, np.random.default_rng(seed))
     accuracies = (original @ times / size, unlearned @ times / size, np.moveaxis(restored @ times / size, 2, 0))
     found = [_best(*one) for one in zip(*accuracies)]
     return Drawn(value, np.array([np.nan if one is None else one for one in found]))
+
+
+def _times(size: int, rng: np.random.Generator) -> np.ndarray:
+    """[size, RESAMPLES]: how often each resample of `size` images has each of them."""
+    times = np.zeros((size, RESAMPLES))
+    for number, row in enumerate(rng.integers(0, size, (RESAMPLES, size))):
+        times[:, number] = np.bincount(row, minlength=size)
+    return times
 
 
 def margin(drawn: dict[str, Drawn], retrained: list[Margined]) -> Margin:
@@ -106,22 +114,28 @@ def margin(drawn: dict[str, Drawn], retrained: list[Margined]) -> Margin:
     below the lower end as well as above the upper one, so that near that threshold no verdict is certain.
     """
     mine = margined(drawn)
-    if mine is None:
-        return Margin(None, None, None, None)
+    return Margin(None, None, None, None) if mine is None else _above(mine, retrained)
+
+
+def readout_margin(of: Margined, retrained: list[Margined]) -> Margin:
+    """A model's readout (`draw_readout`) less the largest of the other retrained models', at least 0."""
+    return _above(of, retrained)
+
+
+def _above(mine: Margined, retrained: list[Margined]) -> Margin:
     taken = max((max(0.0, other.value) for other in retrained), default=None)
     found = mine.resamples
     if retrained:
         others = np.nan_to_num(np.stack([other.resamples for other in retrained])).max(0)
         found = found - np.maximum(others, 0)
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low = np.percentile(np.where(np.isnan(found), -np.inf, found), tail, method="lower")
-    high = np.percentile(np.where(np.isnan(found), np.inf, found), 100 - tail, method="higher")
+    low = np.percentile(np.where(np.isnan(found), -np.inf, found), TAIL, method="lower")
+    high = np.percentile(np.where(np.isnan(found), np.inf, found), 100 - TAIL, method="higher")
     first, last = (float(end) if np.isfinite(end) else None for end in (low, high))
     return Margin(mine.value - (taken or 0.0), first, last, taken)
 
 
 class Margined(NamedTuple):
-    """The experts' R less the better random control's, of one model alone."""
+    """What a margin is made of, of one model alone: the experts' R less the better random control's, or the readout."""
 
     value: float
     resamples: np.ndarray
@@ -153,31 +167,49 @@ def readout(named: np.ndarray, labels: np.ndarray, target: int) -> float:
     return float((named[members] == target).mean() - (named[~members] == target).mean())
 
 
-def verdict(r: dict[str, float | None], margin: Margin, readout: float, yardstick: float, images: int) -> str:
+def draw_readout(named: np.ndarray, labels: np.ndarray, target: int, seed: int) -> Margined:
+    """`readout`, and that of every resample: of the class's images and, apart, of the others."""
+    members = labels == target
+    rng = np.random.default_rng(seed)
+    hits, taken = named[members] == target, named[~members] == target
+    resamples = hits @ _times(len(hits), rng) / len(hits) - taken @ _times(len(taken), rng) / len(taken)
+    return Margined(readout(named, labels, target), resamples)
+
+
+def verdict(r: dict[str, Score], margin: Margin, readout: Margin, images: int) -> str:
     """What the margin says, where its whole interval says the same; else what the hidden state still holds.
 
-    `r`: of the experts and of every control; `readout` of the model, `yardstick` that of a model retrained without the
-    class, 0 where there is none; `images` of the class. A state in which the original's own tail finds the class has
-    lost nothing that an edit could put back: later layers hide it. Where neither that is so nor any edit restores
-    anything, an edit at this layer shows nothing; nor does one where random features bring the class back as the
-    experts do (`direct_injection` copies CLS whatever the features are).
+    `r`: of the experts and of every control; `margin` of the experts' R, `readout` that of the readout; `images` of the
+    class. A state in which the original's own tail finds the class has lost nothing that an edit could put back: later
+    layers hide it. Where neither that is so nor any edit restores anything, an edit at this layer shows nothing;
+    nor does one where random features bring the class back as the experts do (`direct_injection` copies CLS whatever
+    the features are).
     """
-    experts, shown = r["experts"], {name: value for name, value in r.items() if value is not None}
-    if experts is None or margin.value is None:
+    experts, random, matched = (r[name].value for name in ("experts", "random", "matched"))
+    if experts is None or random is None or matched is None or margin.value is None:
         return "not forgotten"
-    low = -np.inf if margin.low is None else margin.low
-    high = np.inf if margin.high is None else margin.high
+    low, high = _ends(margin)
+    holds_low, holds_high = _ends(readout)
     if low >= SUPPRESSED:
         return "suppressed"
-    if readout - max(0.0, yardstick) >= SUPPRESSED:
+    if holds_low >= SUPPRESSED:
         return SUPPRESSED_AFTER
-    if low >= DELETED and high < SUPPRESSED:
-        return "partly"
-    alone = experts - max(shown["random"], shown["matched"])
-    silent, unspecific = max(shown.values()) < DELETED, experts >= DELETED > alone
-    if silent or unspecific:
-        return CANNOT_TELL
-    return "deleted" if high < DELETED else f"{UNDECIDED}, {images} images"
+    if holds_high < SUPPRESSED:
+        if low >= DELETED and high < SUPPRESSED:
+            return "partly"
+        ends = [(score.low, score.high) for score in r.values() if score.low is not None and score.high is not None]
+        silent = all(last < DELETED for _, last in ends)
+        unspecific = experts >= DELETED > experts - max(random, matched)
+        if silent or unspecific:
+            return CANNOT_TELL
+        if high < DELETED and any(first >= DELETED for first, _ in ends):
+            return "deleted"
+    return f"{UNDECIDED}, {images} images"
+
+
+def _ends(of: Margin) -> tuple[float, float]:
+    """An end that is not known is as far out as can be."""
+    return -np.inf if of.low is None else of.low, np.inf if of.high is None else of.high
 
 
 def probe(cls: Tensor, labels: Tensor, target: int) -> float | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..unlearn import TITLES
-from . import scores
+from . import report, scores
 from .pack import Pack
 
 FILE = "results.json"
@@ -40,7 +41,10 @@ class Spread(NamedTuple):
 
 
 def read(pack: Pack) -> dict[str, Any] | None:
-    """The pack's stored results over classes and seeds; None where it has none. Raises ValueError for damaged ones."""
+    """The pack's stored results over classes and seeds; None where it has none.
+
+    Raises ValueError for damaged ones, and for those that another version stored: its verdicts follow other rules.
+    """
     path = pack.manifest.folder / FILE
     if not path.is_file():
         return None
@@ -48,8 +52,26 @@ def read(pack: Pack) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not all({"seed", "class", "rows"} <= unit.keys() for unit in found["units"]):
             raise KeyError
+        verdicts = found["verdicts"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"what is stored in {FILE} of pack {pack.manifest.name} cannot be read") from error
+    if verdicts != report.FORMAT:
+        raise ValueError(f"{FILE} of pack {pack.manifest.name} follows the rules of another version's verdicts")
+    return found
+
+
+def beside(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """{pack: its stored rows} of the packs next to the one in `folder`: single runs, to hold beside many."""
+    found = {}
+    for path in sorted(folder.parent.glob(f"*/{report.SCOREBOARD}")):
+        if path.parent.name == folder.name:
+            continue
+        try:
+            board = report.read(path.parent)
+        except ValueError:  # its own tab says so
+            continue
+        if board is not None and board["rows"]:
+            found[path.parent.name] = board["rows"]
     return found
 
 
@@ -101,6 +123,26 @@ def table(found: dict[str, Any]) -> str:
         cells = [TITLES[one.method], str(one.runs)]
         cells += ["–" if value is None else "{:.2f} [{:.2f}, {:.2f}]".format(*value) for value in one.figures.values()]
         cells.append("; ".join(f"{name} {count}" for name, count in one.verdicts.items()))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def compared(found: dict[str, Any], other: str, rows_of_other: Sequence[dict[str, Any]]) -> str:
+    """Markdown: of each method that both have, R of the experts and the verdicts here and in pack `other`."""
+    lines = ["| method | R experts | verdicts | " + f"R experts, {other} | verdicts, {other} |", "|---" * 5 + "|"]
+    for one in spreads(found):
+        single = [row for row in rows_of_other if row["method"] == one.method]
+        if not single:
+            continue
+        here = one.figures["R experts"]
+        r = [(row["target"], row["scores"]["experts"]["value"]) for row in single]
+        cells = [
+            TITLES[one.method],
+            "–" if here is None else "{:.2f} [{:.2f}, {:.2f}]".format(*here),
+            "; ".join(f"{name} {count}" for name, count in one.verdicts.items()),
+            "; ".join(f"{target} {'–' if value is None else f'{value:.2f}'}" for target, value in r),
+            "; ".join(f"{row['target']} {kind(row['verdict'])}" for row in single),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

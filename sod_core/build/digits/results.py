@@ -35,7 +35,7 @@ FORMAT = 1
 KEPT = (
     *("id", "method", "target", "images", "target_images", "original", "unlearned", "restored", "alpha"),
     *("retain_original", "retain_unlearned", "retain_restored", "scores", "margin", "overshoot", "readout"),
-    *("yardstick", "verdict"),
+    *("readout_margin", "yardstick", "verdict"),
 )
 """Of a row of an evaluation; curves and confusions are not kept."""
 

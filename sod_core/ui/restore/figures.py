@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
@@ -95,8 +95,11 @@ def scoreboard(rows: Sequence[dict]) -> go.Figure:
     return calm(figure)
 
 
-def spread(rows: Sequence[dict]) -> go.Figure:
-    """R of the experts and of equally active random features, a box a method and every run a dot. Rows with seeds."""
+def spread(rows: Sequence[dict], others: Mapping[str, Sequence[dict]] | None = None) -> go.Figure:
+    """R of the experts and of equally active random features, a box a method and every run a dot. Rows with seeds.
+
+    `others`: {pack: rows} of single runs of the same methods, a diamond each for their experts.
+    """
     figure = go.Figure()
     for name, colour in (("R experts", ACCENT), ("R matched", "#8499b0")):
         known = [(row, value) for row in rows if (value := figure_of(row, name)) is not None]
@@ -111,6 +114,19 @@ def spread(rows: Sequence[dict]) -> go.Figure:
             marker={"color": colour, "size": 5, "opacity": 0.7},
             line={"color": colour, "width": 1.5},
             hovertemplate="%{text}<br>%{y:.2f}<extra>" + name + "</extra>",
+        )
+    methods = {row["method"] for row in rows}
+    for pack, single in (others or {}).items():
+        both = [row for row in single if row["method"] in methods]
+        known = [(row, value) for row in both if (value := figure_of(row, "R experts")) is not None]
+        figure.add_scatter(
+            name=f"R experts, {pack}",
+            x=[TITLES.get(row["method"], row["method"]) for row, _ in known],
+            y=[value for _, value in known],
+            text=[f"{row['target']}: {row['verdict']}" for row, _ in known],
+            mode="markers",
+            marker={"color": "#c7892f", "symbol": "diamond", "size": 9},
+            hovertemplate="%{text}<br>%{y:.2f}<extra>" + pack + "</extra>",
         )
     figure.update_layout(boxmode="group", height=420)
     figure.update_yaxes(title="R", range=[-0.15, 1.15], tickvals=[0, 0.5, 1])

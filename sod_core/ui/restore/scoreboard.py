@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -30,6 +29,7 @@ HEADERS += [
     "R all",
     "overshoot",
     "readout",
+    "readout margin",
     "probe",
     "seconds",
     "id",
@@ -71,7 +71,7 @@ def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict, first: str)
             yield {panel.progress: gr.skip()}
             return
         visitor = answers.there(visitor)
-        board = read(visitor.pack)
+        board = report.read(visitor.pack.manifest.folder)
         if board is None:
             raise ValueError("what was stored is gone; measure anew")
         id = event.row_value[HEADERS.index("id")]
@@ -100,27 +100,6 @@ def _not_opened(opener: Opener, visitor: Visitor | None) -> dict:
     return back
 
 
-def read(pack: Pack) -> dict[str, Any] | None:
-    """The pack's stored evaluation (`python -m sod_core evaluate --pack NAME --store`); None where it has none.
-
-    Raises ValueError for one that is damaged, or that another version stored: its verdicts follow other rules.
-    """
-    path = pack.manifest.folder / report.SCOREBOARD
-    if not path.is_file():
-        return None
-    try:
-        board = json.loads(path.read_text(encoding="utf-8"))
-        stored = board.get("format")
-        complete = {"rows", "settings", "images", "data"} <= board.keys()
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"What is stored in {path.name} cannot be read") from error
-    if stored != report.FORMAT:
-        raise ValueError("What is stored was measured by another version, whose verdicts follow other rules")
-    if not complete:
-        raise ValueError(f"What is stored in {path.name} lacks a part")
-    return board
-
-
 def _selected(first: str, visitor: Visitor | None) -> list:
     """What is shown, and of which pack."""
     pack = shared_pack(first) if visitor is None else visitor.pack
@@ -146,14 +125,18 @@ def _spread(pack: Pack) -> list:
         return [gr.Markdown(f"{str(error).capitalize()}.", visible=True), gr.Plot(visible=False)]
     if found is None:
         return [gr.Markdown(visible=False), gr.Plot(visible=False)]
+    others = spread.beside(pack.manifest.folder)
     text = f"### Over classes and seeds\n{spread.told(found)}\n\n{spread.table(found)}"
-    return [gr.Markdown(text, visible=True), gr.Plot(figures.spread(spread.rows(found)), visible=True)]
+    for name, rows in others.items():
+        text += f"\n\n**Beside {name}**: each of its models, one seed.\n\n{spread.compared(found, name, rows)}"
+    return [gr.Markdown(text, visible=True), gr.Plot(figures.spread(spread.rows(found), others), visible=True)]
 
 
 def _stored(pack: Pack) -> list:
     command = f"`python -m sod_core evaluate --pack {pack.manifest.name} --store`"
     try:
-        board, problem = read(pack), f"Nothing is stored for {pack.manifest.title}; {command} does it."
+        board = report.read(pack.manifest.folder)
+        problem = f"Nothing is stored for {pack.manifest.title}; {command} does it."
     except ValueError as error:
         board, problem = None, f"{error}. {command} measures anew."
     if board is None:
@@ -192,7 +175,9 @@ def cells(board: dict[str, Any], pack: Pack) -> list[list]:
                 interval,
                 *(_rounded(value) for value in chance),
                 report.margin(row["margin"]),
-                *(_rounded(value) for value in (*others, row["overshoot"], row["readout"], probe)),
+                *(_rounded(value) for value in (*others, row["overshoot"], row["readout"])),
+                report.margin(row["readout_margin"]),
+                _rounded(probe),
                 _rounded(seconds.get(row["id"]), 0),
                 row["id"],
                 _link(board, row, pack),
@@ -224,13 +209,14 @@ def _csv(board: dict[str, Any]) -> str:
 def _rules() -> str:
     return (
         "**Verdict**: by the *margin*, the experts' R less the better of *random* and *matched*, less what the same is "
-        "in the models retrained without the class; in brackets its 95 % interval, over images, which has to agree as "
-        f"a whole: from {scores.SUPPRESSED} on *suppressed*, below {scores.DELETED} *deleted*, between them *partly*, "
-        f"else *{scores.UNDECIDED}* by so many images. R = (restored - unlearned) / "
+        "in the models retrained without the class; in brackets its 95 % interval, over images. Every interval has to "
+        f"agree as a whole: from {scores.SUPPRESSED} on *suppressed*, below {scores.DELETED} *deleted*, between them "
+        f"*partly*, else *{scores.UNDECIDED}* by so many images. R = (restored - unlearned) / "
         "(original - unlearned) on the forgotten class, every edit at the alpha that suits it best. Two verdicts are "
         f"for what no edit at this layer can show. *{scores.SUPPRESSED_AFTER}*: it is not *suppressed* by that, but "
         "the original's own later blocks still find the class in this model's hidden state (*readout*, at least "
-        f"{scores.SUPPRESSED} more than in a model retrained without the class): it is there, and only later blocks "
+        f"{scores.SUPPRESSED} more than in a model retrained without the class, *readout margin*): it is there, and "
+        "only later blocks "
         f"hide it. *{scores.CANNOT_TELL}*: that is not so either, and no edit, not even the original's whole state "
         f"(*R copied state*), restores {scores.DELETED}: what follows this layer does not listen to it; or random "
         "features restore as much as the experts. Look at the probe, and evaluate another layer. There is *no verdict* "
