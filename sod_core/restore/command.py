@@ -1,4 +1,4 @@
-"""Restore's part of the command line: `restore` for one image, `evaluate` for a table."""
+"""Restore's part of the command line: `restore` for one image, `evaluate` for a table, `atlas` for every latent."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     kinds.register("restore", _kind)
     _add_restore(verbs.add_parser("restore", help="one image, one unlearned model, a list of alphas"))
     _add_evaluate(verbs.add_parser("evaluate", help="every unlearned model of a pack, experts against controls"))
+    _add_atlas(verbs.add_parser("atlas", help="what every latent of a pack fires on, and what unlearning did to it"))
 
 
 def _kind() -> Kind:
@@ -92,3 +93,21 @@ def _evaluate(options: argparse.Namespace) -> None:
     from . import actions
 
     actions.evaluate(options)
+
+
+def _add_atlas(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pack", required=True, help="a pack's name or folder")
+    parser.add_argument(
+        "--unlearned", nargs="*", default=[], metavar="ID", help="default: every one of the pack that is here"
+    )
+    parser.add_argument("--images", type=int, help="at most so many, all classes together; default: 3000")
+    parser.add_argument("--out", metavar="FILE", help="where the atlas goes; default: into the pack, for the app")
+    parser.add_argument("--json", metavar="FILE", help="also write the table's figures; - is standard output")
+    parser.add_argument("--device", help="cuda, mps or cpu; default: SOD_DEVICE, else the best there is")
+    parser.set_defaults(run=_atlas)
+
+
+def _atlas(options: argparse.Namespace) -> None:
+    from . import atlas_actions
+
+    atlas_actions.atlas(options)

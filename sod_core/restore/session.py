@@ -160,7 +160,7 @@ class Session:
 
     def _run(self, which: str, model: Callable[[], nn.Module], images: Tensor) -> tuple[dict[int, Tensor], Tensor]:
         """Hidden states at the session's layers, and logits [B, classes]."""
-        hidden, last = _heads(model, images, self.layers, self._precision), max(self.layers)
+        hidden, last = hidden_states(model, images, self.layers, self._precision), max(self.layers)
         logits = _tail(model, hidden[last], last, self._precision)
         if not logits.isfinite().all():
             raise PackError(working.not_numbers(f"the {which} model"))
@@ -185,10 +185,10 @@ class Session:
 
 @gpu.heavy
 @torch.inference_mode()
-def _heads(
+def hidden_states(
     model_of: Callable[[], nn.Module], images: Tensor, layers: list[int], precision: torch.dtype | None
 ) -> dict[int, Tensor]:
-    """{layer: [B, 1 + N, D]}: hidden states, on the model's device."""
+    """{layer: [B, 1 + N, D]}: a model's hidden states after blocks, on its device; `precision` as Session takes it."""
     model = model_of()
     device = next(model.parameters()).device
     with gpu.turn(device), _autocast(device, precision):

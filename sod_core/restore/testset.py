@@ -49,9 +49,15 @@ class TestSet:
         pack: Pack,
         files: Sequence[Path] = (),
         notes: Sequence[str] = (),
+        styles: Sequence[int] = (),
+        style_names: Sequence[str] = (),
     ):
         """`read` gives the image of a number, and its object's mask where there is one; `files` are read from."""
         self.name, self.labels = name, torch.tensor(labels, dtype=torch.long)
+        self.style_names = list(style_names)
+        """Of a drawn world; none where images have no styles."""
+        self.styles = torch.tensor(styles, dtype=torch.long)
+        """[n], or [0] where images have no styles."""
         self.notes = list(notes)
         """What was decided and what was left out, a sentence each."""
         self.stamp = hashlib.sha256(os.fsencode("\n".join(map(stamp, files)))).hexdigest()
@@ -60,6 +66,10 @@ class TestSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def picture(self, number: int) -> Image.Image:
+        """One image, as it was before it was made ready for the models. Raises ImageError."""
+        return self._read(number)[0]
 
     def batch(self, start: int, size: int) -> Batch:
         """The images start to start + size. Raises ImageError with its name for one that cannot be read."""
@@ -209,12 +219,16 @@ def _canvas(pack: Pack, count: int) -> TestSet:
         raise ValueError(f"{count} test images are none; take one or more")
     size = pack.shape.image_size
 
+    def place(i: int) -> tuple[int, int]:
+        return i % len(canvas.OBJECTS), i // len(canvas.OBJECTS) % len(canvas.STYLES)
+
     def draw(i: int) -> tuple[Image.Image, Image.Image]:
-        label, style = i % len(canvas.OBJECTS), i // len(canvas.OBJECTS) % len(canvas.STYLES)
+        label, style = place(i)
         rng = np.random.default_rng((WORLD_SEED, i))
         return canvas.render(canvas.OBJECTS[label], canvas.STYLES[style], rng, size)
 
-    return TestSet("canvas", [i % len(canvas.OBJECTS) for i in range(count)], draw, pack)
+    labels, styles = zip(*map(place, range(count)))
+    return TestSet("canvas", list(labels), draw, pack, styles=styles, style_names=canvas.STYLES)
 
 
 def _in_turn(numbers: list[int], labels: list[int], count: int | None) -> list[int]:
