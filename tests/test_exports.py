@@ -15,13 +15,19 @@ import torch
 from conftest import LAYERS, Server
 from PIL import Image
 from playwright.sync_api import BrowserContext, Page
+from test_mask_pack import made  # noqa: F401  the tiny pack
 from test_page import move_alpha, opened, traces
 
 from sod_core.data import charts
 from sod_core.machine import again
+from sod_core.mask import sweep
+from sod_core.mask.pack import open_mask_pack
 from sod_core.restore import drawing
 from sod_core.restore.drawing import Drawing, Moment
 from sod_core.ui import overlays
+from sod_core.ui.mask import exports as mask_exports
+from sod_core.ui.mask import visitor as mask_visitor
+from sod_core.ui.mask import work
 from sod_core.ui.restore import exports as restore_exports
 from sod_core.ui.restore.figures import style
 from sod_core.ui.restore.visitor import ALPHAS, Controls, Visitor
@@ -38,7 +44,7 @@ def visitor(pack, pack_folder, monkeypatch) -> Visitor:
     return found
 
 
-def made(visitor: Visitor, kind: str, *values: Any, scale: str = "inferno") -> tuple[str, bytes]:
+def export_of(visitor: Visitor, kind: str, *values: Any, scale: str = "inferno") -> tuple[str, bytes]:
     return restore_exports.make(kind, scale, visitor, *(values or CONTROLS))
 
 
@@ -107,7 +113,7 @@ def test_the_heat_of_a_picture_is_the_page_s():
 
 
 def test_restores_table_holds_the_curves(visitor):
-    name, content = made(visitor, "csv")
+    name, content = export_of(visitor, "csv")
     curves = visitor.measure(Controls(*CONTROLS), visitor.version)
     found = rows_of(content)
     assert name.startswith("restore-") and name.endswith(f"-{visitor.entry.id}-layer{LAYERS[1]}.csv")
@@ -118,12 +124,12 @@ def test_restores_table_holds_the_curves(visitor):
 
 def test_restores_pictures_show_the_models_probabilities(visitor):
     controls = Controls(*CONTROLS)
-    name, content = made(visitor, "png", scale="cividis")
+    name, content = export_of(visitor, "png", scale="cividis")
     assert name.endswith(f"-layer{LAYERS[1]}-alpha1.25.png")
     restored = visitor.probabilities(controls).restored.tolist()
     picture = Image.open(io.BytesIO(content))
     assert [bar_pixels(picture, i, 3, charts.DPI) for i in range(3)] == pytest.approx(restored, abs=0.01)
-    _, content = made(visitor, "gif")
+    _, content = export_of(visitor, "gif")
     moving, swept = Image.open(io.BytesIO(content)), visitor.sweep(controls).probabilities
     assert moving.n_frames == 41
     for place in (0, 8, 40):
@@ -144,7 +150,7 @@ def test_restores_pictures_show_the_models_probabilities(visitor):
 )
 def test_restores_json_gives_the_same_through_the_command_line(visitor, run, tmp_path, controls):
     visitor.edit_own_list(controls[0], "9, 1, 5")
-    name, content = made(visitor, "json", *controls)
+    name, content = export_of(visitor, "json", *controls)
     (tmp_path / name).write_bytes(content)
     outcome = run("restore", "--from", tmp_path / name)
     assert outcome.code == 0, outcome.err
@@ -160,7 +166,7 @@ def test_restores_json_gives_the_same_through_the_command_line(visitor, run, tmp
 
 def test_what_is_said_beside_a_file_wins(visitor, run, tmp_path):
     path = tmp_path / "x.json"
-    path.write_bytes(made(visitor, "json")[1])
+    path.write_bytes(export_of(visitor, "json")[1])
     found = json.loads(run("restore", "--from", path, "--alpha", "0.5", "--layer", LAYERS[0]).out)
     assert [row["alpha"] for row in found["restored"]] == [0.5] and found["layer"] == LAYERS[0]
     Image.new("RGB", (64, 64), "red").save(tmp_path / "own.png")
@@ -173,13 +179,13 @@ def test_an_own_image_is_in_its_picture_only(visitor, run, tmp_path):
     visitor.own_image(str(tmp_path / "secret.png"))
     path = tmp_path / "x.json"
     for kind in ("json", "csv"):
-        path.write_bytes(made(visitor, kind)[1])
+        path.write_bytes(export_of(visitor, kind)[1])
         assert "secret" not in path.read_text() and "base64" not in path.read_text()
-    path.write_bytes(made(visitor, "json")[1])
+    path.write_bytes(export_of(visitor, "json")[1])
     assert json.loads(path.read_text())["figures"]["lacks"] == "This file does not hold your own image."
     assert "--image" in run("restore", "--from", path).err
     assert run("restore", "--from", path, "--image", tmp_path / "secret.png").code == 0
-    pixels = np.asarray(Image.open(io.BytesIO(made(visitor, "png")[1])).convert("RGB")).reshape(-1, 3).astype(int)
+    pixels = np.asarray(Image.open(io.BytesIO(export_of(visitor, "png")[1])).convert("RGB")).reshape(-1, 3).astype(int)
     assert (np.abs(pixels - [70, 135, 99]).max(1) < 40).any()  # its green, paler
 
 
@@ -188,7 +194,68 @@ def test_no_page_no_image_no_file(visitor):
         restore_exports.make("png", "inferno", None, *CONTROLS)
     visitor.picture = None
     with pytest.raises(ValueError, match="no image yet"):
-        made(visitor, "csv")
+        export_of(visitor, "csv")
+
+
+# ---------------------------------------------------------------- Mask
+
+
+@pytest.fixture
+def masked(made_mask, monkeypatch) -> mask_visitor.Page:
+    """The Mask tab on the tiny pack, at a dose of 0.6 of what red touches."""
+    pack = open_mask_pack(str(made_mask))
+    monkeypatch.setattr("sod_core.ui.mask.exports.shared_mask_pack", lambda name: pack)
+    return mask_visitor.Page(shown=(str(made_mask), "saw-all", ("red",), "activations"), position=60)
+
+
+@pytest.fixture(scope="module")
+def made_mask(made):  # noqa: F811
+    return made
+
+
+def of_mask(page: mask_visitor.Page) -> sweep.Sweep:
+    pack = mask_exports.shared_mask_pack(page.shown[0])
+    return work.swept(pack, "saw-all", [0], page.shown[3])
+
+
+def test_masks_table_and_pictures_hold_the_sweep(masked):
+    found = of_mask(masked)
+    rows = rows_of(mask_exports.make("csv", "inferno", masked)[1])
+    assert [float(row["forget"]) for row in rows] == found.forget and len(rows) == 101
+    assert [float(row["retain"]) for row in rows] == found.retain and [int(row["pairs"]) for row in rows] == found.pairs
+    assert [float(row["right: red"]) for row in rows] == [row[0] for row in found.by_class]
+    drawn = {at: float(row["random_forget"]) for at, row in enumerate(rows) if row["random_forget"]}
+    assert drawn == dict(zip(found.random_at, found.random_forget))
+    name, content = mask_exports.make("png", "inferno", masked)
+    assert name.endswith("-saw-all-red-dose60.png") and Image.open(io.BytesIO(content)).size == (1200, 860)
+    moving = Image.open(io.BytesIO(mask_exports.make("gif", "inferno", masked)[1]))
+    assert moving.n_frames == 51
+    classes = len(found.by_class[0])
+    for place in (0, 50):  # the forgotten class's orange bar, before and after
+        moving.seek(place)
+        column = np.asarray(moving.convert("RGB")).astype(int)
+        x = round((1.0 + 10.5 * 0.6 / (classes + 0.2)) * charts.GIF_DPI)
+        column = column[round(6.3 * charts.GIF_DPI) : round(7.8 * charts.GIF_DPI), x]
+        height = (np.abs(column - ORANGE).max(1) < 12).sum() / (1.5 * charts.GIF_DPI) * 1.02
+        assert height == pytest.approx(found.by_class[2 * place][0], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "method, position", [("activations", 60), ("examples", 2), (sweep.EACH, 3), ("activations", 0)]
+)
+def test_masks_json_gives_the_same_through_the_command_line(masked, run, tmp_path, method, position):
+    masked.shown, masked.position = (*masked.shown[:3], method), position
+    found = of_mask(masked)
+    path = tmp_path / "mask.json"
+    content = json.loads(mask_exports.make("json", "inferno", masked)[1])
+    content["options"]["pack"] = masked.shown[0]  # the page's pack has a name, this one a folder
+    path.write_text(json.dumps(content))
+    outcome = run("mask", "evaluate", "--from", path, "--json", "-")
+    assert outcome.code == 0, outcome.err
+    told = json.loads(outcome.out)
+    row = told["doses"][0] if position else told["before"] | {"pairs": 0}
+    for key, value in (("pairs", found.pairs), ("forget_accuracy", found.forget), ("retain_accuracy", found.retain)):
+        assert row[key] == content["figures"][key] == value[position]
 
 
 # ---------------------------------------------------------------- --from
