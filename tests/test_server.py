@@ -82,7 +82,8 @@ def types(endpoint: dict[str, Any]) -> dict[str, str]:
 
 def test_the_endpoints_have_names_and_types(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(endpoints) == {"/restore", "/packs", "/patch_latents", "/clamp", "/clamp_features", "/mask"}
+    erase = {"/erase", "/erase_scoreboard"}
+    assert set(endpoints) == {"/restore", "/packs", "/patch_latents", "/clamp", "/clamp_features", "/mask"} | erase
     assert types(endpoints["/restore"]) == {
         "image": "filepath",
         "pack": "str",
