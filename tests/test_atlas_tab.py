@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 import shutil
@@ -12,14 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
-import numpy as np
 import pytest
 import torch
 from conftest import EXPERTS, LAYERS, UNLEARNED, WIDTH, Server, endpoints, serving, tab, write_manifest
 from forks import Forks
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from PIL import Image
 from playwright.sync_api import BrowserContext, Page, expect
 from test_page import choose
 
@@ -27,7 +23,7 @@ from sod_core.__main__ import main
 from sod_core.restore import atlas_actions, atlas_file, fates
 from sod_core.restore.atlas import ORIGINAL
 from sod_core.restore.pack import Pack
-from sod_core.ui import points
+from sod_core.ui import overlays, points
 from sod_core.ui.atlas import api, latent, links, scatter, table, work
 from sod_core.ui.atlas import tab as tabs
 from sod_core.ui.atlas.scatter import OFTEN, STRONGLY, Point
@@ -37,6 +33,7 @@ from sod_core.ui.atlas.visitor import Page as State
 
 PATIENCE = 20_000
 APPLE, PEAR = UNLEARNED
+HEAT_TO_COME = 'viewBox="0 0 0 0"'
 
 
 @pytest.fixture(scope="module")
@@ -125,24 +122,23 @@ def test_the_filter(stored, show):
     assert found.kept == wanted and len(wanted) == WIDTH
 
 
-def pixels(uri: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
-
-
 def test_heat_is_clear_where_nothing_fires():
-    found = pixels(work.heat_uri(torch.tensor([0.0, 0.5, 1.0, 2.0]), 1.0))
-    assert found.shape == (2, 2, 4)
-    assert found[..., 3].tolist() == [[0, int(255 * 0.485)], [int(255 * 0.85)] * 2]
-    assert found[1, 0].tolist() == found[1, 1].tolist() != found[0, 1].tolist()  # beyond the end is the last colour
+    found = latent.heat([0.0, 0.5, 1.0, 2.0], 1.0, "a <b>")
+    assert found.startswith('<svg class="heat" viewBox="0 0 2 2" role="img" aria-label="a &lt;b&gt;">')
+    paths = re.findall('<path d="(.*?)" fill="(.*?)" fill-opacity="(.*?)"/>', found)
+    half, hottest = overlays.colour(32 / 63), overlays.colour(1)
+    assert paths == [("M1 0h1v1h-1z", half, "0.49"), ("M0 1h1v1h-1zM1 1h1v1h-1z", hottest, "0.85")]
+    assert "<path" not in latent.heat([0.0] * 4, 0.0, "")
+    assert 'fill="var(--heat-0)" fill-opacity="0.12"' in latent.heat([1e-9, 0, 0, 0], 1.0, "")  # little is not nothing
 
 
 def test_a_latents_page(stored):
     atlas = work.stored(stored)
     told = fates.told(atlas, 2, 3, APPLE)
-    pictured = [latent.Pictured("data:p", "data:o", "data:u", 1.5, 0.25)] * len(told["strongest"])
+    pictured = [latent.Pictured("data:p", [1.5, 0, 0, 0], [0, 0.25, 0, 0], 1.5, 0.25)] * len(told["strongest"])
     markup = latent.html(told, pictured, ["apple"], True, ["A note <b>."])
     assert "Latent 3 of layer 2; expert for apple; " in markup and "A note &lt;b&gt;." in markup
-    assert markup.count('src="data:u"') == len(told["strongest"]) and "1.5 to 0.2" in markup
+    assert markup.count(f'heat in {APPLE}"') == len(told["strongest"]) and "1.5 to 0.2" in markup
     assert [int(j) for j in re.findall(r'data-kind="latent" data-pick="(\d+)"', markup)] == [
         one["latent"] for one in told["together"]
     ]
@@ -171,9 +167,9 @@ def test_the_unlearned_models_heat_comes_second(state, stored):
     tabs._filled(state, controls)
     state.latent = 3
     first = tabs._latent(state, controls)
-    assert work.BLANK in first and " to " not in re.search("<figcaption>(.*?)</figcaption>", first)[1]
+    assert HEAT_TO_COME in first and " to " not in re.search("<figcaption>(.*?)</figcaption>", first)[1]
     second = tabs._settle(state, *controls)
-    assert work.BLANK not in second
+    assert HEAT_TO_COME not in second
     atlas = work.stored(stored)
     numbers = [image["image"] for image in fates.told(atlas, 2, 3, APPLE)["strongest"]]
     sae, data = stored.sae(2), work.pictures(stored, atlas)
@@ -183,7 +179,8 @@ def test_the_unlearned_models_heat_comes_second(state, stored):
         heat = session.latents("unlearned", 2)[0, 1:, 3]
         assert sae.latents == WIDTH and f"{heat.max().item():.1f}</figcaption>" in second
         top = atlas.layers[2].peaks[3, 0].item()
-        assert work.heat_uri(heat, top) in second, rank
+        words = re.findall(f'aria-label="(\\w+, heat in {APPLE})"', second)[rank]
+        assert latent.heat(heat.tolist(), top, words) in second, rank
 
 
 def test_a_stale_atlas_is_not_shown(state, stored, monkeypatch):
@@ -204,7 +201,7 @@ def test_images_that_are_others_by_now_are_not_shown(state, stored, monkeypatch)
     tabs._filled(state, Controls(APPLE, 2))
     page = tabs._latent(state, Controls(APPLE, 2))
     assert "The images are not shown: the atlas was made of other images (examples) than the pack has here" in page
-    assert "data:image/png" in page  # the heat is stored
+    assert "<path" in page and f"heat in {APPLE}" not in page  # the original's is stored
 
 
 def test_a_link_and_back(state):
@@ -326,7 +323,7 @@ def test_points_rows_and_companions_open_a_latents_page(page, own_server, stored
     point.focus()
     page.keyboard.press("Enter")
     expect(title(page)).to_contain_text(f"Latent {picked} of layer 2; expert for pear")
-    expect(page.locator(f"#atlas-latent img.heat[src='{work.BLANK}']")).to_have_count(0)  # the heat has come
+    expect(page.locator("#atlas-latent svg.heat[viewBox='0 0 0 0']")).to_have_count(0)  # the other model's has come
     told = fates.told(work.stored(stored), 2, int(picked), PEAR)
     expect(page.locator("#atlas-latent figure")).to_have_count(len(told["strongest"]))
     companion = page.locator("#atlas-latent .sod-acts button").first

@@ -319,3 +319,17 @@ def test_the_address_follows_and_opens_the_same_page(page, window, server):
         other.goto(f"{server.url}?tab=mask&pack=corners&forget=nothing")
         expect(other.get_by_test_id("toast-text").filter(has_text="forget 'nothing'")).to_be_visible()
         expect(other.locator("#mask-stage .sod-tile.forget span")).to_have_text("of red still named")
+
+
+def test_a_pack_whose_features_are_not_here_says_what_makes_them(page, window, server):
+    shown, missing = tiles(page), "python -m sod_core mask features --pack clip-cifar10"
+    page.locator("#mask-pack input").click()
+    page.get_by_role("option", name="CIFAR-10, bottlenecks on CLIP ViT-B/32", exact=True).click()
+    expect(page.get_by_text(missing)).to_be_visible()
+    expect(page.locator("#mask-pack input")).to_have_value("corners")
+    assert tiles(page) == shown
+    with tab(window, PATIENCE, []) as other:
+        other.goto(f"{server.url}?tab=mask&pack=clip-cifar10")
+        expect(other.get_by_text(missing)).to_be_visible()
+        expect(other.locator("#mask-stage .sod-tile b").first).to_be_visible()
+        expect(other.locator("#mask-pack input")).to_have_value("Canvas, bottlenecks on three ViTs")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from ..machine import files
+from ..machine import devices, files
 from ..sparse import bottleneck_file
-from . import board, judged, probe, report, rivals, states
+from . import board, judged, probe, published, report, rivals, states
 from . import evaluate as evaluating
 from . import features as features_file
+from .features import Features
 from .fit import Plan
 from .fit import fit as fit_bottleneck
 from .judged import Case
@@ -24,9 +27,51 @@ EXAMPLES = (1, 2, 5, 10, 20, 50, 100)
 MOST_SEEDS = 20
 
 
+def features(options: argparse.Namespace) -> None:
+    """`mask features`: what a published encoder makes of its data set, computed once and kept on this computer."""
+    pack = open_mask_pack(options.pack)
+    entry = pack.manifest.encoder(options.encoder or pack.manifest.encoders[0].id)
+    published.compute(pack.manifest, entry, devices.choose_device(options.device))
+
+
 def fit(options: argparse.Namespace) -> None:
     """`mask fit`: a bottleneck on a pack's features or on a file's, with its accuracy beside the yardsticks."""
     _check_place(options.json, options.out)
+    ordered = _planned(options) if options.bottleneck else _asked(options)
+    found, names, out = ordered.features, ordered.names, ordered.out
+    made = fit_bottleneck(found.train, len(names), ordered.plan, _tell)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    bottleneck_file.save(made, out)
+    session = MaskSession(made, found.train, found.test)
+    told = {
+        "out": str(out),
+        "encoder": ordered.plan.about["encoder"],
+        "accuracy": session.figures(torch.zeros_like(made.masked), []).retain,
+        "nearest_mean": probe.nearest_mean(found.train, found.test),
+        "linear_probe": probe.linear(found.train, found.test),
+        "pairs_in_use": int(made.used.sum()),
+        "test_images": len(found.test.labels),
+    }
+    if options.json:
+        files.give_json(told, options.json)
+    if options.json != "-":
+        print(
+            f"{out}: accuracy {told['accuracy']:.1%} of {told['test_images']} test images; "
+            f"nearest mean {told['nearest_mean']:.1%}, linear probe {told['linear_probe']:.1%}"
+        )
+
+
+class _Ordered(NamedTuple):
+    """What `mask fit` fits, and where it puts it."""
+
+    features: Features
+    names: Sequence[str]
+    plan: Plan
+    out: Path
+
+
+def _asked(options: argparse.Namespace) -> _Ordered:
+    """By the options alone."""
     if options.features is None:
         pack = open_mask_pack(options.pack)
         encoder = options.encoder or pack.manifest.encoders[0].id
@@ -48,25 +93,20 @@ def fit(options: argparse.Namespace) -> None:
         seed=options.seed,
         about={"encoder": encoder},
     )
-    made = fit_bottleneck(found.train, len(names), plan, _tell)
-    bottleneck_file.save(made, options.out)
-    session = MaskSession(made, found.train, found.test)
-    told = {
-        "out": str(options.out),
-        "encoder": encoder,
-        "accuracy": session.figures(torch.zeros_like(made.masked), []).retain,
-        "nearest_mean": probe.nearest_mean(found.train, found.test),
-        "linear_probe": probe.linear(found.train, found.test),
-        "pairs_in_use": int(made.used.sum()),
-        "test_images": len(found.test.labels),
-    }
-    if options.json:
-        files.give_json(told, options.json)
-    if options.json != "-":
-        print(
-            f"{options.out}: accuracy {told['accuracy']:.1%} of {told['test_images']} test images; "
-            f"nearest mean {told['nearest_mean']:.1%}, linear probe {told['linear_probe']:.1%}"
-        )
+    return _Ordered(found, names, plan, options.out)
+
+
+def _planned(options: argparse.Namespace) -> _Ordered:
+    """By what the pack plans. Raises ValueError for a bottleneck that comes with it, and beside options of its own."""
+    if options.features or options.encoder or options.without:
+        raise ValueError("--bottleneck says which features and keys: leave --features, --encoder and --without out")
+    pack = open_mask_pack(options.pack)
+    m, entry = pack.manifest, pack.manifest.bottleneck(options.bottleneck)
+    if not entry.plan:
+        raise ValueError(f"the bottleneck {entry.id} comes with pack {m.name}: fit one of your own with --out FILE")
+    without = tuple(map(m.class_index, entry.without))
+    plan = replace(Plan(values=entry.values, without=without, about={"encoder": entry.encoder}), **entry.plan)
+    return _Ordered(pack.features(entry.encoder), m.classes, plan, m.kept(entry.file))
 
 
 def evaluate(options: argparse.Namespace) -> None:

@@ -7,8 +7,10 @@ from functools import partial
 
 import torch
 
+from ..packs import hub
 from ..packs.kinds import Checked, Kind, Wanted
-from . import probe
+from . import probe, published
+from .manifest import MaskPackManifest
 from .pack import MaskPack, open_mask_pack
 
 
@@ -26,16 +28,27 @@ def line(name: str) -> str:
 
 
 def wanted(name: str, unlearned: list[str]) -> Wanted:
-    """Nothing of a mask pack is on a hub. Raises PackError."""
+    """The encoders and data sets that features are computed from, where those are not here yet. Raises PackError."""
     pack = open_mask_pack(name)
-    return Wanted(name, [], lambda: missing(pack))
+    to_do = [e for e in pack.manifest.encoders if e.published and pack.manifest.here(e.features) is None]
+    files = [file for entry in to_do if entry.published for file in published.hub_files(entry.published)]
+    return Wanted(name, [file for file in files if hub.cached(file) is None], lambda: missing(pack))
 
 
 def missing(pack: MaskPack) -> list[str]:
-    """A sentence for every file that the manifest names and that is not here."""
-    m = pack.manifest
-    named = [*(entry.features for entry in m.encoders), *(entry.file for entry in m.bottlenecks)]
-    return [f"{file} of pack {m.name} is not on this computer" for file in named if not m.path(file).is_file()]
+    """A sentence for every file that the manifest names and that is not here, and for how it is made."""
+    m, lines = pack.manifest, []
+    for entry in m.encoders:
+        how = f": `python -m sod_core mask features --pack {m.name}` computes it" if entry.published else ""
+        lines += [_not_here(m, entry.features, how)]
+    for made in m.bottlenecks:
+        how = f": `python -m sod_core mask fit --pack {m.name} --bottleneck {made.id}` makes it" if made.plan else ""
+        lines += [_not_here(m, made.file, how)]
+    return [line for line in lines if line]
+
+
+def _not_here(m: MaskPackManifest, file: str, how: str) -> str:
+    return "" if m.here(file) else f"{file} of pack {m.name} is not on this computer{how}"
 
 
 def check(pack: MaskPack) -> Checked:

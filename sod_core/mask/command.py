@@ -16,17 +16,28 @@ def add(verbs: argparse._SubParsersAction) -> None:
     kinds.register("mask", _kind)
     parser = verbs.add_parser("mask", help="a key-value bottleneck forgets a class by forbidding its pairs")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_features(actions.add_parser("features", help="what a pack's published encoder makes of its data set, once"))
     _add_fit(actions.add_parser("fit", help="a bottleneck on an encoder's features"))
     _add_evaluate(actions.add_parser("evaluate", help="doses, controls, every state, and the ways back"))
     _add_export(actions.add_parser("export", help="a bottleneck that has forgotten, as a file"))
     parser.set_defaults(run=_run)
 
 
+def _add_features(features: argparse.ArgumentParser) -> None:
+    features.add_argument("--pack", required=True, help="a mask pack's name or folder")
+    features.add_argument("--encoder", metavar="ID", help="of the pack; default: its first")
+    features.add_argument("--device", help="cuda, mps or cpu; default: SOD_DEVICE, else the best there is")
+
+
 def _add_fit(fit: argparse.ArgumentParser) -> None:
     fit.add_argument("--pack", default=DEFAULT_PACK, help="a mask pack's name or folder")
     fit.add_argument("--encoder", metavar="ID", help="of the pack; default: its first")
     fit.add_argument("--features", type=Path, metavar="FILE", help=".safetensors or .npz, in place of the pack's")
-    fit.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bottleneck (.safetensors)")
+    where = fit.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, metavar="FILE", help="the bottleneck (.safetensors)")
+    where.add_argument(
+        "--bottleneck", metavar="ID", help="one that the pack plans and that is made here: sizes and place are its own"
+    )
     fit.add_argument("--without", nargs="+", default=[], metavar="CLASS", help="keys are fitted without their images")
     fit.add_argument("--values", choices=["counts", "sgd"], default="counts")
     fit.add_argument("--epochs", type=int, default=100, help="of values by SGD")

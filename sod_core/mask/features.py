@@ -40,8 +40,8 @@ class Features(NamedTuple):
         return 1 + int(max(self.train.labels.max(), self.test.labels.max()))
 
 
-def save(found: Features, path: Path) -> None:
-    """Writes a .safetensors file, features in half precision, whole or not at all."""
+def save(found: Features, path: Path, about: dict[str, str] | None = None) -> None:
+    """Writes a .safetensors file, features in half precision, whole or not at all; `about` becomes its metadata."""
     from safetensors.torch import save_file
 
     both = (found.train, found.test)
@@ -55,7 +55,18 @@ def save(found: Features, path: Path) -> None:
     if found.mean is not None and found.whitening is not None:
         tensors |= {"mean": found.mean.float(), "whitening": found.whitening.float()}
     with files.whole(path) as part:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata=about)
+
+
+def about(path: Path) -> dict[str, str]:
+    """What `save` was told of a .safetensors file; {} where that was nothing. Raises PackError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise PackError(f"{path.name} cannot be read: {error}") from error
 
 
 def read(path: Path) -> Features:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from ..packs import hub
 from ..packs.errors import PackError
 from ..packs.source import inside, read_manifest
 
@@ -16,6 +17,24 @@ WORLD = "canvas"
 """The only one whose test images can be drawn again."""
 KEYS = ("all", "others", "retain")
 """The training images that keys were fitted on: all, or those of classes every encoder saw, or this encoder saw."""
+PLANNED = {"codebooks", "pairs", "key_width", "key_epochs", "epochs", "seed"}
+"""What a bottleneck's plan may say."""
+
+
+class Published(NamedTuple):
+    """An encoder and a data set on the hub; features are computed here, once."""
+
+    repo_id: str
+    """A CLIP as transformers' `CLIPModel` is stored."""
+    revision: str
+    data_repo_id: str
+    data_revision: str
+    train: str
+    test: str
+    """Parquet files of the data set."""
+    image: str
+    label: str
+    """Their columns."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +47,9 @@ class EncoderEntry:
     """Classes that it was trained without."""
     features: str
     encoder: dict[str, Any]
-    """Where it comes from: {"pack", "file", "layer", "token", "scale"} or {"clip"}."""
+    """Where it comes from: {"pack", "file", "layer", "token", "scale"} or {"clip", "data"}."""
+    published: Published | None = None
+    """What the latter says."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +65,8 @@ class BottleneckEntry:
     """Classes whose images took no part in fitting the keys."""
     values: str
     file: str
+    plan: dict[str, Any] = field(default_factory=dict)
+    """Sizes of `fit.Plan`, where `mask fit --bottleneck` makes it on this computer; {} where it comes with the pack."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +87,14 @@ class MaskPackManifest:
     def path(self, file: str) -> Path:
         """A file of the pack. Raises PackError for a name that leads out of the pack's folder."""
         return inside(self.folder, self.name, file)
+
+    def kept(self, file: str) -> Path:
+        """Where this computer keeps a file of the pack that is made here. Raises PackError as `path`."""
+        return inside(hub.own_folder() / "packs" / self.name, self.name, file)
+
+    def here(self, file: str) -> Path | None:
+        """A file of the pack, or what was made of it on this computer; None where there is neither."""
+        return next((path for path in (self.path(file), self.kept(file)) if path.is_file()), None)
 
     def encoder(self, id: str) -> EncoderEntry:
         """The encoder called `id`. Raises PackError."""
@@ -119,6 +150,18 @@ def _encoder(item: dict[str, Any]) -> EncoderEntry:
         never_saw=tuple(map(str, item.get("never_saw", ()))),
         features=str(item["features"]),
         encoder=dict(item["encoder"]),
+        published=_published(item["encoder"]) if "data" in item["encoder"] else None,
+    )
+
+
+def _published(item: dict[str, Any]) -> Published:
+    model, data = item["clip"], item["data"]
+    return Published(
+        repo_id=str(model["repo_id"]),
+        revision=str(model["revision"]),
+        data_repo_id=str(data["repo_id"]),
+        data_revision=str(data["revision"]),
+        **{name: str(data[name]) for name in ("train", "test", "image", "label")},
     )
 
 
@@ -131,6 +174,7 @@ def _bottleneck(item: dict[str, Any]) -> BottleneckEntry:
         without=tuple(map(str, item.get("without", ()))),
         values=str(item["values"]),
         file=str(item["file"]),
+        plan={str(name): int(value) for name, value in item.get("plan", {}).items()},
     )
 
 
@@ -160,6 +204,8 @@ def _faults(m: MaskPackManifest) -> Iterator[tuple[bool, str]]:
             entry.encoder not in known,
             f"the bottleneck {entry.id} names the encoder {entry.encoder!r}, which is none",
         )
+        beyond = sorted(entry.plan.keys() - PLANNED)
+        yield bool(beyond), f"the plan of {entry.id} says {beyond[:1]}; known: {', '.join(sorted(PLANNED))}"
         yield entry.keys not in KEYS, f"the keys of {entry.id} are {entry.keys!r}: write one of {', '.join(KEYS)}"
 
 

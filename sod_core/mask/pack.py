@@ -11,8 +11,9 @@ from ..packs.figures import read_json
 from ..packs.kept import Kept
 from ..sparse import bottleneck_file
 from ..sparse.bottleneck import Bottleneck
-from . import features, manifest
+from . import features, manifest, published
 from .features import Features
+from .manifest import BottleneckEntry, EncoderEntry
 from .session import Images, MaskSession
 
 RESULTS_FORMAT = 1
@@ -30,18 +31,19 @@ class MaskPack:
     def features(self, encoder: str) -> Features:
         """What an encoder made of the training and test images. Raises PackError."""
         entry = self.manifest.encoder(encoder)
-        return self._kept.get(("features", encoder), lambda: self._load_features(entry.features))
+        return self._kept.get(("features", encoder), lambda: self._load_features(entry))
 
     def bottleneck(self, id: str | None = None) -> Bottleneck:
         """A bottleneck, nothing masked; the first for None. Raises PackError."""
         entry = self.manifest.bottleneck(id)
-        return self._kept.get(("bottleneck", entry.id), lambda: self._load_bottleneck(entry.file))
+        return self._kept.get(("bottleneck", entry.id), lambda: self._load_bottleneck(entry))
 
     def session(self, id: str | None = None) -> MaskSession:
         """The bottleneck with its encoder's images; the nearest pairs are found once. Raises PackError."""
         entry = self.manifest.bottleneck(id)
 
         def made() -> MaskSession:
+            self.features(entry.encoder)  # what is to be made first is missed first
             return self.session_with(self.bottleneck(entry.id), entry.encoder, entry.file)
 
         return self._kept.get(("session", entry.id), made)
@@ -73,9 +75,15 @@ class MaskPack:
             raise PackError(f"{name} of pack {self.manifest.name} holds no results of format {RESULTS_FORMAT}")
         return found
 
-    def _load_features(self, file: str) -> Features:
-        found = features.read(self._here(file))
-        m = self.manifest
+    def _load_features(self, entry: EncoderEntry) -> Features:
+        file, m = entry.features, self.manifest
+        path = self._here(file, None if entry.published is None else f"mask features --pack {m.name}")
+        if entry.published is not None and features.about(path).get("made_of") != published.made_of(entry.published):
+            raise PackError(
+                f"{path} is of another encoder or data set than pack.json of {m.name} names now: "
+                f"`python -m sod_core mask features --pack {m.name}` computes it anew"
+            )
+        found = features.read(path)
         if found.classes > len(m.classes):
             raise PackError(f"{file} has labels up to {found.classes - 1}, and {m.name} has {len(m.classes)} classes")
         for images in (found.train, found.test):
@@ -83,13 +91,17 @@ class MaskPack:
                 raise PackError(f"{file} has more styles than the {len(m.styles)} of {m.name}")
         return found if m.styles else found._replace(train=_plain(found.train), test=_plain(found.test))
 
-    def _load_bottleneck(self, file: str) -> Bottleneck:
-        return bottleneck_file.read(self._here(file))
+    def _load_bottleneck(self, entry: BottleneckEntry) -> Bottleneck:
+        name = self.manifest.name
+        return bottleneck_file.read(
+            self._here(entry.file, f"mask fit --pack {name} --bottleneck {entry.id}" if entry.plan else None)
+        )
 
-    def _here(self, file: str) -> Path:
-        path = self.manifest.path(file)
-        if not path.is_file():
-            raise PackError(f"{file} of pack {self.manifest.name} is not on this computer")
+    def _here(self, file: str, made_by: str | None) -> Path:
+        path = self.manifest.here(file)
+        if path is None:
+            how = "" if made_by is None else f"; `python -m sod_core {made_by}` makes it"
+            raise PackError(f"{file} of pack {self.manifest.name} is not on this computer{how}")
         return path
 
 

@@ -100,7 +100,12 @@ def launch_options() -> dict:
     """Arguments for Blocks.launch: looks, and the bounds on uploads."""
     theme = gr.themes.Base(
         primary_hue="orange", neutral_hue="slate", font=_FONTS, font_mono=["ui-monospace", "monospace"]
-    ).set(body_text_color_subdued="*neutral_500")  # Gradio's own grey is too pale to read on white
+    ).set(  # Gradio's own greys and its orange are too pale to read, or to read white on
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        **{f"button_primary_background_fill{dark}": "*primary_700" for dark in ("", "_dark")},
+        **{f"button_primary_background_fill_hover{dark}": "*primary_800" for dark in ("", "_dark")},
+    )
     return {
         "theme": theme,
         "css_paths": _HERE / "style.css",

@@ -8,26 +8,87 @@ from html import escape
 
 from plotly.colors import sample_colorscale
 
-_SCALE = "Inferno"
+SCALES = {"inferno": "Inferno", "cividis": "Cividis"}
+"""Of the heat, by their names in an address; the second reads the same to eyes that do not tell red from green."""
 _STEPS = 64
+HINT = "Point at a patch, or reach it with Tab and the arrows: its values."
 
 CLICKS = """
 const pick = (event) => {
   const hit = event.target.closest('[data-pick]');
-  if (hit) trigger('click', {kind: hit.dataset.kind, pick: Number(hit.dataset.pick)});
+  if (!hit) return;
+  chosen = [same(hit), Array.from(element.querySelectorAll(same(hit))).indexOf(hit)];
+  trigger('click', {kind: hit.dataset.kind, pick: Number(hit.dataset.pick)});
+};
+const same = (hit) => `[data-kind="${hit.dataset.kind}"][data-pick="${hit.dataset.pick}"]`;
+let chosen = null, told = null;
+const tell = (patch) => {  // what each model has there
+  const place = element.querySelector('.sod-patch');
+  if (!place || !patch || !patch.matches('rect')) return;
+  told = patch;
+  const grid = patch.ownerSVGElement.viewBox.baseVal.width, at = Number(patch.dataset.pick);
+  const values = Array.from(element.querySelectorAll('figure[data-model]'), (figure) =>
+    `${figure.dataset.model} ${figure.querySelectorAll('rect')[at].textContent}`);
+  place.textContent = `Patch ${Math.floor(at / grid) + 1}, ${at % grid + 1}: ${values.join(', ')}`;
+};
+const step = (patch, key) => {  // along the grid; Tab leaves it
+  const cells = Array.from(patch.ownerSVGElement.children), grid = patch.ownerSVGElement.viewBox.baseVal.width;
+  const at = cells.indexOf(patch), by = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -grid, ArrowDown: grid}[key];
+  const next = by && !(Math.abs(by) === 1 && Math.floor((at + by) / grid) !== Math.floor(at / grid)) && cells[at + by];
+  if (next) { focusOn(next); patch.removeAttribute('tabindex'); patch.removeAttribute('role'); }
+  return Boolean(by);
+};
+const focusOn = (hit) => {
+  if (hit.matches('rect')) { hit.setAttribute('tabindex', 0); hit.setAttribute('role', 'button'); }
+  hit.focus({preventScroll: true});
 };
 element.addEventListener('click', pick);
 element.addEventListener('keydown', (event) => {
-  if (event.key === 'Enter' && event.target.matches('tr, circle')) pick(event);
+  const on = event.target;
+  const enters = event.key === 'Enter' && on.matches('tr, circle, rect') || event.key === ' ' && on.matches('rect');
+  if (enters) pick(event);
+  else if (!(on.matches('rect') && step(on, event.key))) return;
+  event.preventDefault();
+});
+for (const kind of ['mouseover', 'focusin']) element.addEventListener(kind, (event) => tell(event.target));
+document.addEventListener('sod-moved', () => { if (told && told.isConnected) tell(told); });
+watch('value', () => {  // the answer replaced what had the focus
+  const again = chosen && document.activeElement === document.body && element.querySelectorAll(chosen[0])[chosen[1]];
+  if (again) focusOn(again);
+  chosen = null;
 });
 """
 """js_on_load of every component here: a click (or Enter) on anything with data-pick reaches the server."""
 
 
 @cache
-def colours() -> list[str]:
-    """The heat's colour scale, cold to hot."""
-    return sample_colorscale(_SCALE, [i / (_STEPS - 1) for i in range(_STEPS)])
+def colours(scale: str) -> list[str]:
+    """One of SCALES, cold to hot."""
+    return sample_colorscale(SCALES[scale], [i / (_STEPS - 1) for i in range(_STEPS)])
+
+
+def step(share: float) -> int:
+    """The step of the scale at which a share of the hottest lies."""
+    return round(share * (_STEPS - 1))
+
+
+def share(step: int) -> float:
+    """The share of the hottest at a step of the scale."""
+    return step / (_STEPS - 1)
+
+
+def colour(share: float) -> str:
+    """Where a share of the hottest lies on the scale that the page has chosen."""
+    return f"var(--heat-{step(share)})"
+
+
+def scale_styles() -> str:
+    """The scales as the page's properties: the first, unless the body's class names another."""
+    rules: list[str] = []
+    for scale in SCALES:
+        steps = ";".join(f"--heat-{i}:{found.replace(' ', '')}" for i, found in enumerate(colours(scale)))
+        rules.append(f"{':root' if not rules else f'body.sod-{scale}'}{{{steps}}}")
+    return f"<style>{''.join(rules)}</style>"
 
 
 def picture_style(uri: str, example: int | None) -> str:
@@ -59,7 +120,7 @@ def heat_panels(
     end = top(*(values for which, values in heat.items() if which != "restored"))
     panels = "".join(
         f'<figure class="sod-heat" data-model="{which}">'
-        f'<div class="sod-picture">{squares(values, grid, grid, end, selected)}</div>'
+        f'<div class="sod-picture">{squares(values, grid, grid, end, selected, which)}</div>'
         f"<figcaption>{which}</figcaption></figure>"
         for which, values in heat.items()
     )
@@ -67,33 +128,53 @@ def heat_panels(
     return (
         f'<div class="sod-title">{escape(title)}</div>'
         f'<div class="sod-heats" {marks}>{panels}</div>'
-        f"{scale_bar(end, above)}"
+        f'{scale_bar(end, above)}<p class="sod-quiet sod-patch" role="status">{_told(heat, grid, selected)}</p>'
     )
+
+
+def _told(heat: Mapping[str, Sequence[float]], grid: int, selected: int | None) -> str:
+    """As the page's script says it of a patch."""
+    if selected is None:
+        return HINT
+    row, column = divmod(selected, grid)
+    return f"Patch {row + 1}, {column + 1}: " + ", ".join(f"{w} {values[selected]:.2f}" for w, values in heat.items())
 
 
 def scale_bar(top: float, above: bool = False) -> str:
     """The colour bar of heatmaps that end at `top`; `above`: some values are larger."""
-    gradient = ", ".join(colours()[::7])
+    gradient = ", ".join(colour(i / 9) for i in range(10))
     return (
         f'<div class="sod-bar"><span>0</span><i style="background:linear-gradient(90deg,{gradient})"></i>'
         f"<span>{top:.2g}{' and above' if above else ''}</span></div>"
     )
 
 
-def squares(values: Sequence[float], columns: int, rows: int, top: float, selected: int | None = None) -> str:
-    """One heatmap as an SVG of rows x columns squares; warmer is more opaque, cold ones show the picture."""
-    scale = colours()
+def opacity(share: float) -> float:
+    """Warmer is more opaque, cold patches show the picture."""
+    return 0.12 + 0.73 * share if share > 0 else 0.0
+
+
+def squares(
+    values: Sequence[float], columns: int, rows: int, top: float, selected: int | None = None, picks: str = ""
+) -> str:
+    """One heatmap as an SVG of rows x columns squares.
+
+    `picks`: what its squares are called where they can be chosen, by a click, or by the keyboard from one of them on.
+    """
     cells = []
     for i, value in enumerate(values):
         share = min(max(value / top, 0.0), 1.0)
         y, x = divmod(i, columns)
         mark = ' class="on"' if i == selected else ""
+        mark += f' data-kind="patch" data-pick="{i}"' if picks else ""
+        mark += ' tabindex="0" role="button"' if picks and i == (selected or 0) else ""
         cells.append(
-            f'<rect x="{x}" y="{y}" width="1" height="1" fill="{scale[round(share * (_STEPS - 1))]}" '
-            f'fill-opacity="{0.12 + 0.73 * share if share > 0 else 0:.2f}" data-kind="patch" data-pick="{i}"{mark}>'
-            f"<title>{value:.2f}</title></rect>"
+            f'<rect x="{x}" y="{y}" width="1" height="1" fill="{colour(share)}" '
+            f'fill-opacity="{opacity(share):.2f}"{mark}><title>{value:.2f}</title></rect>'
         )
-    return f'<svg viewBox="0 0 {columns} {rows}" role="img" aria-label="heatmap">{"".join(cells)}</svg>'
+    means = 'role="group" ' if picks else 'role="img" '
+    called = escape(f"heat of the patches, {picks}") if picks else f"heat, {min(values):.2f} to {max(values):.2f}"
+    return f'<svg viewBox="0 0 {columns} {rows}" {means}aria-label="{called}">{"".join(cells)}</svg>'
 
 
 def example_picker(thumbs: Sequence[str], labels: Sequence[int], names: Sequence[str], first: int) -> str:

@@ -21,6 +21,7 @@ function query() {
   const found = new URLSearchParams(), tab = shown(), at = place();
   for (const [key, value] of new URLSearchParams(location.search)) if (key.startsWith('__')) found.set(key, value);  // Gradio's
   if (tab !== TABS[0]) found.set('tab', tab);
+  if (scale !== known[0]) found.set('heat', scale);
   for (const [key, value] of Object.entries(at ? JSON.parse(at.dataset.values) : {})) found.set(key, value);
   const alpha = one('#alpha input[type=number]');
   if (at && at.dataset.link === 'restore' && alpha) found.set('alpha', alpha.value);
@@ -32,12 +33,29 @@ function query() {
 function write() {
   clearTimeout(waiting);
   waiting = 0;
+  name();
   if (!one('[data-link="restore"]')) return;  // what the address asks for is not shown yet
   const now = query();
   if (now === written) return;
   written = now;
   history.replaceState(history.state, '', now);
   if (window.parent !== window) window.parent.postMessage({queryString: now.slice(1)}, 'https://huggingface.co');  // a Space's frame
+}
+
+// The heat's colours: the body's class names them, and every tab's heat follows.
+const scales = JSON.parse(element.querySelector('[data-scales]').dataset.scales), known = Object.keys(scales);
+let scale = known[0];
+function colour(chosen) {
+  scale = chosen;
+  for (const name of known) document.body.classList.toggle(`sod-${name}`, name === scale);
+  element.querySelector('[data-scales]').textContent = `Heat: ${scales[scale]}`;
+}
+const heat = () => { colour(known[(known.indexOf(scale) + 1) % known.length]); later(); };
+
+// What Gradio leaves without a name, or names where none may stand.
+function name() {
+  for (const box of document.querySelectorAll('input.search-input:not([aria-label])')) box.ariaLabel = 'Filter the table';
+  for (const empty of document.querySelectorAll('div.empty[aria-label]:not([role])')) empty.role = 'img';
 }
 
 const later = () => { if (!waiting) waiting = setTimeout(write, REST); };
@@ -55,9 +73,13 @@ async function copy() {
     document.execCommand('copy');
     box.remove();
   }
+  say(`Copied. ${lacks}`, lacks ? 6000 : 2000);
+}
+
+function say(text, milliseconds) {
   const says = element.querySelector('[role=status]');
-  says.textContent = `Copied. ${lacks}`;
-  setTimeout(() => { says.textContent = ''; }, lacks ? 6000 : 2000);
+  says.textContent = text;
+  setTimeout(() => { says.textContent = ''; }, milliseconds);
 }
 
 const wide = matchMedia('(min-width: 900px) and (min-aspect-ratio: 5/4)');
@@ -97,13 +119,14 @@ function nextLayer() {
 
 const toServer = (said) => one('[data-link=restore]').dispatchEvent(new CustomEvent('sod-key', {detail: said, bubbles: true}));
 const writing = (target) => target.matches('textarea, [contenteditable=true], input:not([type=range], [type=radio], [type=checkbox])');
-const steered = (target) => target.matches('input, select, [role=tab], [role=option], [role=slider]');  // by arrows of its own
+const steered = (target) => target.matches('input, select, rect, [role=tab], [role=option], [role=slider]');  // by arrows of its own
 
 // Whether the key meant something.
 function pressed({key, shiftKey, target}) {
   if (key === '?') return keys(), true;
   if (key === 'Escape' && presenting()) return present(false), true;
   if (key === 'p') return present(!presenting()), true;
+  if (key === 'h') return heat(), true;
   if (key === 'c') return document.body.classList.toggle('sod-bare'), true;
   if ((key === 'ArrowLeft' || key === 'ArrowRight') && !steered(target)) return move((key === 'ArrowLeft' ? -1 : 1) * (shiftKey ? 10 : 1)), true;
   if (key === ' ' && !target.closest('button, a, summary, label, input, [role=button], [role=tab]')) return playOrStop(), true;
@@ -124,7 +147,7 @@ document.addEventListener('keyup', (event) => {  // the dose rests: what only th
 document.addEventListener('fullscreenchange', () => { if (!document.fullscreenElement && presenting()) present(false); });
 element.addEventListener('click', (event) => {
   const act = event.target.closest('[data-page]');
-  if (act) ({copy, present: () => present(!presenting()), keys})[act.dataset.page]();
+  if (act) ({copy, heat, present: () => present(!presenting()), keys})[act.dataset.page]();
 });
 document.addEventListener('input', later);
 document.addEventListener('sod-moved', later);
@@ -132,6 +155,10 @@ document.addEventListener('click', later);
 new MutationObserver((changes) => {
   if (changes.some(({target}) => target.matches('[data-link]') || target.querySelector('[data-link]'))) later();
 }).observe(document.body, {childList: true, subtree: true, attributes: true, attributeFilter: ['data-values']});
+
+const asked = new URLSearchParams(location.search).get('heat');
+if (known.includes(asked)) colour(asked);
+else if (asked !== null) say('This link asks for what is not here: the colours of the heat.', 8000);
 
 // The tab that the address names, once it is there.
 (function open(tries) {

@@ -11,6 +11,8 @@ from typing import Any
 
 import gradio as gr
 
+from . import overlays
+
 TABS = ("restore", "scoreboard", "atlas", "erase", "clamp", "mask")
 """The tabs' names in an address."""
 SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
@@ -20,6 +22,7 @@ KEYS = {
     "1 ... 9": "the first, ... the ninth unlearned model",
     "l": "the next layer",
     "c": "controls on and off",
+    "h": "the heat's other colours",
     "p": "present: the figure fills the screen; again, or Escape, to leave",
     "?": "this list",
 }
@@ -30,9 +33,11 @@ LISTENS = "element.addEventListener('sod-key', (event) => trigger('click', event
 def header(title: str, text: str) -> None:
     """The page's head, with its own buttons and the list of its keys."""
     rows = "".join(f"<dt><kbd>{escape(key)}</kbd></dt><dd>{escape(what)}</dd>" for key, what in KEYS.items())
+    scales = escape(json.dumps(overlays.SCALES))
     gr.HTML(
         f"<header class='sod-header'><div><h1>{title}</h1><p>{text}</p></div>"
-        "<nav class='sod-page'><span role='status'></span>"
+        f"{overlays.scale_styles()}<nav class='sod-page' aria-label='Page'><span role='status'></span>"
+        f"<button type='button' data-page='heat' data-scales='{scales}'>Heat: {overlays.SCALES['inferno']}</button>"
         "<button type='button' data-page='copy'>Copy link</button>"
         "<button type='button' data-page='present'>Present</button>"
         "<button type='button' data-page='keys' aria-label='Keys'>?</button></nav></header>"

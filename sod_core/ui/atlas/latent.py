@@ -18,10 +18,10 @@ class Pictured(NamedTuple):
 
     picture: str
     """A data: address; "" where the image is not here."""
-    original: str
-    """The heat of the original as a data: address."""
-    unlearned: str
-    """Of the unlearned model; "" where it is not known."""
+    original: Sequence[float]
+    """[N]: the heat of the original on its patches."""
+    unlearned: Sequence[float] | None
+    """Of the unlearned model; empty where it is still to come, None where it cannot be known."""
     value: float
     """The largest value in the original."""
     after: float | None
@@ -101,28 +101,46 @@ def _edit(told: Mapping[str, Any]) -> str:
 def _gallery(told: Mapping[str, Any], pictured: Sequence[Pictured]) -> str:
     if not pictured:
         return '<p class="sod-quiet">It fires on none of the images in the original.</p>'
-    both = any(one.unlearned for one in pictured)
-    figures = "".join(_figure(one, image, told["model"]) for one, image in zip(pictured, told["strongest"]))
+    both, top = pictured[0].unlearned is not None, pictured[0].value
+    figures = "".join(_figure(one, image, told["model"], top) for one, image in zip(pictured, told["strongest"]))
     above = f"above in the original, below in {told['model']}" if both else "in the original"
     title = f"The {len(pictured)} images where it is strongest, {above}; point at one to see it without the heat"
     return (
-        f'<div class="sod-title">{escape(title)}</div><div class="sod-gallery">{figures}</div>'
-        f"{overlays.scale_bar(pictured[0].value)}"
+        f'<div class="sod-title">{escape(title)}</div><div class="sod-gallery">{figures}</div>{overlays.scale_bar(top)}'
     )
 
 
-def _figure(one: Pictured, image: Mapping[str, Any], model: str) -> str:
+def _figure(one: Pictured, image: Mapping[str, Any], model: str, top: float) -> str:
     name = image["class"] if image["style"] is None else f"{image['class']}, {image['style']}"
     value = f"{one.value:.1f}" if one.after is None else f"{one.value:.1f} to {one.after:.1f}"
-    squares = _square(one.picture, one.original, f"{name}, heat in the original")
-    if one.unlearned:
-        squares += _square(one.picture, one.unlearned, f"{name}, heat in {model}")
+    squares = _square(one.picture, heat(one.original, top, f"{name}, heat in the original"))
+    if one.unlearned is not None:
+        squares += _square(one.picture, heat(one.unlearned, top, f"{name}, heat in {model}"))
     return f"<figure>{squares}<figcaption>{escape(name)}<br>{value}</figcaption></figure>"
 
 
-def _square(picture: str, heat: str, words: str) -> str:
+def _square(picture: str, above: str) -> str:
     below = f'<img src="{picture}" alt="">' if picture else ""
-    return f'<span class="sod-shot">{below}<img class="heat" src="{heat}" alt="{escape(words)}"></span>'
+    return f'<span class="sod-shot">{below}{above}</span>'
+
+
+def heat(values: Sequence[float], top: float, words: str) -> str:
+    """A heatmap of the patches where a latent fires, in the page's colours; the scale ends at `top`.
+
+    A path for each of the scale's colours, since sixteen maps in two models would be thousands of squares.
+    """
+    side = round(len(values) ** 0.5)
+    cells: dict[int, str] = {}
+    for place, value in enumerate(values):
+        if value > 0:
+            step = overlays.step(min(value / (top or 1.0), 1.0))
+            cells[step] = cells.get(step, "") + f"M{place % side} {place // side}h1v1h-1z"
+    paths = "".join(
+        f'<path d="{cells[step]}" fill="{overlays.colour(share)}" fill-opacity="{overlays.opacity(share):.2f}"/>'
+        for step in sorted(cells)
+        for share in [max(overlays.share(step), 1e-6)]
+    )
+    return f'<svg class="heat" viewBox="0 0 {side} {side}" role="img" aria-label="{escape(words)}">{paths}</svg>'
 
 
 def _bars(title: str, told: Mapping[str, Any], what: str) -> str:

@@ -221,16 +221,15 @@ def _latent(page: Page, controls: Controls, after: Tensor | None = None) -> str:
     except (ValueError, ImageError) as error:
         pictures = [""] * len(numbers)
         notes.append(f"The images are not shown: {error}.")
-    heat, top = layer.heat[page.latent], layer.peaks[page.latent, 0].item()
     entry = page.entry(controls.model)
     both = entry.id != ORIGINAL and page.here(entry) and not notes
     pictured = [
         Pictured(
             picture,
-            work.heat_uri(heat[rank], top),
-            _heat_after(after, rank, top, both),
+            layer.heat[page.latent, rank].tolist(),
+            ([] if after is None else after[rank].tolist()) if both else None,
             layer.peaks[page.latent, rank].item(),
-            None if after is None else after[rank].max().item(),
+            after[rank].max().item() if both and after is not None else None,
         )
         for rank, picture in enumerate(pictures)
     ]
@@ -239,13 +238,6 @@ def _latent(page: Page, controls: Controls, after: Tensor | None = None) -> str:
     experts = table.experts(pack, controls.layer).get(page.latent, [])
     editable = entry in pack.manifest.unlearned or entry.id == ORIGINAL
     return scatter.marked(page.latent) + latents.html(told, pictured, experts, editable, notes)
-
-
-def _heat_after(after: Tensor | None, rank: int, top: float, both: bool) -> str:
-    """A data: address; an empty picture keeps the place until the heat is there."""
-    if after is None:
-        return work.BLANK if both else ""
-    return work.heat_uri(after[rank], top)
 
 
 def _settle(page: Page, *values: Any) -> Any:

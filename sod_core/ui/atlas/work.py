@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import threading
 from collections.abc import Callable
-from functools import cache, lru_cache
-from io import BytesIO
+from functools import lru_cache
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from ...data import images
@@ -22,12 +18,9 @@ from ...restore.manifest import UnlearnedEntry
 from ...restore.pack import Pack
 from ...restore.session import hidden_states
 from ...restore.testset import TestSet
-from .. import overlays
 from ..restore.thumbs import data_uri
 
 THUMB = 96
-BLANK = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
-"""A picture of one clear pixel."""
 _reading = threading.Lock()
 """A table of images is read by one at a time."""
 
@@ -75,25 +68,6 @@ def _thumb(pack: Pack, count: int, number: int) -> str:
     with _reading:
         picture = _images(pack, count).picture(number)
     return data_uri(images.square(picture, THUMB), quality=80)
-
-
-def heat_uri(values: Tensor, top: float) -> str:
-    """A heatmap [N] as a picture of a pixel a patch, clear where the latent does not fire; the scale ends at `top`."""
-    side = round(len(values) ** 0.5)
-    share = (values / (top or 1.0)).clamp(0, 1).numpy().reshape(side, side)
-    scale = _scale()
-    pixels = np.zeros((side, side, 4), np.uint8)
-    pixels[..., :3] = scale[(share * (len(scale) - 1)).round().astype(int)]
-    pixels[..., 3] = np.where(share > 0, 255 * (0.12 + 0.73 * share), 0)
-    buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-@cache
-def _scale() -> np.ndarray:
-    """[steps, 3]"""
-    return np.array([[int(part) for part in one[4:-1].split(",")] for one in overlays.colours()], np.uint8)
 
 
 @torch.inference_mode()

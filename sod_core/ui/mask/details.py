@@ -14,7 +14,7 @@ from plotly.colors import qualitative
 from ...mask.evidence import Named
 from ...mask.sweep import Vote
 
-COLOURS = qualitative.T10
+COLOURS = qualitative.Safe  # told apart by colour-blind eyes, too
 """Of the classes, in the votes."""
 NOTHING_MASKED = "Nothing is masked: move the dose."
 

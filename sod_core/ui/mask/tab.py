@@ -83,13 +83,30 @@ def _opening(pack: MaskPack) -> tuple[str, list[str]]:
     return entry.id, [next(iter(m.encoder(entry.encoder).never_saw), m.classes[0])]
 
 
+def _ready(name: str) -> MaskPack:
+    """A pack whose opening bottleneck and features are here. Raises ValueError."""
+    pack = shared_mask_pack(name)
+    pack.session(_opening(pack)[0])
+    return pack
+
+
 def _open(request: gr.Request, page: Page, name: str) -> list:
     """Fills the menus for a pack; as the visitor left them where it is open, as the address says where none was."""
     if name == page.pack:
         return [gr.skip()] * 7
     link = links.Link(dict(request.query_params) if page.pack is None else {}, "mask")
     name = link.pack(name)
-    pack = shared_mask_pack(name)
+    missed = ""
+    try:
+        pack = _ready(name)
+    except ValueError as error:
+        first = first_pack(list(folders()))
+        if page.pack is None and name == first:
+            raise
+        missed = f"**{name} cannot be shown**: {error}."
+        if page.pack is not None:  # the menu goes back to what is shown
+            return [page, page.pack, missed, *[gr.skip()] * 4]
+        name, pack = first, _ready(first)
     m = pack.manifest
     page.pack, page.picked, page.own, page.own_features = name, 3, None, {}
     bottleneck, names, method = link.opened(pack, page, *_opening(pack))
@@ -100,7 +117,7 @@ def _open(request: gr.Request, page: Page, name: str) -> list:
     thumbnails = details.picker(shown, work.picture_names(pack, m.encoders[0].id), page.picked) if shown else ""
     menus = gr.update(choices=choices, value=bottleneck), gr.update(choices=list(m.classes), value=names)
     how = gr.skip() if "method" not in link.asked else method
-    return [page, name, m.note, *menus, how, thumbnails]
+    return [page, name, missed or m.note, *menus, how, thumbnails]
 
 
 def _choose(

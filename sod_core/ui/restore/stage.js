@@ -2,7 +2,7 @@
 // the sentence that says where one stands. Nothing is asked of the server while the slider moves or Play runs, but for
 // an alpha typed between the slider's positions, and as long as the answer has not come. A value between computed
 // positions is a straight line's, and marked (class sod-rough) until it is exact.
-const PLAY_SECONDS = 4, LAST = 10, STEP = 0.05;
+const PLAY_SECONDS = 4, LAST = 10, STEP = 0.05, HOTTEST = 63;  // of the colour scale's steps, from 0
 const PARTS = ['bars', 'heat', 'inspector', 'verdict', 'curves'];
 let alpha = 0, sweep = null, series = null, frame = 0, played = false, marker = null;
 
@@ -78,14 +78,14 @@ function say(value, exact) {  // "Now: 12% boat." in the verdict
 function drawHeat() {
   const panels = part('heat').querySelector('.sod-heats');
   if (!panels || !sweep || sweep.drawn !== panels.dataset.drawn) return;
-  const squares = panels.querySelectorAll('[data-model=restored] rect'), steps = sweep.colours.length - 1;
+  const squares = panels.querySelectorAll('[data-model=restored] rect');
   const found = row(sweep.heat, sweep.every, squares.length);
   if (!mine(panels, found)) return;
   let hottest = 0;
   for (let i = 0; i < squares.length; i++) {
     const value = found.at(i), share = Math.min(Math.max(value / sweep.top, 0), 1);
     hottest = Math.max(hottest, value);
-    squares[i].setAttribute('fill', sweep.colours[Math.round(share * steps)]);
+    squares[i].setAttribute('fill', `var(--heat-${Math.round(share * HOTTEST)})`);
     squares[i].setAttribute('fill-opacity', share > 0 ? (0.12 + 0.73 * share).toFixed(2) : '0.00');
     set(squares[i].firstElementChild, value.toFixed(2));
   }

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ...restore.sweep import STEP
-from .. import overlays
 
 SCRIPT = (Path(__file__).parent / "stage.js").read_text(encoding="utf-8")
 
@@ -32,7 +31,6 @@ def sweep(drawn: str, classes: Sequence[int], stride: int, probabilities: Tensor
         "classes": ",".join(map(str, classes)),
         "every": STEP * stride,
         "top": top,
-        "colours": overlays.colours(),
     }
     found = {"probabilities": _floats(probabilities[::stride]), "heat": _floats(heat[::stride])}
     return f'<div data-sweep="{escape(json.dumps(said | found))}"></div>'
