@@ -47,7 +47,7 @@ def html(
         f'<div class="sod-title">{escape("; ".join(parts))}</div>'
         f"{_figures(told)}{_edit(told) if editable else ''}{said}"
         f"{_gallery(told, pictured)}"
-        f'<div class="sod-tables">{_bars("Classes", told, "classes")}{_bars("Styles", told, "styles")}</div>'
+        f'<div class="sod-atlas-groups">{_bars("Classes", told, "classes")}{_bars("Styles", told, "styles")}</div>'
         f"{_companions(told['together'])}"
     )
 
@@ -63,7 +63,7 @@ def _figures(told: Mapping[str, Any]) -> str:
     rows = "".join(
         f'<tr><th scope="row">{escape(model)}</th>'
         + "".join(
-            f"<td>{_share(of[model]['often'])}</td><td>{of[model]['strength']:.3g}</td>" for of in groups.values()
+            f"<td>{_share(of[model]['often'])}</td><td>{of[model]['strength']:.2f}</td>" for of in groups.values()
         )
         + "</tr>"
         for model in dict.fromkeys((ORIGINAL, told["model"]))
