@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,11 +14,11 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from ..machine import files, processes
-from ..models import diffusion
 from . import benchmark as erase_benchmark
-from . import concepts, drawings, edit, generate, unlearncanvas
+from . import concepts, drawings, edit, unlearncanvas
+from . import image as one_image
 from . import pack as erase_pack
-from .pack import ConceptSetting, ErasePack, open_erase_pack
+from .pack import ErasePack, open_erase_pack
 
 T = TypeVar("T")
 _told = partial(tqdm, mininterval=2, file=sys.stderr)
@@ -28,32 +27,17 @@ _told = partial(tqdm, mininterval=2, file=sys.stderr)
 def image(options: argparse.Namespace) -> None:
     """`erase image`: one prompt with and without the concepts; writes the images and what was measured."""
     pack = open_erase_pack(options.pack, processes.start(options.device))
-    m, id = pack.manifest, _sae(pack, options)
-    names = _different(m.concept(name) for name in options.concept)
+    id = one_image.sae(pack, options.sae)
+    names = _different(pack.manifest.concept(name) for name in options.concept)
     steps, guidance = _sampling(pack, options)
     how = _settings(pack, id, names, options, steps)
-    order = diffusion.Order((options.prompt,), (options.seed,), steps, guidance)
-    left_out = diffusion.left_out(pack.pipeline(), options.prompt)
-    drawn = generate.generate(pack.pipeline(), order, drawings.erasing(pack, id, how))
-    result = {
-        "pack": m.name,
-        "sae": id,
-        "prompt": options.prompt,
-        "left_out": left_out,
-        "concepts": list(names),
-        "settings": asdict(how),
-        "steps": steps,
-        "guidance": guidance,
-        "seed": options.seed,
-        "judged": drawings.judged(pack, [drawn.before[0], drawn.after[0]]),
-        "latent_by_step": [] if drawn.heat is None else drawn.heat[:, 0].mean((1, 2)).tolist(),
-    }
+    result, drawn = one_image.draw(pack, id, options.prompt, how, steps, guidance, options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
     drawn.before[0].save(options.out / "before.png")
     drawn.after[0].save(options.out / "after.png")
     files.write_json(result, options.out / "result.json")
-    if left_out:
-        print(f"the text encoder does not read the end of the prompt: {left_out!r}", file=sys.stderr)
+    if result["left_out"]:
+        print(f"the text encoder does not read the end of the prompt: {result['left_out']!r}", file=sys.stderr)
     for what, (before, after) in result["judged"].items():
         seen = [max(row, key=row.get) for row in (before, after)]
         print(f"{what}: {seen[0]} ({before[seen[0]]:.0%}) before, {seen[1]} ({after[seen[1]]:.0%}) after")
@@ -63,7 +47,7 @@ def benchmark(options: argparse.Namespace) -> None:
     """`erase benchmark`: draws what is not there yet, then judges. Several processes divide the drawing."""
     pack = open_erase_pack(options.pack, processes.start(options.device))
     names, wanted = _asked(pack, options)
-    id = _sae(pack, options)
+    id = one_image.sae(pack, options.sae)
     steps, guidance = _sampling(pack, options)
     if not all(0 <= drawings.noise_seed(pack, item) < 2**63 for item in wanted):
         raise ValueError(
@@ -85,7 +69,7 @@ def judge(options: argparse.Namespace) -> None:
 def statistics(options: argparse.Namespace) -> None:
     """`erase statistics`: draws every concept and writes the mean latents of an SAE."""
     pack = open_erase_pack(options.pack, processes.start(options.device))
-    id = _sae(pack, options)
+    id = one_image.sae(pack, options.sae)
     entry = pack.manifest.sae(id)
     if options.seeds < 1:
         raise ValueError(f"--seeds {options.seeds}: at least one image of every prompt is needed")
@@ -111,12 +95,14 @@ def _judge(pack: ErasePack, names: tuple[str, ...], wanted: list, options: argpa
     results = erase_benchmark.judge_all(pack, names, wanted, options.out)
     if options.json != "-":
         print("\n".join(unlearncanvas.table(results)))
+        print(unlearncanvas.caution(results), end="")
     for r in results:
         for kind, lost in (("missing", r.missing), ("broken", r.broken)):
             for file in lost:
                 print(f"{kind}: {r.concept}/{file}", file=sys.stderr)
     if options.json:
-        found = more | {"mean": unlearncanvas.mean(results), "concepts": [_row(r) for r in results]}
+        found = more | {"mean": unlearncanvas.mean(results), "mean_intervals": unlearncanvas.mean_intervals(results)}
+        found["concepts"] = [_row(r) for r in results]
         data = json.dumps(found, indent=1)
         print(data) if options.json == "-" else Path(options.json).write_text(data + "\n")
 
@@ -150,36 +136,19 @@ def _different(values: Iterable[T]) -> tuple[T, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def _sae(pack: ErasePack, options: argparse.Namespace) -> str:
-    return pack.manifest.sae(options.sae).id if options.sae else pack.manifest.saes[0].id
-
-
 def _sampling(pack: ErasePack, options: argparse.Namespace) -> tuple[int, float]:
-    steps = pack.manifest.steps if options.steps is None else options.steps
-    guidance = pack.manifest.guidance if options.guidance is None else options.guidance
-    if not 1 <= steps <= 1000:
-        raise ValueError(f"--steps {steps}: give 1 to 1000")
-    if not (math.isfinite(guidance) and guidance >= 0):
-        raise ValueError(f"--guidance {guidance}: give a finite number from 0")
-    return steps, guidance
+    try:
+        return one_image.sampling(pack, options.steps, options.guidance)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
 
 
 def _settings(
     pack: ErasePack, id: str, names: tuple[str, ...], options: argparse.Namespace, steps: int
 ) -> edit.Settings:
     """The pack's, or --params', for the first concept, with what else the options say."""
-    known = erase_pack.read_settings(options.params) if options.params else pack.settings(id)
-    best = known.get(names[0])
-    if options.factor is not None and options.multiplier is not None:
-        raise ValueError("give --factor or --multiplier, not both")
-    if options.factor is not None or options.multiplier is not None:
-        percentile = best.percentile if best else edit.Settings(()).percentile
-        best = ConceptSetting(percentile, options.factor, options.multiplier)
-    if best is None:
-        raise ValueError(f"no setting is known for {names[0]}: give --factor, --multiplier or --params")
-    if options.percentile is not None:
-        best = replace(best, percentile=options.percentile)
-    found = drawings.settings(pack, id, names, options.fidelity, best)
-    found = replace(found, start_step=options.start_step, beta=options.beta)
-    edit.check_start(found, steps)
-    return found
+    known = erase_pack.read_settings(options.params) if options.params else None
+    scale = one_image.Scale(
+        options.factor, options.multiplier, options.percentile, options.fidelity, options.start_step, options.beta
+    )
+    return one_image.settings(pack, id, names, scale, steps, known)

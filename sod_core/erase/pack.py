@@ -15,6 +15,7 @@ from ..machine import devices
 from ..models import diffusion
 from ..packs import find, hub, safe
 from ..packs.errors import PackError
+from ..packs.figures import read_json
 from ..packs.hub import HubFile
 from ..packs.kept import Kept
 from ..sparse import forms
@@ -24,6 +25,8 @@ from . import edit, judges, manifest
 from .manifest import SAEEntry
 
 PICKLES = (".pkl", ".pickle")
+ERASED = "figures/erased.json"
+"""What `build canvas-diffusion --only erased` stored."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,16 @@ class ErasePack:
         """The best setting of each concept, by name; empty where the pack has none."""
         path = self._beside(self.manifest.sae(id).settings)
         return {} if path is None else self._kept.get(("settings", id), lambda: read_settings(path))
+
+    def erased(self) -> dict[str, Any] | None:
+        """UA, IRA and CRA of every SAE and fidelity as they are stored; None where nothing is. Raises PackError."""
+        path = self.manifest.path(ERASED)
+        if not path.is_file():
+            return None
+        found = self._kept.get("erased", lambda: read_json(path))
+        if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
+            raise PackError(f"{ERASED} of pack {self.manifest.name} holds no figures of erasing")
+        return found
 
     def judge(self, what: str) -> judges.Judge | None:
         """The judge of "object" or "style"; None where the pack has none here. Raises PackError for a broken one."""

@@ -10,11 +10,12 @@ import gradio as gr
 
 from ..data import images
 from ..packs.errors import PackError
-from ..restore import actions
+from ..restore import actions, edit
 from ..restore.pack import folders, shared_pack
 from .atlas import api as atlas_api
 from .clamp import api as clamp_api
-from .endpoints import by_name, check_sent
+from .endpoints import Choice, by_name, check_sent
+from .erase import api as erase_api
 from .intake import ImageUpload
 from .mask import api as mask_api
 
@@ -25,13 +26,13 @@ def build(default_pack: str) -> None:
     """Adds the endpoints to the current Blocks. Their components are never shown: they carry names and types."""
     with gr.Column(visible=False):
         image = ImageUpload(label="image")
-        pack = gr.Textbox(default_pack, label="pack")
+        pack = Choice(list(folders()), value=default_pack, label="pack")
         unlearned = gr.Textbox(label="unlearned model, an id of the pack")
         target_class = gr.Textbox(label="target class, number or name")
         layer = gr.Number(9, precision=0, label="layer")
         alphas = gr.Textbox("0, 1, 2, 5", label="alphas, numbers with commas")
-        mode = gr.Textbox("inject", label="inject, amplify, direct_injection, add, cls_copy or state_copy")
-        tokens = gr.Textbox("all", label="all, patches or cls")
+        mode = Choice(list(edit.MODES), value="inject", label="mode")
+        tokens = Choice(list(edit.TOKENS), value="all", label="which tokens are edited")
         chosen = gr.Textbox("experts", label="experts, random, matched, all, or latent ids with commas")
         seed = gr.Number(0, precision=0, label="seed of the random features")
         patch = gr.Number(0, precision=0, label="patch, row by row from 0")
@@ -43,6 +44,7 @@ def build(default_pack: str) -> None:
     atlas_api.build(default_pack)
     clamp_api.build()
     mask_api.build()
+    erase_api.build()
     gr.on(
         button.click, patch_latents, [image, pack, layer, patch], answer, api_name="patch_latents", concurrency_limit=4
     )

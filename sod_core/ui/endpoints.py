@@ -5,9 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import gradio as gr
+
 from ..packs.errors import PackError
 
 T = TypeVar("T")
+
+
+class Choice(gr.Radio):
+    """A choice of an endpoint, which the API page shows as a literal.
+
+    What is no choice comes through to the endpoint, whose own sentence says what there is.
+    """
+
+    is_template = True
+
+    def preprocess(self, payload: Any) -> Any:
+        """The value as it was sent."""
+        return payload
 
 
 def by_name(name: str, known: Iterable[str], open_it: Callable[[str], T]) -> T:

@@ -10,7 +10,7 @@ from ...restore import fates
 from ...restore.atlas import ORIGINAL
 from ...restore.atlas_layers import stale
 from ...restore.pack import folders, shared_pack
-from ..endpoints import by_name, check_sent
+from ..endpoints import Choice, by_name, check_sent
 from . import table, work
 from .visitor import ALL, FORGOTTEN, Controls
 
@@ -18,7 +18,7 @@ from .visitor import ALL, FORGOTTEN, Controls
 def build(default_pack: str) -> None:
     """Adds the endpoint to the current Blocks. Its components are never shown: they carry names and types."""
     with gr.Column(visible=False):
-        pack = gr.Textbox(default_pack, label="pack")
+        pack = Choice(list(folders()), value=default_pack, label="pack")
         model = gr.Textbox(ORIGINAL, label="original, or an unlearned model of the pack's atlas")
         layer = gr.Number(9, precision=0, label="layer")
         latent = gr.Textbox("", label="latent; empty: the figures of all")

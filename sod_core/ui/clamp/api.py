@@ -6,8 +6,10 @@ from typing import Any
 
 import gradio as gr
 
+from ...clamp.edit import FIDELITIES, METHODS
 from ...clamp.pack import names, shared_pack
-from ..endpoints import by_name, check_sent
+from ...clamp.select import RULES
+from ..endpoints import Choice, by_name, check_sent
 
 PREFERRED = "almanac"
 MOST_CHARACTERS = 50_000
@@ -22,21 +24,21 @@ def build() -> None:
     """
     known = list(names())
     with gr.Column(visible=False):
-        pack = gr.Textbox(PREFERRED if PREFERRED in known else "".join(known[:1]), label="pack")
+        pack = Choice(known, value=PREFERRED if PREFERRED in known else "".join(known[:1]), label="pack")
         prompt = gr.Textbox(label="prompt")
-        method = gr.Textbox("", label="none, prime, conditional, refusal or both; empty: the preset's")
+        method = Choice(["", *METHODS], value="", label="method; empty: the preset's")
         features = gr.Textbox("", label="paper, farrell, ratio, random, matched, or latent ids with commas")
         value = gr.Textbox("", label="coefficient, or one for each latent with commas")
         threshold = gr.Textbox("", label="activity above which a latent fires")
         refusal = gr.Textbox("", label="refusal latent")
         refusal_value = gr.Textbox("", label="its coefficient")
-        fidelity = gr.Textbox("exact", label="exact, reference or package")
+        fidelity = Choice(list(FIDELITIES), value="exact", label="fidelity")
         tokens = gr.Number(64, precision=0, label="tokens to generate at most")
         temperature = gr.Number(0.0, label="0 takes the most likely token")
         seed = gr.Number(0, precision=0, label="seed of drawn tokens and of random and matched latents")
         preset = gr.Textbox("", label="preset, an id of the pack")
         sae = gr.Textbox("", label="SAE, an id of the pack; empty: the preset's")
-        rule = gr.Textbox("farrell", label="paper, farrell or ratio")
+        rule = Choice(list(RULES), value="farrell", label="rule")
         top = gr.Number(10, precision=0, label="how many latents")
         forget = gr.Textbox("", label="texts to forget, one a line; empty: the pack's")
         retain = gr.Textbox("", label="texts to keep, one a line; empty: the pack's")

@@ -9,7 +9,7 @@ import gradio as gr
 from ...mask import evaluate, sweep
 from ...mask.pack import folders, shared_mask_pack
 from ...mask.session import METHODS, Dose
-from ..endpoints import by_name, check_sent
+from ..endpoints import Choice, by_name, check_sent
 from . import work
 from .tab import PREFERRED
 
@@ -22,9 +22,9 @@ def build() -> None:
     """Adds the endpoint to the current Blocks. Its components are never shown: they carry names and types."""
     known = list(folders())
     with gr.Column(visible=False):
-        pack = gr.Textbox(PREFERRED if PREFERRED in known else "".join(known[:1]), label="pack")
+        pack = Choice(known, value=PREFERRED if PREFERRED in known else "".join(known[:1]), label="pack")
         forget = gr.Textbox(label="classes to forget in turn, with commas")
-        method = gr.Radio(list(METHODS), value="activations", label="method")
+        method = Choice(list(METHODS), value="activations", label="method")
         share = gr.Number(0.3, label="of the pairs that the class touches; of examples their number")
         bottleneck = gr.Textbox("", label="an id of the pack; empty: its first")
         images = gr.Number(0, precision=0, label="images of each class that are counted again; 0: none")
