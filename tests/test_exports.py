@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from playwright.sync_api import BrowserContext, Page
 from test_mask_pack import made  # noqa: F401  the tiny pack
 from test_page import move_alpha, opened, traces
 
+from sod_core.clamp.pack import ClampPack
 from sod_core.data import charts
 from sod_core.machine import again
 from sod_core.mask import sweep
@@ -25,6 +27,11 @@ from sod_core.mask.pack import open_mask_pack
 from sod_core.restore import drawing
 from sod_core.restore.drawing import Drawing, Moment
 from sod_core.ui import overlays
+from sod_core.ui.clamp import exports as clamp_exports
+from sod_core.ui.clamp import filling
+from sod_core.ui.clamp import visitor as clamp_visitor
+from sod_core.ui.clamp import work as clamp_work
+from sod_core.ui.clamp.figures import Point
 from sod_core.ui.mask import exports as mask_exports
 from sod_core.ui.mask import visitor as mask_visitor
 from sod_core.ui.mask import work
@@ -256,6 +263,61 @@ def test_masks_json_gives_the_same_through_the_command_line(masked, run, tmp_pat
     row = told["doses"][0] if position else told["before"] | {"pairs": 0}
     for key, value in (("pairs", found.pairs), ("forget_accuracy", found.forget), ("retain_accuracy", found.retain)):
         assert row[key] == content["figures"][key] == value[position]
+
+
+# ---------------------------------------------------------------- Clamp
+
+
+@pytest.fixture
+def clamped(clamp_folder, monkeypatch) -> clamp_visitor.Page:
+    """The Clamp tab on the tiny pack, answered."""
+    pack = ClampPack(clamp_folder)
+    monkeypatch.setattr("sod_core.ui.clamp.exports.shared_pack", lambda name: pack)
+    asking = replace(filling.opening(pack), prompt="the potion is", latents=(2, 5), rule="own", refusal=7, tokens=6)
+    page = clamp_visitor.Page()
+    page.asked(str(clamp_folder), asking)
+    page.answered(str(clamp_folder), asking, clamp_work.answer(pack, asking, lambda told: None, lambda: False))
+    return page
+
+
+def test_clamps_json_gives_the_same_texts_through_the_command_line(clamped, run, clamp_folder, tmp_path):
+    held = json.loads(clamp_exports.make("json", "inferno", clamped)[1])
+    held["options"]["pack"] = str(clamp_folder)
+    path = tmp_path / "clamp.json"
+    path.write_text(json.dumps(held))
+    texts = {column["title"]: column["text"] for column in held["figures"]["columns"]}
+    outcome = run("clamp", "text", "--from", path, "--json", "-")
+    assert outcome.code == 0, outcome.err
+    untouched, prime = json.loads(outcome.out)["variants"]
+    assert (untouched["text"], prime["text"]) == (texts["Untouched"], texts["Clamp Prime"])
+    assert {fired["latent"] for token in prime["prompt_tokens"] for fired in token["fired"]} <= {2, 5}
+    beside = held["figures"]["columns"][2]["options"]
+    asked = [part for name, value in beside.items() for part in (f"--{name}={value}",)]
+    refusal = json.loads(run("clamp", "text", "--from", path, *asked, "--json", "-").out)["variants"][1]
+    assert (refusal["method"], refusal["text"]) == ("refusal", texts["Refusal Clamp"])
+
+
+def test_clamps_curves_are_what_was_measured(clamped):
+    with pytest.raises(ValueError, match="no curves yet"):
+        clamp_exports.make("csv", "inferno", clamped)
+    with pytest.raises(ValueError, match="no sweep of the coefficient"):
+        clamp_exports.make("gif", "inferno", clamped)
+    points = [Point(-30.0, 0.25, 0.5, 0.75, 0.3), Point(-10.0, 0.5, float("nan"), 0.8, 0.4)]
+    clamped.measured["prime"] = points
+    rows = rows_of(clamp_exports.make("csv", "inferno", clamped)[1])
+    assert [tuple(row.values()) for row in rows] == [
+        ("prime", "measured here", "-30.0", "0.25", "0.5", "0.75", "0.3"),
+        ("prime", "measured here", "-10.0", "0.5", "", "0.8", "0.4"),
+    ]
+    name, content = clamp_exports.make("gif", "inferno", clamped)
+    assert name.startswith("clamp-") and Image.open(io.BytesIO(content)).n_frames == 2
+    name, content = clamp_exports.make("png", "inferno", clamped)
+    picture = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+    value = clamped.now[1].value
+    assert name.endswith(f"coefficient{value:g}.png") and picture.shape == (760, 1200, 3)
+    assert ((np.abs(picture - ORANGE).max(2) < 12).sum()) > 200  # the curve that was measured here
+    with pytest.raises(ValueError, match="no answer yet"):
+        clamp_exports.make("png", "inferno", clamp_visitor.Page())
 
 
 # ---------------------------------------------------------------- --from
