@@ -165,6 +165,7 @@ class Builder:
             for fidelity in FIDELITIES:
                 results = self._benchmark(pack, id, fidelity, wanted)
                 row = {"sae": id, "fidelity": fidelity} | unlearncanvas.mean(results)
+                row["intervals"] = unlearncanvas.mean_intervals(results)
                 by_concept = {r.concept: {"ua": r.ua, "ira": r.ira, "cra": r.cra} for r in results}
                 figures["rows"].append(row | {"by_concept": by_concept})
         print("\n".join(table(figures)))
@@ -276,6 +277,9 @@ def table(figures: dict) -> list[str]:
     """Markdown of figures/erased.json, in percent: a row for every SAE and fidelity."""
     lines = ["| SAE | fidelity | UA | IRA | CRA |", "|---|---|---|---|---|"]
     for row in figures["rows"]:
-        shares = " | ".join(f"{100 * row[name]:.1f}" for name in ("ua", "ira", "cra"))
-        lines.append(f"| {row['sae']} | {row['fidelity']} | {shares} |")
+        shares = [
+            f"{100 * row[name]:.1f} [{', '.join(f'{100 * end:.1f}' for end in row['intervals'][name])}]"
+            for name in ("ua", "ira", "cra")
+        ]
+        lines.append(f"| {row['sae']} | {row['fidelity']} | {' | '.join(shares)} |")
     return lines
