@@ -164,7 +164,7 @@ class Builder:
         for id in (erase_sae.SUPERVISED, erase_sae.UNSUPERVISED):
             for fidelity in FIDELITIES:
                 results = self._benchmark(pack, id, fidelity, wanted)
-                row = {"sae": id, "fidelity": fidelity} | unlearncanvas.mean(results)
+                row: dict[str, Any] = {"sae": id, "fidelity": fidelity} | unlearncanvas.mean(results)
                 row["intervals"] = unlearncanvas.mean_intervals(results)
                 by_concept = {r.concept: {"ua": r.ua, "ira": r.ira, "cra": r.cra} for r in results}
                 figures["rows"].append(row | {"by_concept": by_concept})

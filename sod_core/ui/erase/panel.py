@@ -51,6 +51,14 @@ class Panel(NamedTuple):
     bars: gr.Plot
     rows: gr.HTML
     export: exports.Menu
+    link: gr.HTML
+    """What the page's script makes the address of."""
+
+    @property
+    def opening(self) -> list:
+        """What a link holds, in the order of `links.Opening`."""
+        first = [self.object, self.style, self.prompt, self.concepts, self.sae, self.factor, self.fidelity]
+        return [*first, self.start_step, self.percentile, self.beta, self.steps, self.guidance, self.seed]
 
     @property
     def controls(self) -> list:
@@ -109,6 +117,7 @@ def layout(first: str) -> Panel:
             curve = gr.Plot(show_label=False, elem_id="erase-curve")
             bars = gr.Plot(show_label=False, elem_id="erase-bars")
             rows = gr.HTML(elem_id="erase-rows")
+            link = gr.HTML(elem_id="erase-link", elem_classes="sod-if-any")
     return Panel(**{name: value for name, value in locals().items() if name in Panel._fields})
 
 

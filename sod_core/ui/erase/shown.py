@@ -29,7 +29,7 @@ class Asking:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page shows, kept for the step slider and the downloads."""
+    """What the page shows, kept for the step slider and for Export."""
 
     pack_name: str
     asking: Asking
