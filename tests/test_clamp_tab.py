@@ -15,6 +15,7 @@ from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from sod_core.clamp.edit import Clamp
 from sod_core.clamp.session import Fired, Token
+from sod_core.ui import points as axes
 from sod_core.ui.clamp import asking, figures, scatter, stored, texts, words
 from sod_core.ui.clamp.figures import Point
 from sod_core.ui.clamp.scatter import Firing
@@ -343,7 +344,7 @@ def test_a_frequency_of_zero_has_a_strip_of_its_own() -> None:
     assert places[1][0] < places[3][0] < places[2][0]  # 0 stands left of every decade
     assert places[3][1] > places[2][1] > places[1][1]  # and under every decade
     decade = (places[2][0] - places[3][0]) / 3
-    edge = float(re.search(r'class="strip" x="([\d.]+)"', found)[1]) + scatter._STRIP  # type: ignore[index]
+    edge = float(re.search(r'class="strip" x="([\d.]+)"', found)[1]) + axes.STRIP  # type: ignore[index]
     assert places[3][0] == pytest.approx(edge) and decade > 50  # the least frequency begins the decades
     assert len(re.findall("<circle", scatter.html([Firing(i, 0.1, 0.1) for i in range(5000)], {4999}))) == 3000
 

@@ -83,7 +83,10 @@ def types(endpoint: dict[str, Any]) -> dict[str, str]:
 def test_the_endpoints_have_names_and_types(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     erase = {"/erase", "/erase_scoreboard"}
-    assert set(endpoints) == {"/restore", "/packs", "/patch_latents", "/clamp", "/clamp_features", "/mask"} | erase
+    assert (
+        set(endpoints)
+        == {"/restore", "/packs", "/patch_latents", "/atlas", "/clamp", "/clamp_features", "/mask"} | erase
+    )
     restore = types(endpoints["/restore"])
     packs = restore.pop("pack")
     assert packs.startswith("Literal['canvas', ") and "'fruit'" in packs

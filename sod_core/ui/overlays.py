@@ -63,9 +63,19 @@ def colours(name: str) -> list[str]:
     return [f"rgb({r}, {g}, {b})" for r, g, b in scale(name)]
 
 
+def step(share: float) -> int:
+    """The step of the scale at which a share of the hottest lies."""
+    return round(share * (STEPS - 1))
+
+
+def share(step: int) -> float:
+    """The share of the hottest at a step of the scale."""
+    return step / (STEPS - 1)
+
+
 def colour(share: float) -> str:
     """Where a share of the hottest lies on the scale that the page has chosen."""
-    return f"var(--heat-{round(share * (STEPS - 1))})"
+    return f"var(--heat-{step(share)})"
 
 
 def scale_styles() -> str:
