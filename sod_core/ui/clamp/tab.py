@@ -13,7 +13,7 @@ from ...packs.errors import PackError
 from .. import handling, overlays
 from ..running import Running, Watched
 from . import asking as asked
-from . import filling, links, scatter, texts, words, work
+from . import exports, filling, links, scatter, texts, words, work
 from . import panel as panels
 from .asking import Asking
 from .panel import Panel
@@ -53,6 +53,7 @@ def build(tab: gr.Tab) -> None:
     _wire_edit(panel, page, again)
     _wire_measuring(panel, page)
     _wire_latents(panel, page, again)
+    panel.export.wire(exports.make, [page])
 
 
 def first_pack(known: Sequence[str]) -> str:
