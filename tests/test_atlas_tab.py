@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
@@ -181,6 +182,20 @@ def test_the_unlearned_models_heat_comes_second(state, stored):
         top = atlas.layers[2].peaks[3, 0].item()
         words = re.findall(f'aria-label="(\\w+, heat in {APPLE})"', second)[rank]
         assert latent.heat(heat.tolist(), top, words) in second, rank
+
+
+def test_heat_that_is_not_stored_is_computed(state, stored, monkeypatch):
+    whole, controls = work.stored(stored), Controls(APPLE, 2)
+    state.latent = int(whole.layers[2].patches.argmax())
+    wanted = tabs._settle(state, *controls)
+    layers = {number: replace(layer, heat=layer.heat[:, :2]) for number, layer in whole.layers.items()}
+    monkeypatch.setattr(work, "stored", lambda pack: replace(whole, layers=layers))
+    assert tabs._latent(state, controls).count(HEAT_TO_COME) > wanted.count(HEAT_TO_COME) == 0
+    found = tabs._settle(state, *controls)
+    paths = [[path.count("M") for path in re.findall('<path d="(.*?)"', markup)] for markup in (found, wanted)]
+    assert HEAT_TO_COME not in found and sum(paths[0]) == sum(paths[1])  # the same patches fire
+    both = tabs._settle(state, ORIGINAL, *controls[1:])
+    assert HEAT_TO_COME not in both and f"heat in {APPLE}" not in both
 
 
 def test_a_stale_atlas_is_not_shown(state, stored, monkeypatch):
