@@ -13,6 +13,7 @@ from ...data.images import ImageError
 from ...restore import fates
 from ...restore.atlas import IMAGES, ORIGINAL
 from ...restore.atlas_layers import Atlas, stale
+from ...restore.manifest import UnlearnedEntry
 from ...restore.pack import folders
 from .. import handling, overlays
 from ..restore.opening import Opener
@@ -27,6 +28,8 @@ from .panel import Panel
 from .visitor import FORGOTTEN, Controls, Page
 
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+OWN = "Own: "
+"""With which a visitor's own model is called in the menus."""
 FILLED = 13
 """Components that opening fills."""
 LATEST = {"trigger_mode": "always_last", **QUIET}
@@ -163,9 +166,14 @@ def _draw(page: Page, *values: Any) -> list:
     order = table.strongest_first(found)
     if page.latent is None or page.latent >= atlas.layer(controls.layer).latents:
         page.latent = order[0] if order else None
-    words = scatter.html(table.points(found, controls.measure), controls.measure, _on(atlas, controls), entry.id)
+    words = scatter.html(table.points(found, controls.measure), controls.measure, _on(atlas, controls), _called(entry))
     rows = table.cells(atlas, page.pack, controls, found)
     return [page, "", gr.Button(visible=False), words, rows, _latent(page, controls), links.element(page, controls)]
+
+
+def _called(entry: UnlearnedEntry) -> str:
+    """A model's id; of the visitor's own what its menu calls it."""
+    return entry.method if entry.method.startswith(OWN) else entry.id
 
 
 def _on(atlas: Atlas, controls: Controls) -> str:
@@ -234,10 +242,10 @@ def _latent(page: Page, controls: Controls, before: Tensor | None = None, after:
         for rank, picture in enumerate(pictures)
     ]
     if entry.id != ORIGINAL and not page.here(entry):
-        notes.append(f"{entry.id} is not on this computer, so its heat is not shown.")
+        notes.append(f"{_called(entry)} is not on this computer, so its heat is not shown.")
     experts = table.experts(pack, controls.layer).get(page.latent, [])
     editable = entry in pack.manifest.unlearned or entry.id == ORIGINAL
-    return scatter.marked(page.latent) + latents.html(told, pictured, experts, editable, notes)
+    return scatter.marked(page.latent) + latents.html(told, pictured, experts, editable, _called(entry), notes)
 
 
 def _settle(page: Page, *values: Any) -> Any:
