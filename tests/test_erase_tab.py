@@ -16,6 +16,7 @@ from conftest import Server, enter, serving, tab
 from forks import Forks
 from PIL import Image
 from playwright.sync_api import BrowserContext, Locator, Page, expect
+from test_exports import exported
 
 from sod_core.erase.edit import Settings
 from sod_core.erase.pack import ErasePack
@@ -90,7 +91,7 @@ def generate(page: Page) -> None:
     expect(page.locator("#erase-preview .sod-preview")).to_have_count(0)
 
 
-def test_a_visitor_draws_with_and_without_a_concept(page: Page) -> None:
+def test_a_visitor_draws_with_and_without_a_concept(page: Page, tmp_path: Path) -> None:
     choose(page, "#erase-object", "dog")
     expect(prompt(page)).to_have_value("An image of dog in Van Gogh style.")
     choose(page, "#erase-style", "no style")
@@ -108,13 +109,9 @@ def test_a_visitor_draws_with_and_without_a_concept(page: Page) -> None:
     step.fill("1" if "at step 1" not in before else "0")
     step.press("Enter")
     expect(page.locator("#erase-heat .sod-title")).to_contain_text(re.compile("at step [01]"))
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Settings (JSON)").click()
-    saved = json.loads(Path(download.value.path()).read_text())
-    assert saved["prompt"] == "An image of dog." and saved["settings"]["concepts"] == ["dog"]
-    with page.expect_download() as download:
-        page.get_by_role("button", name="GIF").click()
-    assert Image.open(download.value.path()).n_frames == 2
+    saved = json.loads(exported(page, "erase", "json", tmp_path).read_text())
+    assert saved["options"]["prompt"] == "An image of dog." and saved["options"]["concept"] == ["dog"]
+    assert Image.open(exported(page, "erase", "gif", tmp_path)).n_frames == 2
 
 
 def test_all_objects_are_shown_before_and_after(page: Page) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,24 @@ from playwright.sync_api import BrowserContext, Page
 from test_mask_pack import made  # noqa: F401  the tiny pack
 from test_page import move_alpha, opened, traces
 
+from sod_core.clamp.pack import ClampPack
 from sod_core.data import charts
+from sod_core.erase.pack import ErasePack
 from sod_core.machine import again
 from sod_core.mask import sweep
 from sod_core.mask.pack import open_mask_pack
 from sod_core.restore import drawing
 from sod_core.restore.drawing import Drawing, Moment
 from sod_core.ui import overlays
+from sod_core.ui.clamp import exports as clamp_exports
+from sod_core.ui.clamp import filling
+from sod_core.ui.clamp import visitor as clamp_visitor
+from sod_core.ui.clamp import work as clamp_work
+from sod_core.ui.clamp.figures import Point
+from sod_core.ui.erase import exports as erase_exports
+from sod_core.ui.erase import figures as erase_figures
+from sod_core.ui.erase import tab as erase_tab
+from sod_core.ui.erase.shown import Shown
 from sod_core.ui.mask import exports as mask_exports
 from sod_core.ui.mask import visitor as mask_visitor
 from sod_core.ui.mask import work
@@ -256,6 +269,109 @@ def test_masks_json_gives_the_same_through_the_command_line(masked, run, tmp_pat
     row = told["doses"][0] if position else told["before"] | {"pairs": 0}
     for key, value in (("pairs", found.pairs), ("forget_accuracy", found.forget), ("retain_accuracy", found.retain)):
         assert row[key] == content["figures"][key] == value[position]
+
+
+# ---------------------------------------------------------------- Clamp
+
+
+@pytest.fixture
+def clamped(clamp_folder, monkeypatch) -> clamp_visitor.Page:
+    """The Clamp tab on the tiny pack, answered."""
+    pack = ClampPack(clamp_folder)
+    monkeypatch.setattr("sod_core.ui.clamp.exports.shared_pack", lambda name: pack)
+    asking = replace(filling.opening(pack), prompt="the potion is", latents=(2, 5), rule="own", refusal=7, tokens=6)
+    page = clamp_visitor.Page()
+    page.asked(str(clamp_folder), asking)
+    page.answered(str(clamp_folder), asking, clamp_work.answer(pack, asking, lambda told: None, lambda: False))
+    return page
+
+
+def test_clamps_json_gives_the_same_texts_through_the_command_line(clamped, run, clamp_folder, tmp_path):
+    held = json.loads(clamp_exports.make("json", "inferno", clamped)[1])
+    held["options"]["pack"] = str(clamp_folder)
+    path = tmp_path / "clamp.json"
+    path.write_text(json.dumps(held))
+    texts = {column["title"]: column["text"] for column in held["figures"]["columns"]}
+    outcome = run("clamp", "text", "--from", path, "--json", "-")
+    assert outcome.code == 0, outcome.err
+    untouched, prime = json.loads(outcome.out)["variants"]
+    assert (untouched["text"], prime["text"]) == (texts["Untouched"], texts["Clamp Prime"])
+    assert {fired["latent"] for token in prime["prompt_tokens"] for fired in token["fired"]} <= {2, 5}
+    beside = held["figures"]["columns"][2]["options"]
+    asked = [part for name, value in beside.items() for part in (f"--{name}={value}",)]
+    refusal = json.loads(run("clamp", "text", "--from", path, *asked, "--json", "-").out)["variants"][1]
+    assert (refusal["method"], refusal["text"]) == ("refusal", texts["Refusal Clamp"])
+
+
+def test_clamps_curves_are_what_was_measured(clamped):
+    with pytest.raises(ValueError, match="no curves yet"):
+        clamp_exports.make("csv", "inferno", clamped)
+    with pytest.raises(ValueError, match="no sweep of the coefficient"):
+        clamp_exports.make("gif", "inferno", clamped)
+    points = [Point(-30.0, 0.25, 0.5, 0.75, 0.3), Point(-10.0, 0.5, float("nan"), 0.8, 0.4)]
+    clamped.measured["prime"] = points
+    rows = rows_of(clamp_exports.make("csv", "inferno", clamped)[1])
+    assert [tuple(row.values()) for row in rows] == [
+        ("prime", "measured here", "-30.0", "0.25", "0.5", "0.75", "0.3"),
+        ("prime", "measured here", "-10.0", "0.5", "", "0.8", "0.4"),
+    ]
+    name, content = clamp_exports.make("gif", "inferno", clamped)
+    assert name.startswith("clamp-") and Image.open(io.BytesIO(content)).n_frames == 2
+    name, content = clamp_exports.make("png", "inferno", clamped)
+    picture = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+    value = clamped.now[1].value
+    assert name.endswith(f"coefficient{value:g}.png") and picture.shape == (760, 1200, 3)
+    assert ((np.abs(picture - ORANGE).max(2) < 12).sum()) > 200  # the curve that was measured here
+    with pytest.raises(ValueError, match="no answer yet"):
+        clamp_exports.make("png", "inferno", clamp_visitor.Page())
+
+
+# ---------------------------------------------------------------- Erase
+
+
+@pytest.fixture(scope="module")
+def erased(erase_folder) -> Shown:
+    """The Erase tab on the tiny pack, drawn."""
+    pack = ErasePack(erase_folder)
+    sae, concept = pack.manifest.saes[0].id, pack.manifest.concepts[0]
+    asking = erase_tab.read((f"An image of {concept}.", [concept], sae, -3.0, "exact", 1, 90.0, False, 4, 2.0, 5))
+    how = erase_tab.settings(pack, asking)
+    return erase_tab._draw(pack, asking, how, lambda told: None, threading.Event())
+
+
+def test_erases_json_draws_the_same_through_the_command_line(erased, run, erase_folder, tmp_path):
+    held = json.loads(erase_exports.make("json", "inferno", erased)[1])
+    held["options"]["pack"] = str(erase_folder)
+    path = tmp_path / "erase.json"
+    path.write_text(json.dumps(held))
+    outcome = run("erase", "image", "--from", path, "--out", tmp_path / "drawn")
+    assert outcome.code == 0, outcome.err
+    told = json.loads((tmp_path / "drawn" / "result.json").read_text())
+    assert told["settings"] == held["figures"]["settings"]
+    assert told["latent_by_step"] == pytest.approx(held["figures"]["latent_by_step"], abs=1e-5)
+    for what, (before, after) in told["judged"].items():
+        assert held["figures"]["judged"][what]["before"] == pytest.approx(before, abs=1e-4)
+        assert held["figures"]["judged"][what]["after"] == pytest.approx(after, abs=1e-4)
+    picture = Image.open(io.BytesIO(erase_exports.make("png", "inferno", erased)[1]))
+    drawn = [erase_figures.enlarged(Image.open(tmp_path / "drawn" / name)) for name in ("before.png", "after.png")]
+    for place, one in enumerate(drawn):
+        corner = place * one.width
+        part = np.asarray(picture.crop((corner, 0, corner + one.width, one.height))).astype(int)
+        assert np.abs(part - np.asarray(one.convert("RGB")).astype(int)).max() <= 2
+    assert drawn[0].tobytes() != drawn[1].tobytes() and picture.width == 3 * drawn[0].width
+
+
+def test_erases_table_and_moving_picture(erased):
+    rows = rows_of(erase_exports.make("csv", "inferno", erased)[1])
+    maps = erased.drawn.heat[:, 0]
+    assert [float(row["mean_latent"]) for row in rows] == pytest.approx(maps.mean((1, 2)).tolist())
+    assert [float(row["share_of_picture"]) for row in rows] == pytest.approx((maps > 0).mean((1, 2)).tolist())
+    assert [row["edited"] for row in rows] == ["0", "1", "1", "1"]
+    name, content = erase_exports.make("gif", "inferno", erased)
+    assert Image.open(io.BytesIO(content)).n_frames == len(erased.frames) == 2
+    assert name.startswith("erase-") and name.endswith("-factor-3-seed5.gif")
+    with pytest.raises(ValueError, match="nothing is drawn yet"):
+        erase_exports.make("png", "inferno", None)
 
 
 # ---------------------------------------------------------------- --from

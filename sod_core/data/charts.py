@@ -39,6 +39,8 @@ class Line(NamedTuple):
     colour: str
     dash: str = "solid"
     width: float = 2.0
+    marker: str = ""
+    """Matplotlib's, at every point."""
 
 
 @cache
@@ -103,14 +105,8 @@ def place(figure: Figure, left: float, top: float, width: float, height: float) 
 def lines(axes: Axes, found: Sequence[Line], across: str, up: str, legend: bool = True) -> None:
     """Curves, values from 0 to 1 in percent."""
     for line in found:
-        axes.plot(
-            line.x,
-            line.y,
-            color=line.colour,
-            linestyle=_DASHES[line.dash],
-            linewidth=line.width,
-            label=plain(line.name),
-        )
+        looks: dict[str, Any] = {"linestyle": _DASHES[line.dash], "linewidth": line.width, "marker": line.marker}
+        axes.plot(line.x, line.y, color=line.colour, label=plain(line.name), **looks)
     axes.set_ylim(-0.02, 1.03)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
     axes.set_xlabel(plain(across), color=SUBDUED)

@@ -12,7 +12,7 @@ OPTION = "--from"
 LARGEST = 50_000_000
 """Bytes of a file."""
 TAKEN = frozenset(
-    "pack unlearned example target-class layer alpha mode tokens features seed "  # restore
+    "pack unlearned example target-class layer alpha mode tokens features seed images max-alpha "  # restore
     "bottleneck forget method share pairs examples per-codebook "  # mask
     "prompt sae value refusal refusal-value threshold fidelity "  # clamp
     "concept factor multiplier percentile start-step beta steps guidance".split()  # erase

@@ -90,6 +90,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", action="store_true", help="store the result in the pack, for the app's scoreboard")
     parser.add_argument("--json", metavar="FILE", help="also write every figure to this file; - is standard output")
     parser.add_argument("--device", help="cuda, mps or cpu; default: SOD_DEVICE, else the best there is")
+    again.add(parser)
     parser.set_defaults(run=_evaluate)
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 COLOURS = {"original": ORIGINAL, "unlearned": UNLEARNED, "restored": ACCENT}
 WIDTH, HEIGHT = 12.0, 11.2
+_MARKERS = {"circle": "o", "triangle-up": "^", "diamond": "D", "square": "s"}
+_MARKERS |= {"x-thin": "x", "asterisk": "*", "cross-thin": "+"}
 
 
 @dataclass(frozen=True)
@@ -134,3 +136,44 @@ def _mover(drawing: Drawing, moment: Moment) -> Callable[[Figure], None]:
                 artist.set_xdata([moment.alpha, moment.alpha])  # type: ignore[attr-defined]
 
     return move
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model of a scoreboard."""
+
+    verdict: str
+    retain: float
+    """Its retain accuracy..."""
+    r: tuple[float, float, float]
+    """...and the experts' R: value, and both ends of its interval."""
+    colour: str
+    symbol: str
+    """Plotly's name."""
+
+
+def board(title: str, note: str, points: Sequence[Point]) -> bytes:
+    """R of the experts against retain accuracy, a point a model, with its interval; a PNG."""
+    return charts.png(lambda: _board(title, note, points))
+
+
+def _board(title: str, note: str, points: Sequence[Point]) -> Figure:
+    figure = charts.figure(WIDTH, 7.0, title, note)
+    axes = charts.place(figure, 1.0, 2.0, 10.5, 4.2)
+    for verdict in dict.fromkeys(point.verdict for point in points):
+        some = [point for point in points if point.verdict == verdict]
+        colour, symbol = some[0].colour, some[0].symbol
+        axes.errorbar(
+            [point.retain for point in some],
+            [point.r[0] for point in some],
+            [[max(0.0, p.r[0] - p.r[1]) for p in some], [max(0.0, p.r[2] - p.r[0]) for p in some]],
+            fmt=_MARKERS[symbol.removesuffix("-open")],
+            color=colour,
+            markerfacecolor="none" if symbol.endswith("-open") else colour,
+            markersize=9,
+            elinewidth=1,
+            label=charts.plain(verdict),
+        )
+    axes.set(xlabel="retain accuracy", ylabel="R of the experts", ylim=(-0.15, 1.15))
+    axes.legend(ncols=4, fontsize=10, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), labelcolor=charts.TEXT)
+    return figure

@@ -10,6 +10,7 @@ from ...erase.edit import Settings
 from ...erase.manifest import ErasePackManifest
 from ...erase.pack import folders, shared_erase_pack
 from ...packs.errors import PackError
+from .. import exports
 
 NO_STYLE = "no style"
 FACTOR = "factor: the concept's latents are multiplied by it (1 nothing, 0 removed, below 0 turned against it)"
@@ -49,9 +50,7 @@ class Panel(NamedTuple):
     curve: gr.Plot
     bars: gr.Plot
     rows: gr.HTML
-    png: gr.DownloadButton
-    gif: gr.DownloadButton
-    json: gr.DownloadButton
+    export: exports.Menu
     link: gr.HTML
     """What the page's script makes the address of."""
 
@@ -88,6 +87,7 @@ def layout(first: str) -> Panel:
                 generate = gr.Button("Generate", variant="primary", elem_id="erase-generate")
                 cancel = gr.Button("Cancel", elem_id="erase-cancel", visible=False)
             grid = gr.Button(grid_label(m), elem_id="erase-grid", size="sm")
+            export = exports.Menu("erase")
             with gr.Column(elem_classes="sod-later"):
                 sae = gr.Dropdown(sae_choices(m), value=m.saes[0].id, label="Sparse autoencoder", elem_id="erase-sae")
                 fidelity = gr.Radio(
@@ -111,10 +111,6 @@ def layout(first: str) -> Panel:
                     pictures = gr.ImageSlider(
                         label="before | after", type="pil", format="png", interactive=False, elem_id="erase-pictures"
                     )
-                    with gr.Row():
-                        png = gr.DownloadButton("PNG", size="sm", visible=False)
-                        gif = gr.DownloadButton("GIF", size="sm", visible=False)
-                        json = gr.DownloadButton("Settings (JSON)", size="sm", visible=False)
                 with gr.Column(min_width=300):
                     heat = gr.HTML(elem_id="erase-heat")
                     step = gr.Slider(0, m.steps - 1, value=0, step=1, label="Denoising step", visible=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
@@ -20,7 +19,7 @@ from ...models import diffusion
 from ...packs.errors import PackError
 from .. import handling
 from ..running import Running, Watched
-from . import downloads, figures, links, menus
+from . import exports, figures, links, menus
 from . import panel as panels
 from .panel import NO_STYLE, Panel
 from .shown import Asking, Shown
@@ -89,7 +88,7 @@ def _best(panel: Panel) -> dict:
 def _wire_drawing(panel: Panel, state: gr.State) -> None:
     p = panel
     buttons, running = [p.generate, p.cancel, p.grid], gr.State(Running())  # Gradio gives each page a copy
-    shown = [state, *buttons, p.headline, p.preview, p.pictures, p.heat, p.step, p.curve, p.bars, p.png, p.gif, p.json]
+    shown = [state, *buttons, p.headline, p.preview, p.pictures, p.heat, p.step, p.curve, p.bars]
 
     def undone(running: Running, *_: Any) -> dict:
         return _nothing(p) if running.busy else _idle(p) | {p.preview: ""}
@@ -112,6 +111,7 @@ def _wire_drawing(panel: Panel, state: gr.State) -> None:
     for refused in (drawing, all_objects):  # by Gradio, before the handler: a number beyond its limits
         refused.failure(lambda: "", None, p.preview, queue=False, **QUIET)
     p.cancel.click(lambda running: running.stop(), running, None, queue=False, **QUIET)
+    p.export.wire(exports.make, [state])
 
 
 # ------------------------------------------------------------ menus
@@ -236,9 +236,6 @@ def _generate(p: Panel, state: gr.State, running: Running, name: str, *values: A
         p.step: gr.Slider(maximum=asking.steps - 1, value=best, visible=shown.drawn.heat is not None),
         p.curve: figures.curve(shown, best),
         p.bars: figures.judge_bars(shown.judged, asking.concepts),
-        p.png: gr.DownloadButton(value=downloads.picture(shown, "png", pair), visible=True),
-        p.gif: gr.DownloadButton(value=downloads.picture(shown, "gif", *shown.frames), visible=bool(shown.frames)),
-        p.json: gr.DownloadButton(value=downloads.as_json(shown), visible=True),
     }
 
 
@@ -258,8 +255,8 @@ def _draw(pack: ErasePack, asking: Asking, how: edit.Settings, tell: Callable, c
     erasing = drawings.erasing(pack, asking.sae, how) if how.concepts else None
     drawn = generate.generate(pipeline, order, erasing, preview, cancel)
     judged = drawings.judged(pack, [drawn.before[0], drawn.after[0]])
-    left_out, folder = diffusion.left_out(pipeline, asking.prompt), tempfile.TemporaryDirectory(prefix="sod-erased-")
-    return Shown(pack.manifest.name, asking, how, drawn, judged, frames, left_out, folder)
+    left_out = diffusion.left_out(pipeline, asking.prompt)
+    return Shown(pack.manifest.name, asking, how, drawn, judged, frames, left_out)
 
 
 def _all_objects(p: Panel, running: Running, name: str, style: str, *values: Any) -> Iterator[dict]:

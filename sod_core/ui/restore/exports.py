@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from ...data.charts import Line
-from ...restore import drawing, features, sweep
+from ...restore import drawing, features, report, sweep
 from ...restore.drawing import Drawing, Moment
+from ...restore.pack import shared_pack
 from .. import exports, overlays
 from . import answers, figures, links, shown, words
 from .visitor import ALPHAS, ORIGINAL, Controls, Curve, Visitor
@@ -27,6 +28,35 @@ def make(kind: str, scale: str, visitor: Visitor | None, *values: Any) -> tuple[
     content = {"png": _png, "gif": _gif, "csv": _csv, "json": _json}[kind](visitor, controls, scale)
     alpha = "" if kind in ("gif", "csv") else f"alpha{controls.alpha:g}"
     return exports.name(kind, "restore", visitor.pack_name, visitor.entry.id, f"layer{controls.layer}", alpha), content
+
+
+def make_board(kind: str, scale: str, first: str, visitor: Visitor | None) -> tuple[str, bytes]:
+    """As `exports.Make`: the scoreboard of the pack that is open; of `first` until one is."""
+    pack = shared_pack(first) if visitor is None else visitor.pack
+    found = report.read(pack.manifest.folder)
+    if found is None:
+        raise ValueError(f"nothing is stored for {pack.manifest.title}: evaluate it first, then export")
+    settings = found["settings"]
+    name = exports.name(kind, "scoreboard", pack.manifest.name, f"layer{settings['layer']}", settings["mode"])
+    if kind == "csv":
+        return name, report.as_csv(found["rows"]).encode()
+    if kind == "json":
+        options = {"pack": pack.manifest.name, "images": found["images"], "layer": settings["layer"]}
+        options |= {"mode": settings["mode"], "max-alpha": settings["max_alpha"], "seed": settings["seed"]}
+        return name, exports.for_command(["evaluate"], options, {"rows": found["rows"]})
+    note = f"{found['images']} images ({found['data']}), layer {settings['layer']}, mode {settings['mode']}"
+    return name, drawing.board(pack.manifest.title, note, list(map(_point, filter(_has_r, found["rows"]))))
+
+
+def _has_r(row: dict[str, Any]) -> bool:
+    return row["scores"]["experts"]["value"] is not None and row["retain_unlearned"] is not None
+
+
+def _point(row: dict[str, Any]) -> drawing.Point:
+    r = row["scores"]["experts"]
+    return drawing.Point(
+        row["verdict"], row["retain_unlearned"], (r["value"], r["low"], r["high"]), *figures.looks(row["verdict"])
+    )
 
 
 def _curves(visitor: Visitor, controls: Controls) -> list[Curve]:

@@ -66,6 +66,11 @@ _VERDICTS = {  # colour, symbol: told apart without colour too
 }
 
 
+def looks(verdict: str) -> tuple[str, str]:
+    """A verdict's colour and symbol."""
+    return _VERDICTS[kind(verdict)]
+
+
 def scoreboard(rows: Sequence[dict]) -> go.Figure:
     """R of the experts against retain accuracy, a point a model, with its bootstrap interval. Rows as stored."""
     figure = go.Figure()
