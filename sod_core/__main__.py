@@ -13,7 +13,7 @@ if sys.version_info < (3, 11):  # noqa: UP036  told before an older Python meets
 from .build import command as build
 from .clamp import command as clamp
 from .erase import command as erase
-from .machine import sentences
+from .machine import again, sentences
 from .mask import command as mask
 from .packs import command as packs
 from .restore import command as restore
@@ -32,7 +32,13 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns 0, or 2 for what the user can mend (one line on standard error)."""
     sentences.say_everything()
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        given = again.expanded(given)
+    except ValueError as error:
+        print(f"sod_core: {error}", file=sys.stderr)
+        return 2
+    options = _parser().parse_args(given)
     try:
         options.run(options)
         sys.stdout.flush()

@@ -478,6 +478,7 @@ BROWSING = (
     "test_scoreboard.py",
     "test_clamp_tab.py",
     "test_mask_tab.py",
+    "test_atlas_tab.py",
     "test_everybody.py",
 )
 """The files with a browser. One process takes them all: what its browser has read for one it need not read again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -15,11 +16,13 @@ from conftest import Server, enter, serving, tab
 from forks import Forks
 from PIL import Image
 from playwright.sync_api import BrowserContext, Locator, Page, expect
+from test_exports import exported
 
 from sod_core.erase.edit import Settings
 from sod_core.erase.pack import ErasePack
-from sod_core.ui.erase import figures
+from sod_core.ui.erase import figures, links
 from sod_core.ui.erase import tab as erase_tab
+from sod_core.ui.erase.panel import NO_STYLE
 
 PATIENCE = 60_000
 
@@ -88,7 +91,7 @@ def generate(page: Page) -> None:
     expect(page.locator("#erase-preview .sod-preview")).to_have_count(0)
 
 
-def test_a_visitor_draws_with_and_without_a_concept(page: Page) -> None:
+def test_a_visitor_draws_with_and_without_a_concept(page: Page, tmp_path: Path) -> None:
     choose(page, "#erase-object", "dog")
     expect(prompt(page)).to_have_value("An image of dog in Van Gogh style.")
     choose(page, "#erase-style", "no style")
@@ -106,13 +109,9 @@ def test_a_visitor_draws_with_and_without_a_concept(page: Page) -> None:
     step.fill("1" if "at step 1" not in before else "0")
     step.press("Enter")
     expect(page.locator("#erase-heat .sod-title")).to_contain_text(re.compile("at step [01]"))
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Settings (JSON)").click()
-    saved = json.loads(Path(download.value.path()).read_text())
-    assert saved["prompt"] == "An image of dog." and saved["settings"]["concepts"] == ["dog"]
-    with page.expect_download() as download:
-        page.get_by_role("button", name="GIF").click()
-    assert Image.open(download.value.path()).n_frames == 2
+    saved = json.loads(exported(page, "erase", "json", tmp_path).read_text())
+    assert saved["options"]["prompt"] == "An image of dog." and saved["options"]["concept"] == ["dog"]
+    assert Image.open(exported(page, "erase", "gif", tmp_path)).n_frames == 2
 
 
 def test_all_objects_are_shown_before_and_after(page: Page) -> None:
@@ -219,9 +218,92 @@ def test_a_page_that_loads_late_does_not_overwrite_a_choice(erase_folder: Path, 
     opened = erase_tab._Opened()
     filled = erase_tab._open(opened, "doodles")
     assert filled[3] == "An image of sun in Van Gogh style."
-    for late in (erase_tab._first(opened, "canvas-diffusion"), erase_tab._open(opened, "doodles")):
+    request = SimpleNamespace(query_params={})
+    for late in (erase_tab._first(request, opened, "canvas-diffusion"), erase_tab._open(opened, "doodles")):
         assert late == gr.skip()
-    assert opened.name == "doodles" and erase_tab._first(erase_tab._Opened(), "doodles")[3] == filled[3]
+    first = erase_tab._first(request, erase_tab._Opened(), "doodles")
+    assert opened.name == first[0] == "doodles" and first[5 + 3] == filled[3]
+
+
+# ---------------------------------------------------------------- links
+
+
+OPENING = links.Opening("sun", "Van_Gogh", "a sun", ["sun"], "random", -22.0, "exact", 0, 95.0, False, 4, 4.0, 0)
+
+
+def followed(asked: dict, erase_folder: Path, monkeypatch) -> tuple[links.Opening, links.Link]:
+    monkeypatch.setattr(links, "folders", lambda: {"doodles": erase_folder})
+    link = links.Link({"tab": "erase"} | {key: str(value) for key, value in asked.items()}, "erase")
+    assert link.pack("doodles") == "doodles"
+    return link.opened(ErasePack(erase_folder), OPENING, NO_STYLE), link
+
+
+def written(shown: links.Opening) -> dict[str, str]:
+    found = re.search('data-values="(.*?)"', links.element("doodles", shown))
+    return json.loads(html.unescape(found[1]))
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        OPENING,
+        links.Opening(
+            "cat",
+            NO_STYLE,
+            'cats & <b>dogs</b>; "x"',
+            ["cat", "dog"],
+            "random",
+            -3.5,
+            "reference",
+            2,
+            99.9,
+            True,
+            7,
+            0.5,
+            12,
+        ),
+        OPENING._replace(concepts=[]),
+    ],
+)
+def test_a_link_opens_what_it_was_written_for(erase_folder, monkeypatch, shown):
+    found, link = followed(written(shown), erase_folder, monkeypatch)
+    assert found == shown and link.problems == []
+
+
+def test_what_a_link_leaves_out_and_cannot_hold():
+    assert not {"fidelity", "start_step", "beta", "seed"} & written(OPENING).keys()
+    long = OPENING._replace(prompt="x" * 301)
+    assert "prompt" not in written(long) and "does not hold so long a prompt" in links.element("doodles", long)
+
+
+def test_values_that_are_not_here_leave_the_default_and_a_sentence(erase_folder, monkeypatch):
+    wrong = {"pack": "/etc", "object": "horse", "style": "Monet", "prompt": "y" * 301, "concepts": "cat;horse"}
+    wrong |= {"sae": "../x", "factor": "nan", "fidelity": "much", "start_step": "-1", "percentile": "101"}
+    wrong |= {"beta": "2", "steps": "101", "guidance": "1e9", "seed": "9999999999"}
+    found, link = followed(wrong, erase_folder, monkeypatch)
+    assert found == OPENING and len(link.problems) == len(wrong)
+    assert link.sentence().startswith("This link asks for what is not here: pack '?etc'; object 'horse'")
+
+
+def test_the_address_follows_and_opens_the_same_page(page: Page, window, doodles: Server) -> None:
+    choose(page, "#erase-object", "dog")
+    expect(prompt(page)).to_have_value("An image of dog in Van Gogh style.")
+    prompt(page).fill("Two dogs & a cat")
+    enter(page.locator("#erase-factor input[type=number]"), "-3.5")
+    page.wait_for_function("() => new URLSearchParams(location.search).get('prompt') === 'Two dogs & a cat'")
+    page.wait_for_function("() => new URLSearchParams(location.search).get('factor') === '-3.5'")
+    with tab(window, PATIENCE, []) as other:
+        other.goto(page.url)
+        expect(other.get_by_role("tab", name="Erase")).to_have_attribute("aria-selected", "true")
+        expect(prompt(other)).to_have_value("Two dogs & a cat")
+        expect(other.locator("#erase-object input")).to_have_value("dog")
+        expect(other.locator("#erase-factor input[type=number]")).to_have_value("-3.5")
+        expect(other.locator("#erase-pack input")).to_have_value("Doodles")
+        other.wait_for_function("address => location.href === address", arg=page.url)
+    with tab(window, PATIENCE, []) as other:
+        other.goto(f"{doodles.url}?tab=erase&pack=doodles&object=horse")
+        expect(other.get_by_test_id("toast-text").filter(has_text="object 'horse'")).to_be_visible()
+        expect(prompt(other)).to_have_value("An image of sun in Van Gogh style.")
 
 
 def test_judge_bars_mark_what_is_erased() -> None:

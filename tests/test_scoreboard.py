@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import shutil
@@ -10,16 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import UNLEARNED, Server, serving, tab, write_manifest
 from forks import Forks
+from PIL import Image
 from playwright.sync_api import BrowserContext, Page, expect
 from test_page import ALPHA, STOP_ON_THE_WAY
 
 from sod_core.restore import report, working
 from sod_core.restore.judged import CONTROLS
 from sod_core.restore.pack import Pack
-from sod_core.ui.restore import figures, scoreboard
+from sod_core.ui.restore import exports, figures, scoreboard
 from sod_core.ui.restore.visitor import Controls
 
 PATIENCE = 20_000
@@ -98,32 +101,57 @@ def test_cells_of_what_is_not_defined(scored):
     assert {found[name] for name in ("R experts", "R random", "overshoot", "probe", "seconds")} == {None}
 
 
-def test_the_csv(scored):
-    path = Path(scoreboard._csv(board()))
-    assert path.name == "scores-fruit.csv"
-    with path.open(encoding="utf-8", newline="") as file:
-        first, second = csv.DictReader(file)
+def exported_board(scored: Pack, kind: str, monkeypatch) -> tuple[str, bytes]:
+    monkeypatch.setattr("sod_core.ui.restore.exports.shared_pack", lambda name: scored)
+    return exports.make_board(kind, "inferno", "fruit", None)
+
+
+def test_the_csv(scored, monkeypatch):
+    name, content = exported_board(scored, "csv", monkeypatch)
+    assert name == "scoreboard-fruit-layer2-inject.csv"
+    first, second = csv.DictReader(io.StringIO(content.decode()))
     assert (first["id"], first["R_experts"], first["R_experts_low"]) == ("random_labels-apple", "0.75", "0.65")
     assert (second["retain_gate_none"], second["probe_layer2"], second["verdict"]) == ("0.8", "0.81", "deleted")
-    shutil.rmtree(path.parent)
+
+
+def test_the_picture_has_a_point_for_each_model(scored, monkeypatch):
+    name, content = exported_board(scored, "png", monkeypatch)
+    picture = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+    assert name.endswith(".png") and picture.shape == (700, 1200, 3)
+    orange = np.argwhere(np.abs(picture - [232, 89, 12]).max(2) < 12)
+    y = 200 + 420 * (1 - (0.75 + 0.15) / 1.3)  # suppressed: R 0.75, where the axes lie
+    assert np.abs(orange[:, 0] - y).min() < 2
+
+
+def test_the_json_measures_the_same_through_the_command_line(spoilt_pack, run, tmp_path, monkeypatch):
+    asked = ("evaluate", "--pack", spoilt_pack, "--images", 9, "--layer", 2)
+    assert run(*asked, "--store").code == 0
+    name, content = exported_board(Pack(spoilt_pack), "json", monkeypatch)
+    held = json.loads(content)
+    held["options"]["pack"] = str(spoilt_pack)
+    (tmp_path / name).write_text(json.dumps(held))
+    outcome = run("evaluate", "--from", tmp_path / name, "--json", "-")
+    assert outcome.code == 0 and json.loads(outcome.out) == held["figures"]["rows"]
+
+
+def test_nothing_to_export(pack, monkeypatch):
+    with pytest.raises(ValueError, match="nothing is stored for"):
+        exported_board(pack, "csv", monkeypatch)
 
 
 def test_what_is_shown(scored):
-    note, cells, figure, download, *_ = scoreboard._show(scored)
+    note, cells, figure, *_ = scoreboard._show(scored)
     assert "Caution: only 10 of the test images show apple, fewer than 30. The intervals of R are up to 0.15" in note
     assert "30 images (examples), layer 2, mode inject, alpha up to 2." in note
     assert cells == scoreboard.cells(board(), scored)
     points = {trace.name: (list(trace.x), list(trace.y)) for trace in figure.data}
     assert points == {"suppressed": ([0.87654], [0.75]), "deleted": ([0.5], [0.25])}
-    assert download.visible and Path(
-        str(download.value["path"] if isinstance(download.value, dict) else download.value)
-    )
 
 
 def test_a_pack_without_scores(pack):
-    note, cells, figure, download, *_ = scoreboard._show(pack)
+    note, cells, figure, *_ = scoreboard._show(pack)
     assert "`python -m sod_core evaluate --pack fruit --store`" in note
-    assert cells == [] and figure is None and not download.visible  # no other pack's file stays on offer
+    assert cells == [] and figure is None
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", "5", "null", '"words"', "rows"])
@@ -132,18 +160,18 @@ def test_damaged_scores_are_refused_in_words(scored, damage):
         json.dumps({name: value for name, value in board().items() if name != "rows"}) if damage == "rows" else damage
     )
     (scored.manifest.folder / "scoreboard.json").write_text(text)
-    note, cells, _, download, *_ = scoreboard._show(scored)
+    note, cells, *_ = scoreboard._show(scored)
     assert "What is stored" in note and "evaluate --pack fruit --store" in note
-    assert cells == [] and not download.visible
+    assert cells == []
 
 
 def test_scores_of_another_version_are_refused_in_words(scored):
     stored = scored.manifest.folder / "scoreboard.json"
     for found in (board() | {"format": 2}, {name: value for name, value in board().items() if name != "format"}):
         stored.write_text(json.dumps(found))
-        note, cells, _, download, *_ = scoreboard._show(scored)
+        note, cells, *_ = scoreboard._show(scored)
         assert "another version" in note and "evaluate --pack fruit --store" in note
-        assert cells == [] and not download.visible
+        assert cells == []
 
 
 def test_every_verdict_has_its_mark():
@@ -279,7 +307,7 @@ def test_the_tab(page, own_server):
     page.set_viewport_size({"width": 390, "height": 844})  # the table scrolls, the page does not
     page.wait_for_function("() => document.documentElement.scrollWidth === 390")
     page.set_viewport_size({"width": 1600, "height": 1000})
-    expect(page.get_by_role("button", name="Download as CSV")).to_be_visible()
+    expect(page.locator("#scoreboard-export summary")).to_be_visible()
     page.locator("#board [role=row][data-index] >> text=deleted").first.click()
     expect(page.get_by_role("tab", name="Restore")).to_have_attribute("aria-selected", "true")
     expect(page.get_by_role("combobox", name="Unlearned model")).to_have_value(re.compile("forgot pear"))
@@ -292,7 +320,6 @@ def test_the_tab(page, own_server):
     expect(page.get_by_role("combobox", name="Unlearned model")).to_have_value(re.compile("forgot apple"))
     page.get_by_role("tab", name="Scoreboard").click()
     expect(page.locator("#board-note")).to_contain_text("python -m sod_core evaluate --pack plain --store")
-    expect(page.get_by_role("button", name="Download as CSV")).to_be_hidden()
     wait_for(page, [])
     assert "Traceback" not in own_server.log.read_text()
 

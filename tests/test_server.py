@@ -83,24 +83,30 @@ def types(endpoint: dict[str, Any]) -> dict[str, str]:
 def test_the_endpoints_have_names_and_types(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     erase = {"/erase", "/erase_scoreboard"}
-    assert set(endpoints) == {"/restore", "/packs", "/patch_latents", "/clamp", "/clamp_features", "/mask"} | erase
-    assert types(endpoints["/restore"]) == {
+    assert (
+        set(endpoints)
+        == {"/restore", "/packs", "/patch_latents", "/atlas", "/clamp", "/clamp_features", "/mask"} | erase
+    )
+    restore = types(endpoints["/restore"])
+    packs = restore.pop("pack")
+    assert packs.startswith("Literal['canvas', ") and "'fruit'" in packs
+    assert restore == {
         "image": "filepath",
-        "pack": "str",
         "unlearned": "str",
         "target_class": "str",
         "layer": "int",
         "alphas": "str",
-        "mode": "str",
-        "tokens": "str",
+        "mode": "Literal['inject', 'amplify', 'direct_injection', 'add', 'cls_copy', 'state_copy']",
+        "tokens": "Literal['all', 'patches', 'cls']",
         "chosen": "str",
         "seed": "int",
     }
     assert types(endpoints["/packs"]) == {}
-    assert types(endpoints["/patch_latents"]) == {"image": "filepath", "pack": "str", "layer": "int", "patch": "int"}
-    for endpoint in endpoints.values():
+    assert types(endpoints["/patch_latents"]) == {"image": "filepath", "pack": packs, "layer": "int", "patch": "int"}
+    for name, endpoint in endpoints.items():
         assert endpoint["description"] and all(p["label"] for p in endpoint["parameters"])
-        assert [value["label"] for value in endpoint["returns"]] == ["result"]
+        returned = ["before", "after", "result"] if name == "/erase" else ["result"]
+        assert [value["label"] for value in endpoint["returns"]] == returned
 
 
 def test_packs_lists_what_works_and_what_does_not(client):

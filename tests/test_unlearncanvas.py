@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -105,3 +106,34 @@ def test_intervals_are_the_bootstraps_over_images():
     assert result.intervals == {"ua": (1 - kept[1], 1 - kept[0]), "ira": Count(5, 7).interval, "cra": None}
     line = list(unlearncanvas.table([result]))[2]
     assert f"| 71.4 [{100 - 100 * kept[1]:.1f}, {100 - 100 * kept[0]:.1f}] |" in line and "| - |" in line
+
+
+def test_the_means_intervals_by_a_second_implementation():
+    """Image by image: each concept's own are drawn anew, then shares are averaged over concepts."""
+    counts = [((3, 30), (50, 60), (0, 0)), ((10, 40), (20, 20), (7, 9))]
+    results = [
+        unlearncanvas.ConceptResult(str(i), *(Count(*one) for one in each), (), ()) for i, each in enumerate(counts)
+    ]
+    found, rng = unlearncanvas.mean_intervals(results), np.random.default_rng(7)
+
+    def share(right: int, of: int) -> float:
+        return float(rng.choice([1] * right + [0] * (of - right), of).mean())
+
+    for place, name in enumerate(("ua", "ira", "cra")):
+        known = [each[place] for each in counts if each[place][1]]
+        drawn = [np.mean([share(*one) for one in known]) for _ in range(2000)]
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        wanted = (1 - high, 1 - low) if name == "ua" else (low, high)
+        assert found[name] == pytest.approx(wanted, abs=0.02), name
+    line = list(unlearncanvas.table(results))[-1]
+    assert line.startswith(f"| **mean** | 82.5 [{100 * found['ua'][0]:.1f}, {100 * found['ua'][1]:.1f}] |")
+    assert unlearncanvas.mean_intervals([]) == {"ua": None, "ira": None, "cra": None}
+
+
+def test_few_images_of_a_concept_are_a_caution():
+    def result(n: int) -> unlearncanvas.ConceptResult:
+        return unlearncanvas.ConceptResult(f"c{n}", Count(0, n), Count(1, 1), Count(1, 1), (), ())
+
+    assert unlearncanvas.caution([result(30), result(0)]) == ""
+    told = unlearncanvas.caution([result(30), result(20), result(7)])
+    assert told.startswith("Caution: only 7 of the images show c7, fewer than 30: one image is 14 points of its UA.")

@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from ..machine import again
 from ..packs import kinds
 from ..packs.kinds import Kind
 
@@ -28,6 +29,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     text.add_argument("--tokens", type=int, default=64, help="how many are generated at most")
     text.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
     add_edit(text)
+    again.add(text)
     features.add_argument("--sae", metavar="ID", help="default: that of the pack's first preset")
     features.add_argument("--forget", type=Path, metavar="FILE", help="one text a line; default: the pack's")
     features.add_argument("--retain", type=Path, metavar="FILE", help="one text a line; default: the pack's")

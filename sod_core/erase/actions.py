@@ -95,12 +95,14 @@ def _judge(pack: ErasePack, names: tuple[str, ...], wanted: list, options: argpa
     results = erase_benchmark.judge_all(pack, names, wanted, options.out)
     if options.json != "-":
         print("\n".join(unlearncanvas.table(results)))
+        print(unlearncanvas.caution(results), end="")
     for r in results:
         for kind, lost in (("missing", r.missing), ("broken", r.broken)):
             for file in lost:
                 print(f"{kind}: {r.concept}/{file}", file=sys.stderr)
     if options.json:
-        found = more | {"mean": unlearncanvas.mean(results), "concepts": [_row(r) for r in results]}
+        found = more | {"mean": unlearncanvas.mean(results), "mean_intervals": unlearncanvas.mean_intervals(results)}
+        found["concepts"] = [_row(r) for r in results]
         data = json.dumps(found, indent=1)
         print(data) if options.json == "-" else Path(options.json).write_text(data + "\n")
 

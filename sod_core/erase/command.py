@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..machine import again
 from ..packs import kinds
 from ..packs.kinds import Kind
 
@@ -37,6 +38,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     image.add_argument("--concept", nargs="+", required=True, help="what to erase; several are erased together")
     image.add_argument("--seed", type=int, default=0)
     image.add_argument("--out", type=Path, required=True, metavar="DIR", help="before.png, after.png and result.json")
+    again.add(image)
     for action in (benchmark, judge):
         action.add_argument("--concepts", nargs="*", default=[], help="default: all of the pack")
         action.add_argument("--styles", nargs="*", help="default: all of the pack")

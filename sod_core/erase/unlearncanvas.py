@@ -18,6 +18,8 @@ from .judges import Judge
 
 RESAMPLES, CONFIDENCE = 1000, 0.95
 """Of the bootstrap over images."""
+FEW = 30
+"""Fewer images of a concept than this make a UA that comes with a warning."""
 
 
 class Asked(NamedTuple):
@@ -50,12 +52,18 @@ class Count(NamedTuple):
 
         A resample of so many images, each right with the share's chance, has a binomial number of right ones.
         """
-        if self.share is None:
-            return None
-        drawn = np.random.default_rng(0).binomial(self.judged, self.share, RESAMPLES) / self.judged
-        tail = 100 * (1 - CONFIDENCE) / 2
-        low, high = np.percentile(drawn, [tail, 100 - tail])
-        return float(low), float(high)
+        return None if self.share is None else _middle(self.resampled(np.random.default_rng(0)))
+
+    def resampled(self, rng: np.random.Generator) -> np.ndarray:
+        """[RESAMPLES]: the share in each; there have to be images."""
+        return rng.binomial(self.judged, self.share or 0.0, RESAMPLES) / self.judged
+
+
+def _middle(drawn: np.ndarray) -> tuple[float, float]:
+    """The ends of what lies in the middle CONFIDENCE of the resamples."""
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 class ConceptResult(NamedTuple):
@@ -157,6 +165,36 @@ def mean(results: list[ConceptResult]) -> dict[str, float | None]:
     return found
 
 
+def mean_intervals(results: list[ConceptResult]) -> dict[str, tuple[float, float] | None]:
+    """Of `mean`: every resample draws each concept's images anew, and averages over the same concepts.
+
+    It tells what other images of these concepts would do, not what other concepts would.
+    """
+    found: dict[str, tuple[float, float] | None] = {}
+    for name, field in (("ua", "unlearned"), ("ira", "in_domain"), ("cra", "cross_domain")):
+        rng = np.random.default_rng(0)
+        drawn = [count.resampled(rng) for count in (getattr(result, field) for result in results) if count.judged]
+        if not drawn:
+            found[name] = None
+            continue
+        low, high = _middle(np.mean(drawn, axis=0))
+        found[name] = (1 - high, 1 - low) if name == "ua" else (low, high)
+    return found
+
+
+def caution(results: list[ConceptResult]) -> str:
+    """A line where too few images show a concept; "" where all have enough."""
+    few = [result for result in results if 0 < result.unlearned.judged < FEW]
+    if not few:
+        return ""
+    least = min(few, key=lambda result: result.unlearned.judged)
+    n = least.unlearned.judged
+    return (
+        f"Caution: only {n} of the images show {least.concept}, fewer than {FEW}: one image is {100 / n:.0f} points of "
+        "its UA. Take it as a hint, or ask for more --seeds.\n"
+    )
+
+
 def table(results: list[ConceptResult]) -> Iterator[str]:
     """Markdown, a line a concept and one of means, in percent, with intervals over a concept's images."""
     yield "| erased | UA | IRA | CRA | images | missing | broken |"
@@ -165,7 +203,9 @@ def table(results: list[ConceptResult]) -> Iterator[str]:
         images = r.unlearned.judged + r.in_domain.judged
         shares = " | ".join(_percent(getattr(r, name)) + _interval(found) for name, found in r.intervals.items())
         yield f"| {r.concept} | {shares} | {images} | {len(r.missing)} | {len(r.broken)} |"
-    yield "| **mean** | " + " | ".join(_percent(value) for value in mean(results).values()) + " | | | |"
+    ends = mean_intervals(results)
+    shares = " | ".join(_percent(value) + _interval(ends[name]) for name, value in mean(results).items())
+    yield f"| **mean** | {shares} | | | |"
 
 
 def _percent(share: float | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..machine import again
 from ..packs import kinds
 from ..packs.kinds import Kind
 
@@ -72,6 +73,7 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--store", action="store_true", help="with --all: store the result in the pack, for the app")
     evaluate.add_argument("--csv", metavar="FILE", help="a line a state and way back; - is standard output")
     evaluate.add_argument("--json", metavar="FILE", help="write every figure to this file; - is standard output")
+    again.add(evaluate)
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:

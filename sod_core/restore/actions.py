@@ -31,7 +31,7 @@ def restore(options: argparse.Namespace) -> None:
     result = restore_image(
         pack,
         _unlearned(pack, options.unlearned, options.label_order),
-        images.read(options.image),
+        images.read(_example(pack, options.example) if options.image is None else options.image),
         target_class=options.target_class,
         layer=_layer(options.layer),
         alphas=_alphas(options.alpha),
@@ -221,6 +221,14 @@ def _unlearned(pack: Pack, name: str, label_order: str | None) -> str | Callable
     if label_order is not None:
         raise ValueError(f"--label-order is for checkpoints of your own; {name} is none")
     return name
+
+
+def _example(pack: Pack, index: int) -> Path:
+    """Raises ValueError for an example that the pack does not have here."""
+    examples = pack.examples()
+    if not 0 <= index < len(examples):
+        raise ValueError(f"pack {pack.manifest.name} has no example {index}; it has {len(examples)} here, from 0")
+    return examples[index].path
 
 
 def _layer(text: str) -> int:

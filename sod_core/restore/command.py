@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..machine import again
 from ..packs import kinds
 from ..packs.kinds import Kind
 
@@ -33,7 +34,9 @@ def _add_restore(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="an unlearned model's id, a checkpoint, or hub:user/repo/file; FILE#key for one of several models in it",
     )
-    parser.add_argument("--image", required=True, help="an image file")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--image", help="an image file")
+    which.add_argument("--example", type=int, metavar="N", help="one of the pack's example images, from 0")
     parser.add_argument("--target-class", required=True, help="the class to restore, number or name")
     parser.add_argument("--label-order", metavar="NAMES", help=LABEL_ORDER)
     parser.add_argument("--layer", default="9")
@@ -44,6 +47,7 @@ def _add_restore(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", default="experts", help="experts, random, matched, all, or ids such as 1,5,9")
     parser.add_argument("--seed", type=int, default=0, help="of the random features")
     parser.add_argument("--json", default="-", metavar="FILE", help="where the result goes; - is standard output")
+    again.add(parser)
     parser.add_argument("--device", help="cuda, mps or cpu; default: SOD_DEVICE, else the best there is")
     parser.add_argument(
         "--precision", choices=["float32", "float16", "bfloat16"], default="float32", help="autocast, on cuda only"
@@ -86,6 +90,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", action="store_true", help="store the result in the pack, for the app's scoreboard")
     parser.add_argument("--json", metavar="FILE", help="also write every figure to this file; - is standard output")
     parser.add_argument("--device", help="cuda, mps or cpu; default: SOD_DEVICE, else the best there is")
+    again.add(parser)
     parser.set_defaults(run=_evaluate)
 
 

@@ -181,6 +181,9 @@ class Pack:
         """The layer's SAE, its input normalised if that explains the examples better. Raises PackError."""
         return self._kept.get(("sae", layer, self._has_examples()), lambda: self._load_sae(layer))[0]
 
+    def _read_sae(self, layer: int) -> TopKSAE:
+        return forms.read_sae(self.layer_file("sae", layer), self.manifest.k, self.shape.dim, layer)
+
     def sae_fit(self, layer: int) -> SAEFit:
         """How well the layer's SAE explains the examples, both ways. Raises PackError."""
         return self._kept.get(("sae", layer, self._has_examples()), lambda: self._load_sae(layer))[1]
@@ -188,7 +191,7 @@ class Pack:
     def _load_sae(self, layer: int) -> tuple[TopKSAE, SAEFit]:
         self._check_layer(layer)
         dim = self.shape.dim
-        sae = forms.read_sae(self.layer_file("sae", layer), self.manifest.k, dim, layer).to(self.device)
+        sae = self._read_sae(layer).to(self.device)
         stats = forms.read_stats(self.layer_file("stats", layer), dim)
         saw_cls = stats.cls_mean is not None
         if not self.examples():
@@ -231,8 +234,8 @@ class Pack:
             path = self.layer_file("experts", layer)
             lists = expert_lists.load_experts(figures.read_figures(path), self.manifest.names, path.name)
             highest = max((e.feature_id for found in lists.values() for e in found), default=0)
-            if highest >= self.sae(layer).latents:
-                width = self.sae(layer).latents
+            width = self._read_sae(layer).latents  # its fit would take the original's passes
+            if highest >= width:
                 raise PackError(f"{path.name} names latent {highest}, the SAE of layer {layer} has {width}")
             return lists
 

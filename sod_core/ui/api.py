@@ -12,6 +12,7 @@ from ..data import images
 from ..packs.errors import PackError
 from ..restore import actions, edit
 from ..restore.pack import folders, shared_pack
+from .atlas import api as atlas_api
 from .clamp import api as clamp_api
 from .endpoints import Choice, by_name, check_sent
 from .erase import api as erase_api
@@ -40,6 +41,7 @@ def build(default_pack: str) -> None:
     inputs = [image, pack, unlearned, target_class, layer, alphas, mode, tokens, chosen, seed]
     gr.on(button.click, restore, inputs, answer, api_name="restore", concurrency_limit=4)
     gr.on(button.click, packs, None, answer, api_name="packs")
+    atlas_api.build(default_pack)
     clamp_api.build()
     mask_api.build()
     erase_api.build()

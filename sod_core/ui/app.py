@@ -13,6 +13,7 @@ from ..packs import download
 from ..packs.errors import PackError
 from ..restore.pack import folders, shared_pack
 from . import api, page
+from .atlas import tab as atlas_tab
 from .clamp import tab as clamp_tab
 from .erase import tab as erase_tab
 from .intake import most_bytes, uploads_allowed
@@ -44,6 +45,8 @@ def build() -> gr.Blocks:
                 opener, settled = restore_tab.build(app, first)
             with gr.Tab("Scoreboard", id="scoreboard") as tab:
                 scoreboard.build(tab, tabs, opener, settled, first)
+            with gr.Tab("Atlas", id="atlas") as tab:
+                atlas_tab.build(tab, opener, first)
             with gr.Tab("Erase", id="erase") as tab:
                 erase_tab.build(app, tab)
             with gr.Tab("Clamp", id="clamp") as tab:

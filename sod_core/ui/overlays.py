@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from html import escape
 
-from plotly.colors import sample_colorscale
+from ..data.charts import SCALES as SCALES
+from ..data.charts import STEPS, opacity, scale
 
-SCALES = {"inferno": "Inferno", "cividis": "Cividis"}
-"""Of the heat, by their names in an address; the second reads the same to eyes that do not tell red from green."""
-_STEPS = 64
 HINT = "Point at a patch, or reach it with Tab and the arrows: its values."
 
 CLICKS = """
@@ -61,23 +58,32 @@ watch('value', () => {  // the answer replaced what had the focus
 """js_on_load of every component here: a click (or Enter) on anything with data-pick reaches the server."""
 
 
-@cache
-def colours(scale: str) -> list[str]:
+def colours(name: str) -> list[str]:
     """One of SCALES, cold to hot."""
-    return sample_colorscale(SCALES[scale], [i / (_STEPS - 1) for i in range(_STEPS)])
+    return [f"rgb({r}, {g}, {b})" for r, g, b in scale(name)]
+
+
+def step(share: float) -> int:
+    """The step of the scale at which a share of the hottest lies."""
+    return round(share * (STEPS - 1))
+
+
+def share(step: int) -> float:
+    """The share of the hottest at a step of the scale."""
+    return step / (STEPS - 1)
 
 
 def colour(share: float) -> str:
     """Where a share of the hottest lies on the scale that the page has chosen."""
-    return f"var(--heat-{round(share * (_STEPS - 1))})"
+    return f"var(--heat-{step(share)})"
 
 
 def scale_styles() -> str:
     """The scales as the page's properties: the first, unless the body's class names another."""
     rules: list[str] = []
-    for scale in SCALES:
-        steps = ";".join(f"--heat-{i}:{found.replace(' ', '')}" for i, found in enumerate(colours(scale)))
-        rules.append(f"{':root' if not rules else f'body.sod-{scale}'}{{{steps}}}")
+    for name in SCALES:
+        steps = ";".join(f"--heat-{i}:{found.replace(' ', '')}" for i, found in enumerate(colours(name)))
+        rules.append(f"{':root' if not rules else f'body.sod-{name}'}{{{steps}}}")
     return f"<style>{''.join(rules)}</style>"
 
 
@@ -137,11 +143,6 @@ def scale_bar(top: float, above: bool = False) -> str:
         f'<div class="sod-bar"><span>0</span><i style="background:linear-gradient(90deg,{gradient})"></i>'
         f"<span>{top:.2g}{' and above' if above else ''}</span></div>"
     )
-
-
-def opacity(share: float) -> float:
-    """Warmer is more opaque, cold patches show the picture."""
-    return 0.12 + 0.73 * share if share > 0 else 0.0
 
 
 def squares(

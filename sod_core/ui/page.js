@@ -1,6 +1,6 @@
 // The whole page's script: its address follows what is shown (the server says how: data-link), alpha and the dose are
 // added here, since they move without the server. Keys, and the mode for the stage, in which the figure fills the screen.
-const TABS = ['restore', 'scoreboard', 'erase', 'clamp', 'mask'];
+const TABS = ['restore', 'scoreboard', 'atlas', 'erase', 'clamp', 'mask'];
 const SLIDERS = {restore: '#alpha input[type=range]', mask: '#mask-stage input[type=range]'};
 const REST = 300;  // milliseconds after which a moved slider is written: browsers bound how often an address may change
 let waiting = 0, written = null;

@@ -13,7 +13,7 @@ import gradio as gr
 
 from . import overlays
 
-TABS = ("restore", "scoreboard", "erase", "clamp", "mask")
+TABS = ("restore", "scoreboard", "atlas", "erase", "clamp", "mask")
 """The tabs' names in an address."""
 SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 KEYS = {

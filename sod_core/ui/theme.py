@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-ACCENT = "#e8590c"
-
-
-ORIGINAL, UNLEARNED = "#a3b5c8", "#5d7590"
+from ..data.charts import ACCENT as ACCENT
+from ..data.charts import ORIGINAL as ORIGINAL
+from ..data.charts import UNLEARNED as UNLEARNED
 
 
 def calm(figure: go.Figure) -> go.Figure:

@@ -38,8 +38,11 @@ DRAWN_SEEDS = tuple(range(10))
 """Ten images of each of the 60 prompts judge the pipeline."""
 ERASED_SEEDS = (0,)
 """Images of every prompt, for every erased concept."""
+
 EARLIER = ("up_blocks.0.attentions.0",)
-"""Hook points that no token label taught, before the pack's own."""
+"""Hook points that no token label taught: the one before the pack's own."""
+TRIED = erase_sae.Search(factors=(0.0, -8.0), percentiles=(99.9,), steps=STEPS)
+"""How concepts are erased there by either SAE, 24 images each: its two best latents set to zero, or turned round."""
 
 
 def stages() -> tuple[str, ...]:
@@ -162,21 +165,32 @@ class Builder:
         return erase_sae.Maker(ErasePack(self.out, self.device), self.work / "saes", plan).run()
 
     def _erased(self) -> dict:
-        figures = self._erasing(ErasePack(self.out, self.device), self.work / "erased")
+        pack = ErasePack(self.out, self.device)
+        wanted = unlearncanvas.asked(canvas.OBJECTS, canvas.STYLES, ERASED_SEEDS)
+        figures: dict[str, Any] = {"images_a_concept": len(wanted), "steps": STEPS, "guidance": GUIDANCE, "rows": []}
+        for id in (erase_sae.SUPERVISED, erase_sae.UNSUPERVISED):
+            for fidelity in FIDELITIES:
+                results = self._benchmark(pack, id, fidelity, wanted)
+                row: dict[str, Any] = {"sae": id, "fidelity": fidelity} | unlearncanvas.mean(results)
+                row["intervals"] = unlearncanvas.mean_intervals(results)
+                by_concept = {r.concept: {"ua": r.ua, "ira": r.ira, "cra": r.cra} for r in results}
+                figures["rows"].append(row | {"by_concept": by_concept})
         print("\n".join(table(figures)))
         return figures
 
     def _earlier(self) -> dict:
-        """By hook point: each SAE's report, and UA, IRA and CRA as for the pack's own."""
-        found = {}
+        """By hook point: each SAE's report, and UA, IRA and CRA of every factor of TRIED, means over the concepts."""
+        found: dict[str, Any] = {}
         for hook_point in EARLIER:
             work = self.work / "earlier" / hook_point
             pack = self._at(hook_point, work / "pack")
-            made = erase_sae.Maker(pack, work / "saes", erase_sae.Plan()).run()
-            reports = {id: made[id]["report"] for id in (erase_sae.SUPERVISED, erase_sae.UNSUPERVISED)}
-            found[hook_point] = {"reports": reports} | self._erasing(pack, work / "erased")
-            print(f"{hook_point}: {reports}", *table(found[hook_point]), sep="\n")
-        return {"hook_points": found}
+            made = erase_sae.Maker(pack, work / "saes", erase_sae.Plan()).trained()
+            for id in (erase_sae.SUPERVISED, erase_sae.UNSUPERVISED):
+                tried = erase_sae.search(pack, id, TRIED, GUIDANCE, tqdm)
+                rows = [_means(list(each)) for each in zip(*tried.values(), strict=True)]
+                found[f"{hook_point}, {id}"] = made[id]["report"] | {"tried": rows}
+                print(hook_point, id, found[f"{hook_point}, {id}"], flush=True)
+        return {"setting": asdict(TRIED), "found": found}
 
     def _at(self, hook_point: str, folder: Path) -> ErasePack:
         """The same pipeline and judges as a pack with another hook point, in `folder`."""
@@ -186,21 +200,11 @@ class Builder:
         files.write_json(manifest | {"hook_point": hook_point}, folder / "pack.json")
         return ErasePack(folder, self.device)
 
-    def _erasing(self, pack: ErasePack, folder: Path) -> dict[str, Any]:
-        """Every concept erased by both SAEs in both fidelities, each with its own setting; drawings go to `folder`."""
-        wanted = unlearncanvas.asked(canvas.OBJECTS, canvas.STYLES, ERASED_SEEDS)
-        figures: dict[str, Any] = {"images_a_concept": len(wanted), "steps": STEPS, "guidance": GUIDANCE, "rows": []}
-        for id in (erase_sae.SUPERVISED, erase_sae.UNSUPERVISED):
-            for fidelity in FIDELITIES:
-                results = self._benchmark(pack, id, fidelity, wanted, folder / f"{id}-{fidelity}")
-                row = {"sae": id, "fidelity": fidelity} | unlearncanvas.mean(results)
-                by_concept = {r.concept: {"ua": r.ua, "ira": r.ira, "cra": r.cra} for r in results}
-                figures["rows"].append(row | {"by_concept": by_concept})
-        return figures
-
     def _benchmark(
-        self, pack: ErasePack, id: str, fidelity: Fidelity, wanted: list, folder: Path
+        self, pack: ErasePack, id: str, fidelity: Fidelity, wanted: list
     ) -> list[unlearncanvas.ConceptResult]:
+        folder = self.work / "erased" / f"{id}-{fidelity}"
+
         def how(concept: str) -> Settings:
             return drawings.settings(pack, id, (concept,), fidelity)
 
@@ -287,6 +291,13 @@ class Builder:
         (self.out / "pack.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
+def _means(tried: list[dict[str, Any]]) -> dict[str, float]:
+    """Of one setting over the concepts."""
+    return {"factor": tried[0]["factor"]} | {
+        name: float(np.mean([one[name] for one in tried])) for name in ("ua", "ira", "cra")
+    }
+
+
 def _accuracy(judge: judges.Judge, pixels: np.ndarray, labels: np.ndarray) -> float:
     from PIL import Image
 
@@ -302,6 +313,21 @@ def table(figures: dict) -> list[str]:
     """Markdown of figures/erased.json, in percent: a row for every SAE and fidelity."""
     lines = ["| SAE | fidelity | UA | IRA | CRA |", "|---|---|---|---|---|"]
     for row in figures["rows"]:
-        shares = " | ".join(f"{100 * row[name]:.1f}" for name in ("ua", "ira", "cra"))
-        lines.append(f"| {row['sae']} | {row['fidelity']} | {shares} |")
+        shares = [
+            f"{100 * row[name]:.1f} [{', '.join(f'{100 * end:.1f}' for end in row['intervals'][name])}]"
+            for name in ("ua", "ira", "cra")
+        ]
+        lines.append(f"| {row['sae']} | {row['fidelity']} | {' | '.join(shares)} |")
+    return lines
+
+
+def earlier_table(figures: dict) -> list[str]:
+    """Markdown of figures/earlier.json, in percent: a row for every hook point, SAE and factor."""
+    lines = ["| hook point, SAE | variance unexplained | concept read | factor | UA | IRA | CRA |", "|---" * 7 + "|"]
+    for what, row in figures["found"].items():
+        for tried in row["tried"]:
+            shares = (row["variance_unexplained"], row["concept_read"])
+            told = [*(f"{100 * share:.1f}" for share in shares), f"{tried['factor']:g}"]
+            told += [f"{100 * tried[name]:.1f}" for name in ("ua", "ira", "cra")]
+            lines.append(f"| {what} | " + " | ".join(told) + " |")
     return lines

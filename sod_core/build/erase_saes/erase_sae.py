@@ -65,6 +65,13 @@ class Maker:
 
     def run(self) -> dict:
         """Everything; returns the figures."""
+        figures = self.trained()
+        for id in (UNSUPERVISED, SUPERVISED):
+            figures[id]["tried"] = self._search(id)
+        return figures
+
+    def trained(self) -> dict:
+        """Both SAEs without a search for settings; returns the figures."""
         data = self._activations("train", self.plan.train_seeds)
         held_out = self._activations("held out", self.plan.held_out_seeds)
         plain = train_erase_sae.train(data, self.plan.recipe, self.work / "unsupervised.ckpt")
@@ -80,7 +87,6 @@ class Maker:
         for id, sae, found in ((UNSUPERVISED, plain, statistics), (SUPERVISED, taught, after)):
             self._write(id, sae, found)
             figures[id] = {"report": train_erase_sae.report(sae, held_out, bound)._asdict()}
-            figures[id]["tried"] = self._search(id)
         return figures
 
     def _activations(self, name: str, seeds: int) -> activations.Activations:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from .. import overlays
+from .. import exports, overlays
 from . import words
 from .texts import TELLS
 
@@ -36,6 +36,7 @@ class Panel(NamedTuple):
     prompt: gr.Textbox
     ask: gr.Button
     cancel: gr.Button
+    export: exports.Menu
     value: gr.Slider
     refusal_value: gr.Slider
     threshold: gr.Slider
@@ -66,6 +67,8 @@ class Panel(NamedTuple):
     toggle: gr.Button
     firing: gr.HTML
     ways: gr.HTML
+    link: gr.HTML
+    """What the page's script makes the address of."""
 
     @property
     def controls(self) -> list:
@@ -111,6 +114,7 @@ def layout(choices: list[tuple[str, str]], first: str) -> Panel:
             with gr.Row():
                 ask = gr.Button("Ask", variant="primary", elem_id="clamp-ask")
                 cancel = gr.Button("Cancel", elem_id="clamp-cancel", visible=False)
+            export = exports.Menu("clamp")
             value = gr.Slider(-300, 0, value=-30, step=1, label=COEFFICIENT, elem_id="clamp-value")
             refusal_value = gr.Slider(
                 -300, 0, value=-30, step=1, label=REFUSAL_COEFFICIENT, elem_id="clamp-refusal-value"
@@ -154,6 +158,7 @@ def layout(choices: list[tuple[str, str]], first: str) -> Panel:
                 measure_cancel = gr.Button("Cancel", elem_id="clamp-measure-cancel", visible=False)
             measuring = gr.HTML(elem_id="clamp-measuring", elem_classes="sod-if-any")
             ways = gr.HTML(elem_id="clamp-ways", elem_classes="sod-if-any")
+            link = gr.HTML(elem_id="clamp-link", elem_classes="sod-if-any")
             with gr.Row():
                 with gr.Column(min_width=300, scale=3):
                     scatter = gr.HTML(js_on_load=overlays.CLICKS, elem_id="clamp-scatter")

@@ -33,6 +33,11 @@ class Page:
         """Whether this was asked last."""
         return self._asked == (name, asking)
 
+    @property
+    def now(self) -> tuple[str, Asking] | None:
+        """The pack's name and what was asked last; None before that, or after it was cancelled."""
+        return self._asked
+
     def asked(self, name: str, asking: Asking) -> None:
         self._asked = (name, asking)
 

@@ -10,6 +10,7 @@ from ...erase.edit import Settings
 from ...erase.manifest import ErasePackManifest
 from ...erase.pack import folders, shared_erase_pack
 from ...packs.errors import PackError
+from .. import exports
 
 NO_STYLE = "no style"
 FACTOR = "factor: the concept's latents are multiplied by it (1 nothing, 0 removed, below 0 turned against it)"
@@ -49,9 +50,15 @@ class Panel(NamedTuple):
     curve: gr.Plot
     bars: gr.Plot
     rows: gr.HTML
-    png: gr.DownloadButton
-    gif: gr.DownloadButton
-    json: gr.DownloadButton
+    export: exports.Menu
+    link: gr.HTML
+    """What the page's script makes the address of."""
+
+    @property
+    def opening(self) -> list:
+        """What a link holds, in the order of `links.Opening`."""
+        first = [self.object, self.style, self.prompt, self.concepts, self.sae, self.factor, self.fidelity]
+        return [*first, self.start_step, self.percentile, self.beta, self.steps, self.guidance, self.seed]
 
     @property
     def controls(self) -> list:
@@ -80,6 +87,7 @@ def layout(first: str) -> Panel:
                 generate = gr.Button("Generate", variant="primary", elem_id="erase-generate")
                 cancel = gr.Button("Cancel", elem_id="erase-cancel", visible=False)
             grid = gr.Button(grid_label(m), elem_id="erase-grid", size="sm")
+            export = exports.Menu("erase")
             with gr.Column(elem_classes="sod-later"):
                 sae = gr.Dropdown(sae_choices(m), value=m.saes[0].id, label="Sparse autoencoder", elem_id="erase-sae")
                 fidelity = gr.Radio(
@@ -103,16 +111,13 @@ def layout(first: str) -> Panel:
                     pictures = gr.ImageSlider(
                         label="before | after", type="pil", format="png", interactive=False, elem_id="erase-pictures"
                     )
-                    with gr.Row():
-                        png = gr.DownloadButton("PNG", size="sm", visible=False)
-                        gif = gr.DownloadButton("GIF", size="sm", visible=False)
-                        json = gr.DownloadButton("Settings (JSON)", size="sm", visible=False)
                 with gr.Column(min_width=300):
                     heat = gr.HTML(elem_id="erase-heat")
                     step = gr.Slider(0, m.steps - 1, value=0, step=1, label="Denoising step", visible=False)
             curve = gr.Plot(show_label=False, elem_id="erase-curve")
             bars = gr.Plot(show_label=False, elem_id="erase-bars")
             rows = gr.HTML(elem_id="erase-rows")
+            link = gr.HTML(elem_id="erase-link", elem_classes="sod-if-any")
     return Panel(**{name: value for name, value in locals().items() if name in Panel._fields})
 
 

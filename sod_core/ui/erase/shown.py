@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 
 from PIL import Image
@@ -30,7 +29,7 @@ class Asking:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page shows, kept for the step slider and the downloads."""
+    """What the page shows, kept for the step slider and for Export."""
 
     pack_name: str
     asking: Asking
@@ -41,5 +40,3 @@ class Shown:
     """Before and after, as they were denoised."""
     left_out: str
     """What of the prompt the model did not read."""
-    folder: tempfile.TemporaryDirectory
-    """Of the files to download; it goes with this."""

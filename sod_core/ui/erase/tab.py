@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
@@ -20,7 +19,7 @@ from ...models import diffusion
 from ...packs.errors import PackError
 from .. import handling
 from ..running import Running, Watched
-from . import downloads, figures
+from . import exports, figures, links, menus
 from . import panel as panels
 from .panel import NO_STYLE, Panel
 from .shown import Asking, Shown
@@ -35,11 +34,6 @@ QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 LATEST = {"trigger_mode": "always_last", **QUIET}
 DRAWING = {"concurrency_limit": 20, "concurrency_id": "draw", "trigger_mode": "multiple", **QUIET}
 """The pipeline's own lock has one drawing at a time; each that waits for it holds one of the server's threads."""
-FIDELITY_NOTES = {
-    "exact": "The block's output plus what the edit changes; a factor of 1 changes nothing.",
-    "reference": "As the released code: the SAE's error enters with its sign reversed, so that even a factor of 1 "
-    "changes the image. Compare with papers in this mode.",
-}
 
 
 def build(app: gr.Blocks, tab: gr.Tab) -> None:
@@ -51,12 +45,21 @@ def build(app: gr.Blocks, tab: gr.Tab) -> None:
     first = PREFERRED if PREFERRED in names else names[0]
     panel = panels.layout(first)
     state = gr.State(None)
-    menus = [panel.note, panel.object, panel.style, panel.prompt, panel.concepts, panel.sae, panel.factor]
-    menus += [panel.fidelity_note, panel.percentile, panel.steps, panel.guidance, panel.step, panel.grid]
+    filled = [panel.note, panel.object, panel.style, panel.prompt, panel.concepts, panel.sae, panel.factor]
+    filled += [panel.fidelity_note, panel.percentile, panel.steps, panel.guidance, panel.step, panel.grid]
     tab.select(_warm, panel.pack, None, **QUIET)
     asked = [gr.State(_Opened()), panel.pack]
-    app.load(handling.kept(_first, len(menus)), asked, menus, **QUIET)
-    panel.pack.input(handling.kept(_open, len(menus)), asked, menus, trigger_mode="multiple", **QUIET)
+    further = [panel.pack, panel.fidelity, panel.start_step, panel.beta, panel.seed]
+    app.load(handling.kept(_first, len(further) + len(filled)), asked, [*further, *filled], **QUIET)
+    written = [panel.pack, *panel.opening]
+    gr.on(
+        [control.change for control in written],
+        lambda pack, *values: links.element(pack, links.Opening(*values)),
+        written,
+        panel.link,
+        **LATEST,
+    )
+    panel.pack.input(handling.kept(_open, len(filled)), asked, filled, trigger_mode="multiple", **QUIET)
     _wire_menus(panel)
     _wire_drawing(panel, state)
     moved = [panel.step.input, panel.step.release]  # release: what the slider's reset button sends
@@ -66,16 +69,16 @@ def build(app: gr.Blocks, tab: gr.Tab) -> None:
 def _wire_menus(panel: Panel) -> None:
     asked, written = [panel.pack, panel.object, panel.style], [panel.prompt, panel.concepts]
     for menu in (panel.object, panel.style):
-        menu.input(handling.kept(_write, 2), asked, written, **LATEST).then(**_best(panel))
+        menu.input(handling.kept(menus.write, 2), asked, written, **LATEST).then(**_best(panel))
     for menu in (panel.concepts, panel.sae):
         menu.input(**_best(panel))
-    panel.fidelity.input(FIDELITY_NOTES.get, panel.fidelity, panel.fidelity_note, **LATEST)
+    panel.fidelity.input(menus.FIDELITY_NOTES.get, panel.fidelity, panel.fidelity_note, **LATEST)
 
 
 def _best(panel: Panel) -> dict:
     inputs = [panel.pack, panel.sae, panel.concepts]
     return {
-        "fn": handling.kept(_found_best, 2),
+        "fn": handling.kept(menus.found_best, 2),
         "inputs": inputs,
         "outputs": [panel.factor, panel.percentile],
         **LATEST,
@@ -85,7 +88,7 @@ def _best(panel: Panel) -> dict:
 def _wire_drawing(panel: Panel, state: gr.State) -> None:
     p = panel
     buttons, running = [p.generate, p.cancel, p.grid], gr.State(Running())  # Gradio gives each page a copy
-    shown = [state, *buttons, p.headline, p.preview, p.pictures, p.heat, p.step, p.curve, p.bars, p.png, p.gif, p.json]
+    shown = [state, *buttons, p.headline, p.preview, p.pictures, p.heat, p.step, p.curve, p.bars]
 
     def undone(running: Running, *_: Any) -> dict:
         return _nothing(p) if running.busy else _idle(p) | {p.preview: ""}
@@ -108,6 +111,7 @@ def _wire_drawing(panel: Panel, state: gr.State) -> None:
     for refused in (drawing, all_objects):  # by Gradio, before the handler: a number beyond its limits
         refused.failure(lambda: "", None, p.preview, queue=False, **QUIET)
     p.cancel.click(lambda running: running.stop(), running, None, queue=False, **QUIET)
+    p.export.wire(exports.make, [state])
 
 
 # ------------------------------------------------------------ menus
@@ -119,9 +123,22 @@ class _Opened:
     name: str | None = None
 
 
-def _first(opened: _Opened, name: str) -> Any:
-    """Fills the menus when the page loads, unless a pack was chosen before the server got to it."""
-    return _open(opened, name) if opened.name is None else gr.skip()
+def _first(request: gr.Request, opened: _Opened, name: str) -> Any:
+    """Fills the menus when the page loads, as the address says, unless a pack was chosen before this came."""
+    if opened.name is not None:
+        return gr.skip()
+    link = links.Link(dict(request.query_params), "erase")
+    name = link.pack(name)
+    opened.name = name
+    try:
+        pack = shared_erase_pack(name)
+    except PackError:
+        opened.name = ""
+        raise
+    found = link.opened(pack, menus.opening(pack), NO_STYLE)
+    if link.problems:
+        gr.Warning(link.sentence())
+    return [name, found.fidelity, found.start_step, found.beta, found.seed, *menus.filled(pack, found)]
 
 
 def _open(opened: _Opened, name: str) -> Any:
@@ -132,33 +149,12 @@ def _open(opened: _Opened, name: str) -> Any:
         _warm(name)
     opened.name = name
     try:
-        filled = _filled(shared_erase_pack(name))
+        pack = shared_erase_pack(name)
+        filled = menus.filled(pack, menus.opening(pack))
     except PackError:
         opened.name = ""
         raise
     return filled if opened.name == name else gr.skip()
-
-
-def _filled(pack: ErasePack) -> list:
-    """What the menus show first, in the order of `build`'s list."""
-    m = pack.manifest
-    object, style = m.opening
-    setting = pack.settings(m.saes[0].id).get(object, ConceptSetting(edit.Settings.percentile, factor=-1.0))
-    return [
-        "\n".join(f"* {line}" for line in pack.missing()),
-        gr.Dropdown(list(m.concepts), value=object),
-        gr.Dropdown([NO_STYLE, *m.styles], value=style or NO_STYLE),
-        m.prompt(object, style),
-        gr.Dropdown(list(m.concepts), value=[object], multiselect=True),
-        gr.Dropdown(panels.sae_choices(m), value=m.saes[0].id),
-        _factor(pack, m.saes[0].id, object, setting),
-        FIDELITY_NOTES["exact"],
-        setting.percentile,
-        m.steps,
-        m.guidance,
-        gr.Slider(maximum=m.steps - 1, visible=False),
-        panels.grid_label(m),
-    ]
 
 
 def _warm(name: str) -> None:
@@ -172,34 +168,6 @@ def _warm(name: str) -> None:
             return
 
     threading.Thread(target=load, daemon=True).start()
-
-
-def _write(name: str, object: str, style: str) -> list:
-    """The prompt that the two menus stand for; the object is what is erased."""
-    return [shared_erase_pack(name).manifest.prompt(object, None if style == NO_STYLE else style), [object]]
-
-
-def _found_best(name: str, sae: str, concepts: list[str]) -> list:
-    """The factor and percentile that the search found best for the first concept."""
-    pack = shared_erase_pack(name)
-    setting = pack.settings(sae).get(concepts[0]) if concepts else None
-    if setting is None:
-        return [gr.skip(), gr.skip()]
-    return [_factor(pack, sae, concepts[0], setting), setting.percentile]
-
-
-def _factor(pack: ErasePack, sae: str, concept: str, setting: ConceptSetting) -> gr.Slider:
-    """The slider at the setting's factor; its scale reaches it."""
-    factor = _factor_of(pack, sae, concept, setting)
-    return gr.Slider(value=factor, minimum=min(panels.LEAST, math.floor(factor)))
-
-
-def _factor_of(pack: ErasePack, sae: str, concept: str, setting: ConceptSetting) -> float:
-    """The setting's factor, or the one that its multiplier has on average, as exact as the slider shows it."""
-    factor, statistics = setting.factor, pack.statistics(sae)
-    if factor is None and statistics is not None and setting.multiplier is not None:
-        factor = edit.factor_for(statistics, concept, setting.multiplier, setting.percentile)
-    return round(-1.0 if factor is None else factor, 1)
 
 
 # ------------------------------------------------------------ drawing
@@ -244,7 +212,7 @@ def settings(pack: ErasePack, asking: Asking) -> edit.Settings:
     setting = ConceptSetting(asking.percentile, factor=asking.factor)
     best = pack.settings(asking.sae).get(asking.concepts[0])
     if best is not None and asking.fidelity == "reference" and best.percentile == asking.percentile:
-        if _factor_of(pack, asking.sae, asking.concepts[0], best) == asking.factor:
+        if menus.factor_of(pack, asking.sae, asking.concepts[0], best) == asking.factor:
             setting = best  # left as it was found: the published multiplier itself, not what the slider makes of it
     found = drawings.settings(pack, asking.sae, asking.concepts, asking.fidelity, setting)
     beta = asking.beta and found.multiplier is not None
@@ -268,9 +236,6 @@ def _generate(p: Panel, state: gr.State, running: Running, name: str, *values: A
         p.step: gr.Slider(maximum=asking.steps - 1, value=best, visible=shown.drawn.heat is not None),
         p.curve: figures.curve(shown, best),
         p.bars: figures.judge_bars(shown.judged, asking.concepts),
-        p.png: gr.DownloadButton(value=downloads.picture(shown, "png", pair), visible=True),
-        p.gif: gr.DownloadButton(value=downloads.picture(shown, "gif", *shown.frames), visible=bool(shown.frames)),
-        p.json: gr.DownloadButton(value=downloads.as_json(shown), visible=True),
     }
 
 
@@ -290,8 +255,8 @@ def _draw(pack: ErasePack, asking: Asking, how: edit.Settings, tell: Callable, c
     erasing = drawings.erasing(pack, asking.sae, how) if how.concepts else None
     drawn = generate.generate(pipeline, order, erasing, preview, cancel)
     judged = drawings.judged(pack, [drawn.before[0], drawn.after[0]])
-    left_out, folder = diffusion.left_out(pipeline, asking.prompt), tempfile.TemporaryDirectory(prefix="sod-erased-")
-    return Shown(pack.manifest.name, asking, how, drawn, judged, frames, left_out, folder)
+    left_out = diffusion.left_out(pipeline, asking.prompt)
+    return Shown(pack.manifest.name, asking, how, drawn, judged, frames, left_out)
 
 
 def _all_objects(p: Panel, running: Running, name: str, style: str, *values: Any) -> Iterator[dict]:

@@ -9,7 +9,7 @@ import gradio as gr
 from ...mask import states, sweep
 from ...mask.pack import folders, shared_mask_pack
 from ...packs.errors import PackError
-from .. import intake, overlays
+from .. import exports, intake, overlays
 from . import stage as stages
 
 METHODS = [
@@ -49,6 +49,7 @@ class Panel(NamedTuple):
     classes: gr.Dropdown
     method: gr.Radio
     saw: gr.HTML
+    export: exports.Menu
     own: gr.Image
     picker: gr.HTML
     state: gr.Dropdown
@@ -90,6 +91,7 @@ def layout(choices: list[tuple[str, str]], first: str) -> Panel:
             saw = gr.HTML(elem_id="mask-saw", elem_classes="sod-if-any")
             classes = Menu([], multiselect=True, label="Forget", elem_id="mask-classes")
             method = gr.Radio(METHODS, value="activations", label="Which pairs are masked", elem_id="mask-method")
+            export = exports.Menu("mask")
             with gr.Column(elem_classes="sod-later"):
                 picker = gr.HTML(js_on_load=overlays.CLICKS, elem_id="mask-picker")
                 own = intake.ImageUpload(

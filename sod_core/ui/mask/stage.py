@@ -44,7 +44,7 @@ def data(m: MaskPackManifest, key: Sequence[Any], classes: Sequence[int], found:
         "styles": [] if found.by_style is None else list(m.styles),
         "unit": unit,
         "abstained": _short(found.abstained),
-        "labels": [_label(dose) for dose in found.doses],
+        "labels": [label(dose) for dose in found.doses],
         "pairs": found.pairs,
         "inUse": found.in_use,
         "forget": _short(found.forget),
@@ -62,7 +62,8 @@ def data(m: MaskPackManifest, key: Sequence[Any], classes: Sequence[int], found:
     }
 
 
-def _label(dose: sweep.Dose) -> str:
+def label(dose: sweep.Dose) -> str:
+    """How much is masked, as the page says it."""
     number = dose.examples or dose.pairs
     return f"{100 * (dose.share or 0):.0f} %" if number is None else str(number)
 

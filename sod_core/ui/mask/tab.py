@@ -16,7 +16,7 @@ from ...mask import encoder, sweep
 from ...mask.pack import MaskPack, folders, shared_mask_pack
 from ...mask.sweep import Sweep
 from .. import handling, overlays
-from . import details, links, stage, work
+from . import details, exports, links, stage, work
 from . import panel as panels
 from .panel import Panel
 from .visitor import Page
@@ -46,6 +46,7 @@ def build(tab: gr.Tab) -> None:
         menu.input(**moved)
     settled = [page, *p.asked], [page, *p.settled]
     p.stage.click(handling.kept(_settle, 4), *settled, **LATEST)
+    p.export.wire(exports.make, [page])
     p.picker.click(handling.kept(_pick, 3), [page, *p.asked], [page, p.picker, p.votes], **LATEST)
     p.own.upload(handling.kept(_own, 2), [page, *p.asked, p.own], [page, p.votes], **LATEST)
     p.own.clear(handling.kept(_own_gone, 2), [page, *p.asked], [page, p.votes], **LATEST)

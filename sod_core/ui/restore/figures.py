@@ -23,6 +23,11 @@ _CONTROL_STYLES = {  # one family of blue-greys, light enough for a dark page an
 }
 
 
+def style(key: str) -> tuple[str, str, str, int]:
+    """A curve's name, colour, dash and width."""
+    return ("experts", ACCENT, "solid", 4) if key == "experts" else (*_CONTROL_STYLES[key], 2)
+
+
 def alpha_curves(curves: Sequence[Curve], target_name: str) -> go.Figure:
     """Probability of the forgotten class against alpha: experts in the accent colour, controls in one family.
 
@@ -30,11 +35,7 @@ def alpha_curves(curves: Sequence[Curve], target_name: str) -> go.Figure:
     """
     figure = go.Figure()
     for curve in reversed(curves):
-        if curve.key == "experts":
-            name, colour, dash, width = "experts", ACCENT, "solid", 4
-        else:
-            name, colour, dash = _CONTROL_STYLES[curve.key]
-            width = 2
+        name, colour, dash, width = style(curve.key)
         figure.add_scatter(
             x=ALPHAS,
             y=[round(p, 4) for p in curve.probability],
@@ -63,6 +64,11 @@ _VERDICTS = {  # colour, symbol: told apart without colour too
     working.NO_ORIGINAL: ("#8a8f96", "asterisk-open"),
     working.OTHER_ORDER: ("#8a8f96", "cross-thin-open"),
 }
+
+
+def looks(verdict: str) -> tuple[str, str]:
+    """A verdict's colour and symbol."""
+    return _VERDICTS[kind(verdict)]
 
 
 def scoreboard(rows: Sequence[dict]) -> go.Figure:

@@ -113,7 +113,7 @@ class Opener:
         self, request: gr.Request, before: Visitor | None, turn: Turn, name: str, *values: Any
     ) -> Iterator[dict]:
         """As `open_pack`, of a page that opens: at the place that its address names."""
-        link = links.Link(dict(request.query_params), "restore", "scoreboard")
+        link = links.Link(dict(request.query_params), "restore", "scoreboard", "atlas")
         name = link.pack(name)
         yield from self._until_overtaken(turn, lambda: self._opened(before, name, values, link), "pack")
         if link.problems:

@@ -13,7 +13,7 @@ from ...restore.edit import MODES, TOKENS
 from ...restore.manifest import UnlearnedEntry
 from ...restore.pack import Pack, folders, shared_pack
 from ...restore.sweep import STEP
-from .. import overlays, page
+from .. import exports, overlays, page
 from ..intake import CHECKPOINT_SUFFIXES, ImageUpload, uploads_allowed
 from . import stage, words
 
@@ -42,6 +42,7 @@ class Panel(NamedTuple):
     alpha: gr.Slider
     play: gr.Button
     stop: gr.Button
+    export: exports.Menu
     tokens: gr.Dropdown
     features: gr.Dropdown
     own_list: gr.Textbox
@@ -119,6 +120,7 @@ def layout(default_pack: str) -> Panel:
             with gr.Row(elem_id="play-row"):
                 play = gr.Button("Play alpha 0 to 10", variant="primary", elem_id="play")
                 stop = gr.Button("Stop", elem_id="stop")
+            export = exports.Menu("restore")
             picker = gr.HTML(js_on_load=overlays.CLICKS, elem_id="picker")
             with gr.Accordion("Your own image", open=False):
                 own = ImageUpload(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -15,8 +13,9 @@ from ...restore import report, scores, spread, working
 from ...restore.judged import ALPHAS, CONTROLS, YARDSTICK
 from ...restore.pack import Pack, shared_pack
 from ...unlearn import TITLES
-from .. import handling
+from .. import exports, handling
 from . import answers, figures
+from . import exports as restore_exports
 from .opening import Opener, Turn
 from .visitor import Visitor
 
@@ -52,10 +51,11 @@ def build(tab: gr.Tab, tabs: gr.Tabs, opener: Opener, settled: dict, first: str)
     )
     picture = gr.Plot(show_label=False, elem_id="board-plot")
     gr.Markdown(_rules(), elem_classes="sod-quiet")
-    download = gr.DownloadButton("Download as CSV", size="sm", visible=False)
+    export = exports.Menu("scoreboard", ("png", "csv", "json"))
+    export.wire(restore_exports.make_board, [gr.State(first), opener.visitor])
     several = gr.Markdown(elem_classes="sod-wide-table", elem_id="board-spread", visible=False)
     dots = gr.Plot(show_label=False, elem_id="board-spread-plot", visible=False)
-    shown = [note, table, picture, download, several, dots]
+    shown = [note, table, picture, several, dots]
     of = gr.State("")  # the pack whose figures are shown
     arrived = handling.kept(_arrived, len(shown) + 1), [opener.visitor, of], [*shown, of]
     selected = handling.kept(partial(_selected, first), len(shown) + 1), opener.visitor, [*shown, of]
@@ -109,7 +109,7 @@ def _selected(first: str, visitor: Visitor | None) -> list:
 def _arrived(visitor: Visitor | None, of: str) -> list:
     """Fills the tab anew where a page has opened another pack than the tab shows."""
     if visitor is None or of in ("", visitor.pack.manifest.name):
-        return [gr.skip()] * 7
+        return [gr.skip()] * 6
     return [*_show(visitor.pack), visitor.pack.manifest.name]
 
 
@@ -140,7 +140,7 @@ def _stored(pack: Pack) -> list:
     except ValueError as error:
         board, problem = None, f"{error}. {command} measures anew."
     if board is None:
-        return [problem, [], None, gr.DownloadButton(visible=False)]
+        return [problem, [], None]
     settings, data = board["settings"], f"{board['images']} images ({board['data']})"
     note = (
         f"**{pack.manifest.title}**: {data}, layer {settings['layer']}, mode {settings['mode']}, alpha up to "
@@ -150,8 +150,7 @@ def _stored(pack: Pack) -> list:
     )
     if any(row["method"] == YARDSTICK for row in board["rows"]):
         note += pack.manifest.retraining_caution
-    download = gr.DownloadButton(value=_csv(board), visible=True)
-    return [note, cells(board, pack), figures.scoreboard(board["rows"]), download]
+    return [note, cells(board, pack), figures.scoreboard(board["rows"])]
 
 
 def cells(board: dict[str, Any], pack: Pack) -> list[list]:
@@ -197,13 +196,6 @@ def _link(board: dict[str, Any], row: dict[str, Any], pack: Pack) -> str:
 
 def _rounded(value: float | None, digits: int = 3) -> float | None:
     return None if value is None else round(value, digits)
-
-
-def _csv(board: dict[str, Any]) -> str:
-    """A file for the browser to fetch, in a folder that Gradio may serve from."""
-    path = Path(tempfile.mkdtemp(prefix="sod-scores-"), f"scores-{board['pack']}.csv")
-    path.write_text(report.as_csv(board["rows"]), encoding="utf-8")
-    return str(path)
 
 
 def _rules() -> str:

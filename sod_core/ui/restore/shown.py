@@ -58,9 +58,7 @@ def _moving(visitor: Visitor, controls: Controls) -> list:
     found, curves = visitor.probabilities(controls), visitor.curves(controls)
     latents = visitor.latents(controls)
     heat: dict[str, list[float]] = {which: values.tolist() for which, values in visitor.heat(controls, latents).items()}
-    shown_class = controls.expert_class or visitor.target_name
-    latent = visitor.latent(controls.layer)
-    title = f"Where the {shown_class} features (experts) fire" if latent is None else f"Where latent {latent} fires"
+    title = heat_title(visitor, controls)
     marks = stage.marks(visitor.drawn(controls), controls.alpha)
     shares = _bars(visitor, controls, found)
     panels = overlays.heat_panels(heat, visitor.pack.shape.grid, title + ". Click a patch.", visitor.patch, marks)
@@ -71,6 +69,12 @@ def _moving(visitor: Visitor, controls: Controls) -> list:
     else:
         verdict, picture = words.measuring(found, visitor.target, visitor.target_name), gr.skip()
     return [verdict, shares, panels, picture, _inspector(visitor, controls, latents)]
+
+
+def heat_title(visitor: Visitor, controls: Controls) -> str:
+    """What the heat is of."""
+    latent, of = visitor.latent(controls.layer), controls.expert_class or visitor.target_name
+    return f"Where the {of} features (experts) fire" if latent is None else f"Where latent {latent} fires"
 
 
 def measured(
@@ -97,7 +101,7 @@ def swept(visitor: Visitor, controls: Controls, with_verdict: bool) -> list:
 def _sweep(visitor: Visitor, controls: Controls) -> Any:
     """The positions that are computed; a hundred kilobytes that are not sent twice."""
     found, ids, drawn = visitor.sweep(controls), visitor.heat_ids(controls), visitor.drawn(controls)
-    classes = _shown_classes(visitor, visitor.probabilities(controls), found)
+    classes = shown_classes(visitor, visitor.probabilities(controls), found)
     stride = found.stride(ids)
     if visitor.sent == (drawn, stride, classes):
         return gr.skip()
@@ -115,12 +119,12 @@ def _series(visitor: Visitor, controls: Controls) -> str:
 
 
 def _bars(visitor: Visitor, controls: Controls, found: Probabilities) -> str:
-    classes = _shown_classes(visitor, found, visitor.sweep(controls))
+    classes = shown_classes(visitor, found, visitor.sweep(controls))
     marks = stage.marks(visitor.drawn(controls), controls.alpha)
     return bars.html(visitor.pack.manifest.classes, found, visitor.target, classes, marks)
 
 
-def _shown_classes(visitor: Visitor, found: Probabilities, sweep: Sweep) -> list[int]:
+def shown_classes(visitor: Visitor, found: Probabilities, sweep: Sweep) -> list[int]:
     """At most MOST_CLASSES, in the pack's order: the forgotten one and the likeliest at any known alpha."""
     known = sweep.probabilities.nan_to_num(0.0, posinf=0.0).amax(0)
     peaks = torch.stack([*found, known]).amax(0)

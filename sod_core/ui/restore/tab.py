@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from ..handling import kept, kept_steps
-from . import answers, shown
+from . import answers, exports, shown
 from . import panel as panels
 from .answers import after
 from .opening import Opener
@@ -32,6 +32,7 @@ def build(app: gr.Blocks, default_pack: str) -> tuple[Opener, dict]:
     _wire_menus(panel, visitor, settled)
     _wire_clicks(panel, visitor, settled)
     _wire_alpha(panel, visitor)
+    panel.export.wire(exports.make, [visitor, *panel.controls])
     return opener, settled
 
 

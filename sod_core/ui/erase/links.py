@@ -1,0 +1,106 @@
+"""What an address says of the Erase tab: written for what its controls say, and read again, value by value.
+
+A link holds the prompt, where it is short: a visitor's own text is a control here. It draws nothing by itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple, get_args
+
+from ...erase.edit import Fidelity
+from ...erase.pack import ErasePack, folders
+from .. import page
+
+BETWEEN = ";"
+"""Stands between concepts."""
+LONGEST = 300
+"""Characters of a prompt that a link holds."""
+MOST_SEED = 2**31 - 1
+
+
+class Opening(NamedTuple):
+    """What the controls say when the tab opens."""
+
+    object: str
+    style: str
+    prompt: str
+    concepts: Sequence[str]
+    sae: str
+    factor: float
+    fidelity: Fidelity
+    start_step: int
+    percentile: float
+    beta: bool
+    steps: int
+    guidance: float
+    seed: int
+
+
+PLAIN = {"fidelity": "exact", "start_step": 0, "beta": False, "seed": 0}
+"""What a link leaves out."""
+
+
+def element(pack: str, shown: Opening) -> str:
+    """The element that the page's script makes the address of."""
+    values: dict[str, Any] = {"pack": pack} | shown._asdict() | {"concepts": BETWEEN.join(shown.concepts or ())}
+    values = {key: value for key, value in values.items() if value is not None and PLAIN.get(key) != value}
+    values |= {"beta": "1"} if shown.beta else {}
+    too_long = len(shown.prompt or "") > LONGEST
+    if too_long:
+        del values["prompt"]
+    return page.link("erase", values, "The link does not hold so long a prompt." if too_long else "")
+
+
+class Link(page.Link):
+    """What an address asks of the Erase tab."""
+
+    def pack(self, default: str) -> str:
+        """The name of the pack that is asked for."""
+        return self.one_of("pack", folders(), default)
+
+    def opened(self, pack: ErasePack, default: Opening, no_style: str) -> Opening:
+        """What is asked for, and `default` where that cannot be."""
+        m = pack.manifest
+        ids = [entry.id for entry in m.saes]
+        return Opening(
+            object=self.one_of("object", m.concepts, default.object),
+            style=self.one_of("style", (no_style, *m.styles), default.style),
+            prompt=self._prompt(default.prompt),
+            concepts=self._concepts(m.concepts, default.concepts),
+            sae=self.one_of("sae", ids, default.sae),
+            factor=self._decimal("factor", -1000, 1, default.factor),
+            fidelity=next(
+                f for f in get_args(Fidelity) if f == self.one_of("fidelity", get_args(Fidelity), default.fidelity)
+            ),
+            start_step=self.number("start_step", 49, default.start_step),
+            percentile=self._decimal("percentile", 0, 100, default.percentile),
+            beta=bool(self.number("beta", 1, int(default.beta))),
+            steps=max(2, self.number("steps", 100, default.steps)),
+            guidance=self._decimal("guidance", 0, 15, default.guidance),
+            seed=self.number("seed", MOST_SEED, default.seed),
+        )
+
+    def _prompt(self, default: str) -> str:
+        asked = self.asked.get("prompt", default)
+        if len(asked) <= LONGEST and asked.isprintable():
+            return asked
+        self.unknown("prompt")
+        return default
+
+    def _concepts(self, known: Sequence[str], default: Sequence[str]) -> Sequence[str]:
+        asked = [name for name in self.asked.get("concepts", BETWEEN.join(default)).split(BETWEEN) if name]
+        if set(asked) <= set(known):
+            return list(dict.fromkeys(asked))
+        self.unknown("concepts")
+        return default
+
+    def _decimal(self, key: str, least: float, most: float, default: float) -> float:
+        asked = self.asked.get(key)
+        if asked is None:
+            return default
+        if re.fullmatch(r"-?[0-9]{1,4}(\.[0-9]{1,6})?", asked) and least <= float(asked) <= most:
+            return float(asked)
+        self.unknown(key)
+        return default
