@@ -184,7 +184,7 @@ class Builder:
         for hook_point in EARLIER:
             work = self.work / "earlier" / hook_point
             pack = self._at(hook_point, work / "pack")
-            made = erase_sae.Maker(pack, work / "saes", erase_sae.Plan()).trained()
+            made = erase_sae.Maker(pack, work / "saes", erase_sae.Plan(statistics_seeds=1)).trained()
             for id in (erase_sae.SUPERVISED, erase_sae.UNSUPERVISED):
                 tried = erase_sae.search(pack, id, TRIED, GUIDANCE, tqdm)
                 rows = [_means(list(each)) for each in zip(*tried.values(), strict=True)]
