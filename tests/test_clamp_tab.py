@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import clamp_packs
@@ -14,9 +16,11 @@ from conftest import Server, enter, serving, tab
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from sod_core.clamp.edit import Clamp
+from sod_core.clamp.pack import ClampPack
 from sod_core.clamp.session import Fired, Token
 from sod_core.ui import points as axes
-from sod_core.ui.clamp import asking, figures, scatter, stored, texts, words
+from sod_core.ui.clamp import asking, figures, filling, links, panel, scatter, stored, texts, words
+from sod_core.ui.clamp.asking import Asking
 from sod_core.ui.clamp.figures import Point
 from sod_core.ui.clamp.scatter import Firing
 from sod_core.ui.clamp.shown import Answered, Column
@@ -376,3 +380,72 @@ def test_stored_figures_are_averaged_over_seeds_and_read_with_care(evaluated: Pa
     (spoilt / "results.json").write_text('{"rows": [{}]}')
     with pytest.raises(ValueError, match="of another form: `python -m sod_core clamp evaluate --pack tiny"):
         stored.read(ClampPack(spoilt))
+
+
+# ---------------------------------------------------------------- links
+
+
+def followed(pack: ClampPack, query: dict, monkeypatch) -> tuple[Asking, links.Link]:
+    monkeypatch.setattr(links, "names", lambda: {clamp_packs.NAME: pack.manifest.folder})
+    link = links.Link({"tab": "clamp"} | {key: str(value) for key, value in query.items()}, "clamp")
+    assert link.pack(clamp_packs.NAME) == clamp_packs.NAME
+    default = filling.opening(pack, link.sae(pack, pack.manifest.opening_sae()))
+    rules, beside = ([id for _, id in menu] for menu in (panel.RULES, filling.beside(pack)))
+    return link.opened(pack, default, rules, beside), link
+
+
+def controls(found: Asking) -> list:
+    """As the page sends them."""
+    said = {key: getattr(found, key) for key in links.KEYS} | {"latents": asking.listed(found.latents)}
+    return list((said | {"judged": found.judged or None}).values())
+
+
+def written(pack: ClampPack, found: Asking) -> dict[str, str]:
+    element = links.element(clamp_packs.NAME, controls(found), filling.opening(pack, found.sae))
+    return json.loads(html.unescape(re.search('data-values="(.*?)"', element)[1]))
+
+
+def test_a_link_opens_what_it_was_written_for(clamp_folder, monkeypatch):
+    pack = ClampPack(clamp_folder)
+    first = filling.opening(pack)
+    assert set(written(pack, first)) == {"pack", "sae"}  # nothing that a page opens on by itself
+    judged = pack.questions("judge")[1]
+    other = replace(first, prompt="moss & <b>fern</b>?", value=-12.5, refusal_value=-7.0, threshold=0.25, beside="both")
+    other = replace(other, rule="own", latents=(9, 1, 5), refusal=4, fidelity="reference", tokens=7, seed=12)
+    second = filling.opening(pack, pack.manifest.saes[-1].id)
+    for asked in (first, other, second, replace(first, refusal=None), replace(first, judged=judged.id, prompt="mine")):
+        found, link = followed(pack, written(pack, asked), monkeypatch)
+        assert found == asked and link.problems == []
+    long = replace(first, prompt="x" * 301)
+    element = links.element(clamp_packs.NAME, controls(long), first)
+    assert "xxx" not in element and "does not hold so long a question" in element
+    found, _ = followed(pack, {"judged": judged.id}, monkeypatch)
+    assert (found.judged, found.prompt) == (judged.id, judged.question)
+
+
+def test_values_that_are_not_here_leave_the_default_and_a_sentence(clamp_folder, monkeypatch):
+    pack = ClampPack(clamp_folder)
+    wrong = {"pack": "/etc", "prompt": "y" * 301, "judged": "no", "value": "nan", "refusal_value": "2e9"}
+    wrong |= {"threshold": "-1", "beside": "model:x", "sae": "../x", "rule": "x", "latents": "1;x", "refusal": "-4"}
+    wrong |= {"fidelity": "much", "tokens": "201", "seed": "-1"}
+    found, link = followed(pack, wrong, monkeypatch)
+    assert found == filling.opening(pack) and len(link.problems) == len(wrong)
+
+
+def test_the_address_follows_and_opens_the_same_page(page: Page, window: BrowserContext, tiny: Server) -> None:
+    ask(page, "moss & fern ?")
+    enter(page.locator("#clamp-value input[type=number]"), "-12")
+    page.wait_for_function("() => new URLSearchParams(location.search).get('prompt') === 'moss & fern ?'")
+    page.wait_for_function("() => new URLSearchParams(location.search).get('value') === '-12'")
+    expect(page.locator(".sod-caret")).to_have_count(0)
+    with tab(window, PATIENCE, []) as other:
+        other.goto(page.url)
+        expect(other.get_by_role("tab", name="Clamp")).to_have_attribute("aria-selected", "true")
+        answered(other, "moss & fern ?")
+        expect(other.locator("#clamp-value input[type=number]")).to_have_value("-12")
+        expect(other.locator("#clamp-pack input")).to_have_value(TITLE)
+        other.wait_for_function("address => location.href === address", arg=page.url)
+    with tab(window, PATIENCE, []) as other:
+        other.goto(f"{tiny.url}?tab=clamp&pack=tiny&rule=prayer")
+        expect(other.get_by_test_id("toast-text").filter(has_text="rule 'prayer'")).to_be_visible()
+        answered(other, clamp_packs.PROMPT)

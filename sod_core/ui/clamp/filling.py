@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import gradio as gr
@@ -17,7 +17,7 @@ from .shown import PRIME, REFUSAL, TITLES
 from .visitor import Page
 
 if TYPE_CHECKING:
-    from ...clamp.questions import Question
+    pass
 
 TOP = 10
 TOKENS = 40
@@ -38,24 +38,27 @@ def pack_choices() -> list[tuple[str, str]]:
     return found
 
 
-def opened(pack: ClampPack, page: Page) -> list:
-    """The note, Panel.menus and Panel.about for a pack. Raises ValueError; the page's own things go only after that."""
-    m, fields = pack.manifest, question_fields(pack)
+def opened(pack: ClampPack, page: Page, first: Asking | None = None) -> list:
+    """The note, Panel.menus and Panel.about for a pack; `first` is what is asked, `opening`'s for None.
+
+    Raises ValueError; the page's own things go only after that.
+    """
+    m, fields, first = pack.manifest, question_fields(pack), first or opening(pack)
     prompts = [(words.about(prompt), prompt.text) for prompt in m.prompts]
-    beside = [("nothing", ""), *((TITLES[method], method) for method in ("conditional", "both"))]
-    beside += [(other.title, f"{work.MODEL}{other.id}") for other in m.others]
-    sae = m.opening_sae()
+    chosen = first.prompt if first.prompt in [text for _, text in prompts] else None
+    judged = [one for one in pack.questions("judge") if one.id == first.judged] if first.judged else []
+    field = judged[0].field if judged else None
     menus = [
-        gr.Dropdown(prompts, value=prompts[0][1] if prompts else None, visible=bool(prompts)),
-        gr.Dropdown(fields, value=None, visible=bool(fields)),
-        gr.Dropdown([], value=None, visible=bool(fields)),
-        prompts[0][1] if prompts else "",
-        gr.Dropdown(beside, value=""),
-        gr.Dropdown([(entry.title, entry.id) for entry in m.saes], value=sae, visible=len(m.saes) > 1),
+        gr.Dropdown(prompts, value=chosen, visible=bool(prompts)),
+        gr.Dropdown(fields, value=field, visible=bool(fields)),
+        judged_menu(pack, field, first.judged) if judged else gr.Dropdown([], value=None, visible=bool(fields)),
+        first.prompt,
+        gr.Dropdown(beside(pack), value=first.beside),
+        gr.Dropdown([(entry.title, entry.id) for entry in m.saes], value=first.sae, visible=len(m.saes) > 1),
         words.ways(stored.read(pack)),
     ]
     page.measured, page.looked_at, page.last = {}, None, None
-    about = sae_chosen(pack, sae, page)
+    about = sae_chosen(pack, first.sae, page, first)
     missing = pack.missing() if pack.ready() else []  # otherwise it stands where the answers would
     note = "\n".join([m.note, "", *(f"* {line}" for line in missing)]).strip()
     return [gr.Markdown(note, visible=bool(note)), *menus, *about]
@@ -71,9 +74,18 @@ def question_fields(pack: ClampPack) -> list[tuple[str, str]]:
     return [(field.title + (" (to forget)" if field.forget else ""), field.id) for field in fields]
 
 
-def judged_menu(questions: Sequence[Question]) -> gr.Dropdown:
-    """A field's judged questions, the first one chosen."""
-    return gr.Dropdown([(one.question, one.id) for one in questions], value=questions[0].id)
+def beside(pack: ClampPack) -> list[tuple[str, str]]:
+    """(title, id) of what a fourth column can show."""
+    found = [("nothing", ""), *((TITLES[method], method) for method in ("conditional", "both"))]
+    return found + [(other.title, f"{work.MODEL}{other.id}") for other in pack.manifest.others]
+
+
+def judged_menu(pack: ClampPack, field: str | None, id: str = "") -> gr.Dropdown:
+    """A field's judged questions; `id` or else the first one chosen. Raises ValueError where there is none."""
+    questions = [one for one in pack.questions("judge") if one.field == field]
+    if not questions:
+        raise ValueError("the pack has no judged question on this field")
+    return gr.Dropdown([(one.question, one.id) for one in questions], value=id or questions[0].id)
 
 
 def opening(pack: ClampPack, sae: str | None = None) -> Asking:
@@ -113,9 +125,9 @@ def _one(value: float | tuple[float, ...]) -> float:
     return sum(value) / len(value) if isinstance(value, tuple) else value
 
 
-def sae_chosen(pack: ClampPack, sae: str, page: Page) -> list:
-    """Panel.about for an SAE: the pack's own setting and the curves. Raises ValueError."""
-    first, board = opening(pack, sae), stored.read(pack)
+def sae_chosen(pack: ClampPack, sae: str, page: Page, first: Asking | None = None) -> list:
+    """Panel.about for an SAE: `first`, or else the pack's own setting, and the curves. Raises ValueError."""
+    first, board = first or opening(pack, sae), stored.read(pack)
     page.firing = []
     return [
         asked.listed(first.latents),

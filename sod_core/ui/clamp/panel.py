@@ -67,6 +67,8 @@ class Panel(NamedTuple):
     toggle: gr.Button
     firing: gr.HTML
     ways: gr.HTML
+    link: gr.HTML
+    """What the page's script makes the address of."""
 
     @property
     def controls(self) -> list:
@@ -156,6 +158,7 @@ def layout(choices: list[tuple[str, str]], first: str) -> Panel:
                 measure_cancel = gr.Button("Cancel", elem_id="clamp-measure-cancel", visible=False)
             measuring = gr.HTML(elem_id="clamp-measuring", elem_classes="sod-if-any")
             ways = gr.HTML(elem_id="clamp-ways", elem_classes="sod-if-any")
+            link = gr.HTML(elem_id="clamp-link", elem_classes="sod-if-any")
             with gr.Row():
                 with gr.Column(min_width=300, scale=3):
                     scatter = gr.HTML(js_on_load=overlays.CLICKS, elem_id="clamp-scatter")

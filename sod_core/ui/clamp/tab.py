@@ -13,7 +13,7 @@ from ...packs.errors import PackError
 from .. import handling, overlays
 from ..running import Running, Watched
 from . import asking as asked
-from . import exports, filling, scatter, texts, words, work
+from . import exports, filling, links, scatter, texts, words, work
 from . import panel as panels
 from .asking import Asking
 from .panel import Panel
@@ -37,7 +37,12 @@ def build(tab: gr.Tab) -> None:
     page, running = gr.State(Page()), gr.State(Running())  # Gradio gives each visitor's page a copy
     opened = [panel.note, *panel.menus, *panel.about]
     again = _asks(panel, page, running, "again")
-    first = tab.select(handling.kept(_first, len(opened)), [page, panel.pack], opened, **QUIET)
+    further = [panel.pack, panel.fidelity, panel.tokens, panel.seed]
+    first = tab.select(
+        handling.kept(_first, len(further) + len(opened)), [page, panel.pack], [*further, *opened], **QUIET
+    )
+    written = [panel.pack, *panel.controls]
+    gr.on([control.change for control in written], handling.kept(_link, 1), written, panel.link, **LATEST)
     other = panel.pack.input(
         handling.kept(_open, len(opened)), [page, panel.pack], opened, trigger_mode="multiple", **QUIET
     )
@@ -154,9 +159,30 @@ def _wire_latents(panel: Panel, page: gr.State, again: dict) -> None:
 # ------------------------------------------------------------ opening
 
 
-def _first(page: Page, name: str) -> Any:
-    """Fills the tab when it is looked at for the first time."""
-    return _open(page, name) if page.name is None else gr.skip()
+def _first(request: gr.Request, page: Page, name: str) -> Any:
+    """Fills the tab when it is looked at for the first time, as the address says."""
+    if page.name is not None:
+        return gr.skip()
+    link = links.Link(dict(request.query_params), "clamp")
+    name = link.pack(name)
+    pack = shared_pack(name)
+    default = filling.opening(pack, link.sae(pack, pack.manifest.opening_sae()))
+    rules, beside = ([id for _, id in menu] for menu in (panels.RULES, filling.beside(pack)))
+    first = link.opened(pack, default, rules, beside)
+    filled = filling.opened(pack, page, first)
+    page.name = name
+    if link.problems:
+        gr.Warning(link.sentence())
+    return [name, first.fidelity, first.tokens, first.seed, *filled]
+
+
+def _link(name: str, *values: Any) -> Any:
+    """How an address leads to what the controls say."""
+    sae = values[links.KEYS.index("sae")]
+    pack = shared_pack(name)
+    if sae not in [entry.id for entry in pack.manifest.saes]:  # of the pack before, on its way
+        return gr.skip()
+    return links.element(name, values, filling.opening(pack, sae))
 
 
 def _open(page: Page, name: str) -> Any:
@@ -176,10 +202,9 @@ def _other_sae(page: Page, name: str, sae: str) -> list:
 
 def _of_field(name: str, field: str) -> list:
     """The judged questions of a field, and the first of them as the question."""
-    questions = [one for one in shared_pack(name).questions("judge") if one.field == field]
-    if not questions:
-        raise ValueError("the pack has no judged question on this field")
-    return [filling.judged_menu(questions), questions[0].question]
+    pack = shared_pack(name)
+    menu = filling.judged_menu(pack, field)
+    return [menu, next(one.question for one in pack.questions("judge") if one.field == field)]
 
 
 def _judged(name: str, id: str | None) -> Any:
