@@ -212,6 +212,34 @@ def test_what_is_written_is_read(stored, made):
         assert torch.equal(again.heat > 0, layer.heat > 0)  # what fires a little is not lost
 
 
+def test_a_large_atlas_has_coarser_heat_until_it_fits(stored, made):
+    path, sizes = stored.manifest.folder / atlas_file.FILE, []
+    for levels, images in atlas_file.DETAIL:
+        atlas_file._write(made, path, levels, images)
+        sizes.append(path.stat().st_size)
+    assert sorted(sizes, reverse=True) == sizes
+    for (levels, images), most in zip(atlas_file.DETAIL, sizes):
+        atlas_file.write(made, path, most)
+        found = atlas_file.read(stored)
+        assert path.stat().st_size <= most
+        for number, layer in made.layers.items():
+            heat, top = found.layers[number].heat, layer.peaks[:, :1, None]
+            assert heat.shape[1] == images and torch.equal(heat > 0, layer.heat[:, :images] > 0)
+            assert ((heat - layer.heat[:, :images]).abs() <= top / levels + top / 1000).all()
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="even without heat"):
+        atlas_file.write(made, path, sizes[-1] - 1)
+    assert path.read_bytes() == before  # what was there stays
+
+
+def test_the_check_of_a_pack_reads_its_atlas(stored, capsys):
+    assert main(["packs", "check", str(stored.manifest.folder)]) == 0
+    assert "atlas" in capsys.readouterr().out
+    rewritten(stored, format=2)
+    assert main(["packs", "check", str(stored.manifest.folder)]) == 2
+    assert "reads format 1" in "".join(capsys.readouterr())
+
+
 def test_a_pack_without_an_atlas(pack):
     assert atlas_file.read(pack) is None
 
@@ -235,6 +263,8 @@ def rewritten(pack: Pack, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"levels": 7}, "is damaged"),
+        ({"2__heat": lambda found: found.repeat(2, 1)}, "is damaged"),
         ({"format": 2}, "format 2, this version reads format 1"),
         ({"classes": ["apple", "plum", "pear"]}, "not those of pack fruit"),
         ({"sums": {"1": ["", ""]}}, "has the layers 1, pack fruit has 1, 2"),

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
@@ -136,7 +137,7 @@ def test_a_latents_page(stored):
     atlas = work.stored(stored)
     told = fates.told(atlas, 2, 3, APPLE)
     pictured = [latent.Pictured("data:p", [1.5, 0, 0, 0], [0, 0.25, 0, 0], 1.5, 0.25)] * len(told["strongest"])
-    markup = latent.html(told, pictured, ["apple"], True, ["A note <b>."])
+    markup = latent.html(told, pictured, ["apple"], True, APPLE, ["A note <b>."])
     assert "Latent 3 of layer 2; expert for apple; " in markup and "A note &lt;b&gt;." in markup
     assert markup.count(f'heat in {APPLE}"') == len(told["strongest"]) and "1.5 to 0.2" in markup
     assert [int(j) for j in re.findall(r'data-kind="latent" data-pick="(\d+)"', markup)] == [
@@ -148,7 +149,7 @@ def test_a_latents_page(stored):
         **{"features": ["own"], "latents": ["3"], "latent": ["3"]},
     }
     assert "Styles" not in markup  # the images have none
-    assert "Edit it in Restore" not in latent.html(told, pictured, [], False)
+    assert "Edit it in Restore" not in latent.html(told, pictured, [], False, APPLE)
 
 
 # ---------------------------------------------------------------- handlers
@@ -181,6 +182,30 @@ def test_the_unlearned_models_heat_comes_second(state, stored):
         top = atlas.layers[2].peaks[3, 0].item()
         words = re.findall(f'aria-label="(\\w+, heat in {APPLE})"', second)[rank]
         assert latent.heat(heat.tolist(), top, words) in second, rank
+
+
+def test_heat_that_is_not_stored_is_computed(state, stored, monkeypatch):
+    whole, controls = work.stored(stored), Controls(APPLE, 2)
+    state.latent = int(whole.layers[2].patches.argmax())
+    wanted = tabs._settle(state, *controls)
+    layers = {number: replace(layer, heat=layer.heat[:, :2]) for number, layer in whole.layers.items()}
+    monkeypatch.setattr(work, "stored", lambda pack: replace(whole, layers=layers))
+    assert tabs._latent(state, controls).count(HEAT_TO_COME) > wanted.count(HEAT_TO_COME) == 0
+    found = tabs._settle(state, *controls)
+    paths = [[path.count("M") for path in re.findall('<path d="(.*?)"', markup)] for markup in (found, wanted)]
+    assert HEAT_TO_COME not in found and sum(paths[0]) == sum(paths[1])  # the same patches fire
+
+
+def test_a_pack_without_unlearned_models(stored, made, monkeypatch, tmp_path):
+    folder = Path(shutil.copytree(made, tmp_path / "alone"))
+    write_manifest(folder, unlearned=[])
+    assert main(["atlas", "--pack", str(folder)]) == 0
+    monkeypatch.setattr("sod_core.ui.atlas.visitor.shared_pack", lambda name: {"alone": Pack(folder)}[name])
+    state = State()
+    state.follow(None, "alone")
+    found = tabs._filled(state, tabs._of_pack(state, Controls(APPLE, 2, FORGOTTEN), True))
+    assert found[2].value == ORIGINAL and "<circle" in found[-4] and "Latent" in found[-2]
+    assert "heat in the original" in found[-2] and "heat in random" not in found[-2]
 
 
 def test_a_stale_atlas_is_not_shown(state, stored, monkeypatch):
@@ -388,6 +413,6 @@ def test_a_visitors_own_checkpoint(page, own_server):
     expect(page.locator("#atlas-model input")).to_have_value(re.compile("^Own: "))
     expect(page.locator("#atlas-missing")).to_contain_text("one pass over the same 9 images")
     page.get_by_role("button", name="Compute it here").click()
-    expect(page.locator("#atlas-scatter .sod-title")).to_contain_text(f"{PEAR}.pth")
+    expect(page.locator("#atlas-scatter .sod-title")).to_contain_text(f"in the original and in Own: {PEAR}.pth")
     expect(page.locator("#atlas-missing")).to_be_empty()
     expect(page.get_by_role("link", name="Edit it in Restore")).to_have_count(0)

@@ -25,27 +25,42 @@ from .pack import Pack
 
 FILE = "atlas.npz"
 FORMAT = 1
-LEVELS = 255
-"""Heat is stored in so many steps of the latent's largest value."""
+MOST_BYTES = 5_000_000
+"""Of a stored atlas."""
+DETAIL = ((255, STRONGEST), (63, STRONGEST), (15, STRONGEST), (15, 8), (15, 4), (15, 0))
+"""Of the heat, finest first: in how many steps of the latent's largest value, and on how many of its images."""
 
 
 # ---------------------------------------------------------------- writing
 
 
-def write(atlas: Atlas, path: Path) -> None:
-    """Compressed by LZMA. Raises ValueError where the file cannot be written."""
-    arrays = {"about": np.frombuffer(json.dumps(_about(atlas)).encode(), np.uint8)}
-    arrays |= {"labels": _small(atlas.labels), "styles": _small(atlas.image_styles)}
-    for number, layer in atlas.layers.items():
-        arrays |= {f"{number}/{name}": array for name, array in _arrays(layer).items()}
+def write(atlas: Atlas, path: Path, most: int = MOST_BYTES) -> None:
+    """Compressed by LZMA, the heat in the finest DETAIL at which the file has at most so many bytes.
+
+    Raises ValueError where the file cannot be written, or is larger even without the heat.
+    """
     try:
-        with whole(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_LZMA) as archive:
-            for name, array in arrays.items():
-                buffer = io.BytesIO()
-                np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
-                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_LZMA)
+        with whole(path) as part:
+            for levels, images in DETAIL:
+                _write(atlas, part, levels, images)
+                if part.stat().st_size <= most:
+                    return
+            raise ValueError(f"the atlas has more than {most} bytes even without heat: name fewer models")
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _write(atlas: Atlas, path: Path, levels: int, images: int) -> None:
+    about = json.dumps(_about(atlas) | {"levels": levels})
+    arrays = {"about": np.frombuffer(about.encode(), np.uint8)}
+    arrays |= {"labels": _small(atlas.labels), "styles": _small(atlas.image_styles)}
+    for number, layer in atlas.layers.items():
+        arrays |= {f"{number}/{name}": array for name, array in _arrays(layer, levels, images).items()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for name, array in arrays.items():
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_LZMA)
 
 
 def _about(atlas: Atlas) -> dict[str, Any]:
@@ -60,9 +75,9 @@ def _about(atlas: Atlas) -> dict[str, Any]:
     }
 
 
-def _arrays(layer: Layer) -> dict[str, np.ndarray]:
+def _arrays(layer: Layer, levels: int, images: int) -> dict[str, np.ndarray]:
     top = layer.peaks[:, :1, None].clamp(min=1e-30)
-    steps = (layer.heat / top * LEVELS).ceil()  # what fires a little is not 0
+    steps = (layer.heat[:, :images] / top * levels).ceil()  # what fires a little is not 0
     return {
         "class_fires": _small(layer.class_fires),
         "class_strength": _half(layer.class_strength),
@@ -73,7 +88,7 @@ def _arrays(layer: Layer) -> dict[str, np.ndarray]:
         "on_object": layer.on_object.half().numpy(),
         "strongest": _small(layer.strongest),
         "peaks": _half(layer.peaks),
-        "heat": steps.clamp(max=LEVELS).to(torch.uint8).numpy(),
+        "heat": steps.clamp(max=levels).to(torch.uint8).numpy(),
         "together": _small(layer.together),
         "overlap": layer.overlap.half().numpy(),
     }
@@ -131,13 +146,17 @@ def _read(about: dict[str, Any], found: dict[str, np.ndarray]) -> Atlas:
     if not models or models[0].id != ORIGINAL or any(m.target not in range(len(classes)) for m in models[1:]):
         raise ValueError("models")
     sums = {int(layer): (str(one), str(other)) for layer, (one, other) in about["sums"].items()}
-    sizes = len(models), len(classes), len(styles), len(labels)
-    layers = {layer: _read_layer(found, f"{layer}/", *sizes) for layer in sums}
+    sizes, levels = (len(models), len(classes), len(styles), len(labels)), int(about["levels"])
+    if levels not in [level for level, _ in DETAIL]:
+        raise ValueError("levels")
+    layers = {layer: _read_layer(found, f"{layer}/", levels, *sizes) for layer in sums}
     return Atlas(str(about["pack"]), str(about["data"]), classes, styles, labels, image_styles, models, layers, sums)
 
 
-def _read_layer(found: dict[str, np.ndarray], at: str, models: int, classes: int, styles: int, images: int) -> Layer:
-    latents, patches = found[at + "heat"].shape[0], found[at + "heat"].shape[2]
+def _read_layer(
+    found: dict[str, np.ndarray], at: str, levels: int, models: int, classes: int, styles: int, images: int
+) -> Layer:
+    latents, shown, patches = found[at + "heat"].shape
     shapes = {
         "class_fires": (models, classes, latents),
         "class_strength": (models, classes, latents),
@@ -145,7 +164,7 @@ def _read_layer(found: dict[str, np.ndarray], at: str, models: int, classes: int
         "style_strength": (models, styles, latents),
         **dict.fromkeys(("patches", "cls", "on_object"), (latents,)),
         **dict.fromkeys(("strongest", "peaks"), (latents, STRONGEST)),
-        "heat": (latents, STRONGEST, patches),
+        "heat": (latents, min(shown, STRONGEST), patches),
         **dict.fromkeys(("together", "overlap"), (latents, TOGETHER)),
     }
     if any(found[at + name].shape != shape for name, shape in shapes.items()) or found[at + "heat"].dtype != np.uint8:
@@ -157,7 +176,7 @@ def _read_layer(found: dict[str, np.ndarray], at: str, models: int, classes: int
         style_fires=_numbers(found[at + "style_fires"], 0, images + 1),
         strongest=_numbers(found[at + "strongest"], -1, images),
         peaks=peaks,
-        heat=heat * (peaks / LEVELS)[:, :1, None],
+        heat=heat * (peaks / levels)[:, :1, None],
         together=_numbers(found[at + "together"], -1, latents),
         on_object=torch.from_numpy(found[at + "on_object"]).float(),
         **real,

@@ -52,7 +52,7 @@ class Layer:
     peaks: Tensor
     """[F, 16]: its largest value on each of them."""
     heat: Tensor
-    """[F, 16, N]: its values on their patches."""
+    """[F, H, N]: its values on the patches of the first H of them; all 16, but where that would not fit a file."""
     together: Tensor
     """[F, 8] int64: the latents that share its patches most; -1 for none."""
     overlap: Tensor

@@ -8,6 +8,7 @@ from ..data import images
 from ..packs import hub
 from ..packs.errors import PackError
 from ..packs.kinds import Caution, Checked, Kind, Wanted
+from . import atlas_file
 from .manifest import UnlearnedEntry
 from .pack import Pack, open_pack
 
@@ -59,6 +60,8 @@ def check(pack: Pack) -> Checked:
         steps += [(f"example image {e.path.name}", lambda e=e: images.read(e.path)) for e in pack.find_examples()]
     except PackError:
         steps.append(("example images", pack.find_examples))
+    if (m.folder / atlas_file.FILE).is_file():
+        steps.append(("atlas", lambda: atlas_file.read(pack)))
     here = [entry.id for entry in m.unlearned if not pack.lacking(entry.id)]
     steps += [(f"unlearned model {id}", lambda id=id: pack.unlearned(id)) for id in here]
     for what, load in steps:

@@ -33,20 +33,22 @@ def html(
     pictured: Sequence[Pictured],
     expert_for: Sequence[str],
     editable: bool,
+    name: str,
     notes: Sequence[str] = (),
 ) -> str:
-    """The page. `told` as `fates.told` gives it; `editable`: whether a link can lead to its model in Restore."""
-    latent, model = told["latent"], told["model"]
+    """The page. `told` as `fates.told` gives it; `editable`: whether a link can lead to its model in Restore; `name`:
+    what the model is called."""
+    latent = told["latent"]
     parts = [f"Latent {latent} of layer {told['layer']}"]
     if expert_for:
         parts.append(f"expert for {', '.join(expert_for)}")
     if told["fate"] is not None:
-        parts.append(f"{told['fate']} in {model}, on {told['forgot']}")
+        parts.append(f"{told['fate']} in {name}, on {told['forgot']}")
     said = "".join(f'<p class="sod-quiet">{escape(note)}</p>' for note in notes if note)
     return (
         f'<div class="sod-title">{escape("; ".join(parts))}</div>'
-        f"{_figures(told)}{_edit(told) if editable else ''}{said}"
-        f"{_gallery(told, pictured)}"
+        f"{_figures(told, name)}{_edit(told) if editable else ''}{said}"
+        f"{_gallery(told, pictured, name)}"
         f'<div class="sod-atlas-groups">{_bars("Classes", told, "classes")}{_bars("Styles", told, "styles")}</div>'
         f"{_companions(told['together'])}"
     )
@@ -57,11 +59,11 @@ def empty(text: str) -> str:
     return f'<p class="sod-quiet">{escape(text)}</p>'
 
 
-def _figures(told: Mapping[str, Any]) -> str:
+def _figures(told: Mapping[str, Any], name: str) -> str:
     groups = told["fires"]
     heads = "".join(f'<th scope="col">{escape(name)}: fires on</th><th scope="col">strength</th>' for name in groups)
     rows = "".join(
-        f'<tr><th scope="row">{escape(model)}</th>'
+        f'<tr><th scope="row">{escape(ORIGINAL if model == ORIGINAL else name)}</th>'
         + "".join(
             f"<td>{_share(of[model]['often'])}</td><td>{of[model]['strength']:.2f}</td>" for of in groups.values()
         )
@@ -98,12 +100,12 @@ def _edit(told: Mapping[str, Any]) -> str:
     return f'<p class="sod-acts"><a class="sod-act" href="{escape(edit_link(told))}">Edit it in Restore</a></p>'
 
 
-def _gallery(told: Mapping[str, Any], pictured: Sequence[Pictured]) -> str:
+def _gallery(told: Mapping[str, Any], pictured: Sequence[Pictured], name: str) -> str:
     if not pictured:
         return '<p class="sod-quiet">It fires on none of the images in the original.</p>'
     both, top = pictured[0].unlearned is not None, pictured[0].value
-    figures = "".join(_figure(one, image, told["model"], top) for one, image in zip(pictured, told["strongest"]))
-    above = f"above in the original, below in {told['model']}" if both else "in the original"
+    figures = "".join(_figure(one, image, name, top) for one, image in zip(pictured, told["strongest"]))
+    above = f"above in the original, below in {name}" if both else "in the original"
     title = f"The {len(pictured)} images where it is strongest, {above}; point at one to see it without the heat"
     return (
         f'<div class="sod-title">{escape(title)}</div><div class="sod-gallery">{figures}</div>{overlays.scale_bar(top)}'
@@ -158,10 +160,8 @@ def _bars(title: str, told: Mapping[str, Any], what: str) -> str:
         often = _share(after["often"]) if same else f"{_share(before['often'])} to {_share(after['often'])}"
         mine = ' class="mine"' if name == told["forgot"] else ""
         rows += f'<tr{mine}><th scope="row">{escape(name)}</th><td>{bars}</td><td>{often}</td></tr>'
-    told_how = (
-        "strength; fires on" if model == ORIGINAL else f"strength in the original (thin) and in {model}; fires on"
-    )
-    caption = f"<caption>{title}: {escape(told_how)}</caption>"
+    told_how = "strength; fires on" if model == ORIGINAL else "strength before (thin) and after; fires on"
+    caption = f"<caption>{title}: {told_how}</caption>"
     return f'<table class="sod-called sod-groups">{caption}<tbody>{rows}</tbody></table>'
 
 

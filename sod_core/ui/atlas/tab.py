@@ -13,6 +13,7 @@ from ...data.images import ImageError
 from ...restore import fates
 from ...restore.atlas import IMAGES, ORIGINAL
 from ...restore.atlas_layers import Atlas, stale
+from ...restore.manifest import UnlearnedEntry
 from ...restore.pack import folders
 from .. import handling, overlays
 from ..restore.opening import Opener
@@ -27,6 +28,8 @@ from .panel import Panel
 from .visitor import FORGOTTEN, Controls, Page
 
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+OWN = "Own: "
+"""With which a visitor's own model is called in the menus."""
 FILLED = 13
 """Components that opening fills."""
 LATEST = {"trigger_mode": "always_last", **QUIET}
@@ -164,9 +167,14 @@ def _draw(page: Page, *values: Any) -> list:
     order = table.strongest_first(found)
     if page.latent is None or page.latent >= atlas.layer(controls.layer).latents:
         page.latent = order[0] if order else None
-    words = scatter.html(table.points(found, controls.measure), controls.measure, _on(atlas, controls), entry.id)
+    words = scatter.html(table.points(found, controls.measure), controls.measure, _on(atlas, controls), _called(entry))
     rows = table.cells(atlas, page.pack, controls, found)
     return [page, "", gr.Button(visible=False), words, rows, _latent(page, controls), links.element(page, controls)]
+
+
+def _called(entry: UnlearnedEntry) -> str:
+    """A model's id; of the visitor's own what its menu calls it."""
+    return entry.method if entry.method.startswith(OWN) else entry.id
 
 
 def _on(atlas: Atlas, controls: Controls) -> str:
@@ -209,12 +217,12 @@ def _picked(page: Page, values: tuple) -> list:
     return [page, _latent(page, controls), links.element(page, controls)]
 
 
-def _latent(page: Page, controls: Controls, after: Tensor | None = None) -> str:
-    """The chosen latent's page; `after` [images, N]: the unlearned model's heat on its strongest images."""
+def _latent(page: Page, controls: Controls, before: Tensor | None = None, after: Tensor | None = None) -> str:
+    """The chosen latent's page; [images, N] each: the heat that is not stored, of the original and the other model."""
     atlas = page.atlas
     if atlas is None or page.latent is None:
         return latents.empty("No latent fires on these images.")
-    pack, layer = page.pack, atlas.layer(controls.layer)
+    pack, layer, entry = page.pack, atlas.layer(controls.layer), page.entry(controls.model)
     told = fates.told(atlas, controls.layer, page.latent, controls.model)
     numbers, notes = [image["image"] for image in told["strongest"]], []
     try:
@@ -222,12 +230,12 @@ def _latent(page: Page, controls: Controls, after: Tensor | None = None) -> str:
     except (ValueError, ImageError) as error:
         pictures = [""] * len(numbers)
         notes.append(f"The images are not shown: {error}.")
-    entry = page.entry(controls.model)
+    heat = layer.heat[page.latent] if before is None else before
     both = entry.id != ORIGINAL and page.here(entry) and not notes
     pictured = [
         Pictured(
             picture,
-            layer.heat[page.latent, rank].tolist(),
+            heat[rank].tolist() if rank < len(heat) else [],
             ([] if after is None else after[rank].tolist()) if both else None,
             layer.peaks[page.latent, rank].item(),
             after[rank].max().item() if both and after is not None else None,
@@ -235,28 +243,32 @@ def _latent(page: Page, controls: Controls, after: Tensor | None = None) -> str:
         for rank, picture in enumerate(pictures)
     ]
     if entry.id != ORIGINAL and not page.here(entry):
-        notes.append(f"{entry.id} is not on this computer, so its heat is not shown.")
+        notes.append(f"{_called(entry)} is not on this computer, so its heat is not shown.")
     experts = table.experts(pack, controls.layer).get(page.latent, [])
     editable = entry in pack.manifest.unlearned or entry.id == ORIGINAL
-    return scatter.marked(page.latent) + latents.html(told, pictured, experts, editable, notes)
+    return scatter.marked(page.latent) + latents.html(told, pictured, experts, editable, _called(entry), notes)
 
 
 def _settle(page: Page, *values: Any) -> Any:
-    """The latent's page once more, with the unlearned model's heat."""
+    """The latent's page once more, with the heat that is not stored: the unlearned model's, and what did not fit."""
     if not page.pack_name or page.latent is None:
         return gr.skip()
-    controls = _read(values)
-    entry = page.entry(controls.model)
-    atlas, latent = page.atlas, page.latent
-    if entry.id == ORIGINAL or not page.has(entry) or not page.here(entry):
+    controls, latent = _read(values), page.latent
+    entry, atlas, pack = page.entry(controls.model), page.atlas, page.pack
+    if atlas is None or not page.has(entry) or not page.here(entry):
         return gr.skip()
-    if atlas is None or latent >= atlas.layer(controls.layer).latents:
+    layer = atlas.layer(controls.layer)
+    if latent >= layer.latents:
         return gr.skip()
-    numbers = [number for number in atlas.layer(controls.layer).strongest[latent].tolist() if number >= 0]
-    if not numbers:
+    numbers = [number for number in layer.strongest[latent].tolist() if number >= 0]
+    wanted = {"before": pack.original} if layer.heat.shape[1] < len(numbers) else {}
+    wanted |= {} if entry.id == ORIGINAL else {"after": page.model_of(entry)}
+    if not numbers or not wanted:
         return gr.skip()
-    after = work.heat_in(page.pack, atlas, page.model_of(entry), controls.layer, latent, numbers)
-    return gr.skip() if page.latent != latent else _latent(page, controls, after)
+    found = {
+        which: work.heat_in(pack, atlas, model, controls.layer, latent, numbers) for which, model in wanted.items()
+    }
+    return gr.skip() if page.latent != latent else _latent(page, controls, **found)
 
 
 # ------------------------------------------------------------ computing
