@@ -111,7 +111,7 @@ def _one_each(concepts: Sequence[str], text: str) -> gr.Textbox:
 def reaching(pack: ErasePack, sae: str, factor: float, shown: bool = True) -> gr.Slider:
     """The slider at a factor; its scale reaches it, and the best of every concept.
 
-    A scale that shrank from one concept to the next would have Gradio refuse what the page still says of the one before.
+    A scale that shrank from one concept to the next would have Gradio refuse what the page still says.
     """
     best = [setting.factor for setting in pack.settings(sae).values() if setting.factor is not None]
     return gr.Slider(value=factor, minimum=math.floor(min(panels.LEAST, factor, *best)), visible=shown)
