@@ -310,7 +310,8 @@ def test_the_address_follows_and_opens_the_same_page(page: Page, window, doodles
 def test_each_of_several_concepts_has_its_own_factor(page: Page, tmp_path: Path) -> None:
     factor, each = page.locator("#erase-factor"), page.locator("#erase-factors textarea, #erase-factors input")
     choose(page, "#erase-object", "dog")
-    expect(factor).to_be_visible()
+    expect(factor.locator("input[type=number]")).to_have_value("-20")
+    expect(page.get_by_role("option")).to_have_count(0)
     expect(each).to_be_hidden()
     choose(page, "#erase-concepts", "sun")
     expect(each).to_have_value("-20, -22")  # the pack's best of each
