@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sod_core.erase.edit import (
+    PERCENTILE,
     ConceptStatistics,
     Eraser,
     Settings,
@@ -35,6 +36,9 @@ OPTIONS = [
     Settings(("tower",), 80, multiplier=0.5, beta=True),
     Settings(("tower", "dog"), 60, multiplier=-0.7, beta=True, start_step=3, residual=True),
     Settings(("cat",), 60, factor=0.0, residual=True),
+    Settings(("cat", "tower", "dog"), (70, 90, 60), factor=(-2.0, 0.5, -4.0)),
+    Settings(("tower", "dog"), 80, multiplier=(-3.0, 1.5)),
+    Settings(("dog", "cat"), (60, 85), multiplier=(-0.5, 0.7), beta=True, start_step=1),
     Settings(("cat",), 100, factor=0.0),
 ]
 
@@ -74,15 +78,17 @@ def dense_hook(sae: TopKSAE, x: Tensor, given: Tensor, settings: Settings, step:
     values, indices = pre.topk(K, dim=-1)
     latents = torch.zeros_like(pre).scatter_(-1, indices, values)
     edited = latents.clone()
-    for concept in settings.concepts if step >= settings.start_step else ():
-        for j in top(LATENTS, concept, step, settings.percentile).tolist():
+    for n, concept in enumerate(settings.concepts if step >= settings.start_step else ()):
+        all = (settings.percentile, settings.factor, settings.multiplier)
+        percentile, factor, multiplier = (one[n] if isinstance(one, tuple) else one for one in all)
+        for j in top(LATENTS, concept, step, percentile).tolist():
             threshold = torch.stack([LATENTS[name][:, step, j].mean() for name in LATENTS]).mean()
-            if settings.factor is not None:
-                scale = torch.full(x.shape[:2], settings.factor)
+            if factor is not None:
+                scale = torch.full(x.shape[:2], factor)
             elif settings.beta:
-                scale = latents.norm(dim=-1) / (sae.decoder.weight[:, j].norm() + 1e-8) * settings.multiplier
+                scale = latents.norm(dim=-1) / (sae.decoder.weight[:, j].norm() + 1e-8) * multiplier
             else:
-                scale = LATENTS[concept][:, step, j].mean() * settings.multiplier
+                scale = LATENTS[concept][:, step, j].mean() * multiplier
             edited[..., j] = torch.where(latents[..., j] > threshold, latents[..., j] * scale, latents[..., j])
     recons, erased = (z @ sae.decoder.weight.T + sae.pre_bias for z in (latents, edited))
     out = y + (erased - recons) if settings.fidelity == "exact" else erased + (recons - y)
@@ -198,7 +204,7 @@ def test_the_later_of_two_concepts_scales_a_shared_latent():
 @pytest.mark.parametrize("width", [1024, 20480])
 def test_the_default_percentile_selects_one_latent(width):
     found = statistics({name: torch.rand(2, 1, width) for name in NAMES})
-    assert len(found.selected("dog", 0, Settings(()).percentile)) == 1
+    assert len(found.selected("dog", 0, PERCENTILE)) == 1
 
 
 def test_multiplier_and_factor_are_each_others_inverse():
@@ -216,6 +222,9 @@ def test_multiplier_and_factor_are_each_others_inverse():
         ({}, "factor or a multiplier"),
         ({"factor": 1.0, "multiplier": 1.0}, "one of the two"),
         ({"factor": float("nan")}, "finite"),
+        ({"factor": (1.0, 2.0)}, "one factor for all concepts, or one for each: 2 and 1 do not match"),
+        ({"multiplier": (float("inf"),)}, "finite"),
+        ({"factor": 1.0, "percentile": (-1.0,)}, "from 0 to 100, not -1.0"),
         ({"factor": 1.0, "percentile": 101}, "from 0 to 100"),
         ({"factor": 1.0, "start_step": -1}, "start step"),
         ({"factor": 1.0, "beta": True}, "multiplier"),

@@ -62,6 +62,14 @@ def test_everything_that_can_be_said_is_heard(client):
     assert found["prompt"] == PROMPT and len(found["latent_by_step"]) == 3
 
 
+def test_each_concept_has_its_own_factor(client):
+    asked = {"pack": "doodles", "prompt": PROMPT, "concepts": "cat,dog"}
+    *_, found = client.predict(**asked, factor="-3, 0.5", api_name="/erase")
+    assert found["settings"]["factor"] == [-3.0, 0.5]
+    *_, found = client.predict(**asked, api_name="/erase")
+    assert found["settings"]["factor"] == [-21.0, -20.0]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -74,6 +82,8 @@ def test_everything_that_can_be_said_is_heard(client):
         ({"fidelity": "much"}, "'much'"),
         ({"factor": "much"}, "the factor 'much' is no number"),
         ({"factor": "nan"}, "must be a finite number"),
+        ({"factor": "-1,-2"}, "2 factors for 1 concepts: give one for all, or one for each"),
+        ({"factor": "-1,"}, "have an empty place"),
         ({"factor": "1", "multiplier": "1"}, "not both"),
         ({"percentile": "101"}, "from 0 to 100"),
         ({"percentile": "100"}, "nothing would be edited"),

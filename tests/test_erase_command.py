@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from sod_core.erase import concepts, drawings, edit
-from sod_core.erase.pack import ErasePack, read_statistics
+from sod_core.erase.pack import ConceptSetting, ErasePack, read_statistics
 from sod_core.erase.unlearncanvas import Asked
 from sod_core.models import diffusion
 
@@ -46,6 +46,29 @@ def test_reference_fidelity_takes_the_multiplier_that_has_the_factor_on_average(
     statistics = read_statistics(folder / "sae" / "statistics.safetensors")
     assert found["factor"] is None
     assert edit.factor_for(statistics, "cat", found["multiplier"], 95) == pytest.approx(-21, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "factor"),
+    [([], [-20.0, -21.0]), (["--factor", -3, -4.5], [-3.0, -4.5]), (["--factor", -3], -3.0)],
+)
+def test_each_of_several_concepts_has_its_own_factor(run, folder, tmp_path, options, factor) -> None:
+    call = ["erase", "image", "--pack", folder, "--prompt", "x", "--concept", "dog", "cat", "--out", tmp_path / "a"]
+    assert run(*call, *options).code == 0
+    found = json.loads((tmp_path / "a" / "result.json").read_text())["settings"]
+    assert (found["concepts"], found["factor"], found["multiplier"]) == (["dog", "cat"], factor, None)
+
+
+def test_in_reference_fidelity_each_factor_becomes_its_own_concept_s_multiplier(folder) -> None:
+    pack, statistics = ErasePack(folder), read_statistics(folder / "sae" / "statistics.safetensors")
+    chosen = [ConceptSetting(95, factor=-3.0), ConceptSetting(90, multiplier=2.0)]
+    for how in (
+        drawings.settings(pack, "random", ("dog", "cat"), "reference", chosen),
+        drawings.settings(pack, "random", ("dog", "cat"), "exact", chosen),  # one has a multiplier
+        drawings.settings(pack, "random", ("dog", "cat"), "exact", chosen, beta=True),
+    ):
+        assert how.factor is None and how.percentile == (95, 90) and how.each("multiplier")[1] == 2.0
+        assert edit.factor_for(statistics, "dog", how.each("multiplier")[0], 95) == pytest.approx(-3)
 
 
 def test_the_benchmark_writes_the_authors_names_counts_and_goes_on(run, folder, tmp_path) -> None:
@@ -162,6 +185,7 @@ def test_batches_that_memory_does_not_hold_are_halved(erase_folder, monkeypatch)
         (["--concept", "bird"], "known: dog, cat, sun"),
         (["--concept", "dog", "--factor", "0", "--multiplier", "1"], "not both"),
         (["--concept", "dog", "--steps", "0"], "1 to 1000"),
+        (["--concept", "dog", "cat", "sun", "--factor", "0", "-1"], "2 factors for 3 concepts: give one for all"),
         (["--concept", "dog", "--sae", "none"], "known: random"),
         (["--concept", "dog", "--beta"], "needs a multiplier|give it a multiplier"),
     ],

@@ -18,9 +18,9 @@ from PIL import Image
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 from test_exports import exported
 
-from sod_core.erase.edit import Settings
+from sod_core.erase.edit import Settings, factor_for
 from sod_core.erase.pack import ErasePack
-from sod_core.ui.erase import figures, links
+from sod_core.ui.erase import figures, links, menus
 from sod_core.ui.erase import tab as erase_tab
 from sod_core.ui.erase.panel import NO_STYLE
 
@@ -203,9 +203,9 @@ def test_two_visitors_see_their_own(page: Page, window: BrowserContext, doodles:
 
 
 def test_controls_are_read_with_care() -> None:
-    good = ["x", ["cat"], "one", -1, "exact", 0, 99, False, 25, 4, 7]
+    good = ["x", ["cat"], "one", -1, "exact", 0, 99, False, 25, 4, 7, ""]
     assert erase_tab.read(tuple(good)).seed == 7
-    assert erase_tab.read(tuple([*good[:8], 10_000, 4, 7])).steps == 100
+    assert erase_tab.read(tuple([*good[:8], 10_000, 4, 7, None])).steps == 100
     wrong = (0, " ", "prompt"), (6, None, "percentile"), (10, None, "seed"), (8, None, "steps"), (5, 25, "nothing")
     wrong += (10, -1, "seed -1"), (10, 10**20, "seed 10+ is out of range")
     for place, value, said in wrong:
@@ -263,6 +263,7 @@ def written(shown: links.Opening) -> dict[str, str]:
             12,
         ),
         OPENING._replace(concepts=[]),
+        OPENING._replace(concepts=["cat", "sun"], factors="-8, 0.5"),
     ],
 )
 def test_a_link_opens_what_it_was_written_for(erase_folder, monkeypatch, shown):
@@ -304,6 +305,51 @@ def test_the_address_follows_and_opens_the_same_page(page: Page, window, doodles
         other.goto(f"{doodles.url}?tab=erase&pack=doodles&object=horse")
         expect(other.get_by_test_id("toast-text").filter(has_text="object 'horse'")).to_be_visible()
         expect(prompt(other)).to_have_value("An image of sun in Van Gogh style.")
+
+
+def test_each_of_several_concepts_has_its_own_factor(page: Page, tmp_path: Path) -> None:
+    factor, each = page.locator("#erase-factor"), page.locator("#erase-factors textarea, #erase-factors input")
+    choose(page, "#erase-object", "dog")
+    expect(factor.locator("input[type=number]")).to_have_value("-20")
+    expect(page.get_by_role("option")).to_have_count(0)
+    expect(each).to_be_hidden()
+    choose(page, "#erase-concepts", "sun")
+    expect(each).to_have_value("-20, -22")  # the pack's best of each
+    expect(page.locator("#erase-factors")).to_contain_text("Factor of each: dog, sun")
+    expect(factor).to_be_hidden()
+    each.fill("-3, 0.5")
+    page.wait_for_function("() => new URLSearchParams(location.search).get('factors') === '-3, 0.5'")
+    generate(page)
+    expect(page.locator("#erase-headline")).to_contain_text("factors -3, 0.5, exact")
+    saved = json.loads(exported(page, "erase", "json", tmp_path).read_text())
+    assert saved["options"]["factor"] == [-3.0, 0.5]
+    each.fill("-3")
+    page.locator("#erase-generate").click()
+    said = "1 factors for 2 concepts: write one for each of dog, sun"
+    expect(page.get_by_test_id("toast-text").filter(has_text=said)).to_be_visible()
+
+
+def test_factors_are_read_with_care() -> None:
+    assert menus.factors(" -8;−2.5  0", ["a", "b", "c"]) == (-8.0, -2.5, 0.0)
+    assert menus.written((-8.0, 0.25)) == "-8, 0.25"
+    for text, said in (
+        ("-8", "1 factors for 2"),
+        ("", "0 factors for 2"),
+        ("1, x", "'x' is no"),
+        ("1, 1e9", "'1e9' is"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            menus.factors(text, ["a", "b"])
+
+
+def test_beta_scales_in_both_fidelities(erase_folder: Path) -> None:
+    pack = ErasePack(erase_folder)
+    for fidelity in ("exact", "reference"):
+        values = ("x", ["dog", "cat"], "random", 0.0, fidelity, 1, 95.0, True, 4, 4.0, 0, "-20, -3")
+        how = erase_tab.settings(pack, erase_tab.read(values))
+        assert how.beta and how.factor is None and how.start_step == 1 and how.fidelity == fidelity
+        for concept, multiplier, factor in zip(how.concepts, how.each("multiplier"), (-20, -3)):
+            assert factor_for(pack.statistics("random"), concept, multiplier, 95) == pytest.approx(factor)
 
 
 def test_judge_bars_mark_what_is_erased() -> None:

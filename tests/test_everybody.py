@@ -54,6 +54,9 @@ def worked(page: Page, name: str) -> None:
     elif name == "clamp":
         expect(page.locator("#clamp-firing table")).to_be_visible()
         expect(page.locator("#clamp-ask")).to_be_visible()
+    elif name == "atlas":
+        expect(page.locator("#atlas-scatter circle").first).to_be_attached()
+        expect(page.locator("#atlas-latent figcaption").first).to_contain_text(" to ")  # both models' heat is there
     elif name == "mask":
         expect(page.locator("#mask-votes .sod-votes").first).to_be_visible()
     panel.locator("button.label-wrap:not(.open)").evaluate_all("all => all.forEach(closed => closed.click())")

@@ -146,9 +146,8 @@ def _sampling(pack: ErasePack, options: argparse.Namespace) -> tuple[int, float]
 def _settings(
     pack: ErasePack, id: str, names: tuple[str, ...], options: argparse.Namespace, steps: int
 ) -> edit.Settings:
-    """The pack's, or --params', for the first concept, with what else the options say."""
+    """The pack's, or --params', for each concept, with what else the options say."""
     known = erase_pack.read_settings(options.params) if options.params else None
-    scale = one_image.Scale(
-        options.factor, options.multiplier, options.percentile, options.fidelity, options.start_step, options.beta
-    )
+    factor, multiplier = (None if given is None else tuple(given) for given in (options.factor, options.multiplier))
+    scale = one_image.Scale(factor, multiplier, options.percentile, options.fidelity, options.start_step, options.beta)
     return one_image.settings(pack, id, names, scale, steps, known)

@@ -28,8 +28,15 @@ def add(verbs: argparse._SubParsersAction) -> None:
         action.add_argument("--guidance", type=float, help="default: the pack's")
     for action in (image, benchmark):
         action.add_argument("--fidelity", choices=["exact", "reference"], default="exact")
-        action.add_argument("--factor", type=float, help="of the concept's latents; default: what was found best")
-        action.add_argument("--multiplier", type=float, help="the authors' scale: times the concept's mean latent")
+        action.add_argument(
+            "--factor",
+            type=float,
+            nargs="+",
+            help="of the concepts' latents, or one for each; default: the best found",
+        )
+        action.add_argument(
+            "--multiplier", type=float, nargs="+", help="the authors' scale: times the concept's mean latent"
+        )
         action.add_argument("--percentile", type=float, help="of the scores; latents above it are selected")
         action.add_argument("--start-step", type=int, default=0, help="the first denoising step that is edited")
         action.add_argument("--beta", action="store_true", help="scale by norms in place of the mean latent")

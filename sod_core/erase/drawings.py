@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
@@ -20,29 +20,51 @@ BATCH = 60
 
 
 def settings(
-    pack: ErasePack, id: str, concepts: tuple[str, ...], fidelity: erase.Fidelity, setting: ConceptSetting | None = None
+    pack: ErasePack,
+    id: str,
+    concepts: tuple[str, ...],
+    fidelity: erase.Fidelity,
+    setting: ConceptSetting | Sequence[ConceptSetting] | None = None,
+    beta: bool = False,
 ) -> erase.Settings:
-    """How `concepts` are erased with the SAE `id`: by `setting`, or else as was found best for the first of them.
+    """How `concepts` are erased with the SAE `id`: by `setting`, one for all or one for each, or else each as was found
+    best for it.
 
     In reference fidelity a factor becomes the multiplier that has it on average, since the released code knows
-    multipliers only. Raises PackError where the pack has no statistics or no setting.
+    multipliers only; so it does under `beta`, and beside a concept with a multiplier. Raises PackError where the pack
+    has no statistics or no setting.
     """
-    statistics = _statistics(pack, id)
-    chosen = setting or pack.settings(id).get(concepts[0])
-    if chosen is None:
-        raise PackError(f"pack {pack.manifest.name} has no setting for {concepts[0]}; give a factor or a multiplier")
-    found = erase.Settings(
+    statistics, best = _statistics(pack, id), pack.settings(id)
+    if isinstance(setting, ConceptSetting):
+        setting = [setting] * len(concepts)
+    lacking = [name for name in concepts if name not in best] if setting is None else []
+    if lacking:
+        raise PackError(f"pack {pack.manifest.name} has no setting for {lacking[0]}; give a factor or a multiplier")
+    known = [best[name] for name in concepts] if setting is None else list(setting)
+    multiplied = fidelity == "reference" or beta or any(one.multiplier is not None for one in known)
+    if multiplied:
+        known = [_multiplied(statistics, name, one) for name, one in zip(concepts, known)]
+    return erase.Settings(
         concepts=concepts,
-        percentile=chosen.percentile,
-        factor=chosen.factor,
-        multiplier=chosen.multiplier,
+        percentile=_same([one.percentile for one in known]),
+        factor=None if multiplied else _same([one.factor for one in known if one.factor is not None]),
+        multiplier=_same([one.multiplier for one in known if one.multiplier is not None]) if multiplied else None,
+        beta=beta,
         residual=pack.manifest.sae(id).residual,
         fidelity=fidelity,
     )
-    if fidelity == "reference" and found.factor is not None:
-        multiplier = erase.multiplier_for(statistics, concepts[0], found.factor, found.percentile)
-        found = replace(found, factor=None, multiplier=multiplier)
-    return found
+
+
+def _multiplied(statistics: erase.ConceptStatistics, concept: str, setting: ConceptSetting) -> ConceptSetting:
+    if setting.factor is None:
+        return setting
+    multiplier = erase.multiplier_for(statistics, concept, setting.factor, setting.percentile)
+    return ConceptSetting(setting.percentile, multiplier=multiplier)
+
+
+def _same(numbers: list[float]) -> erase.Each:
+    """One number where all are the same."""
+    return numbers[0] if len(set(numbers)) == 1 else tuple(numbers)
 
 
 def draw(

@@ -22,6 +22,10 @@ from ..sparse.topk import TopKSAE
 
 Fidelity = Literal["exact", "reference"]
 FIDELITIES: tuple[Fidelity, ...] = ("exact", "reference")
+Each = float | tuple[float, ...]
+"""One number for all concepts, or one for each."""
+PERCENTILE = 99.999
+"""Selects one latent a concept in SAEs of up to 100,000 latents."""
 LARGEST = 3e38
 """A scale beyond it is infinite in float32."""
 TINY = 1e-8
@@ -91,11 +95,11 @@ class Settings:
 
     concepts: tuple[str, ...]
     """Where two select the same latent, the later one's scaling counts, as in the released code."""
-    percentile: float = 99.999
-    """Of the scores, 0 to 100. The default selects one latent a concept in SAEs of up to 100,000 latents."""
-    factor: float | None = None
-    """One number by which all selected latents are multiplied, at every step. This, or `multiplier`."""
-    multiplier: float | None = None
+    percentile: Each = PERCENTILE
+    """Of the scores, 0 to 100."""
+    factor: Each | None = None
+    """A number by which a concept's selected latents are multiplied, at every step. This, or `multiplier`."""
+    multiplier: Each | None = None
     """The authors' scale: factor_j = the concept's mean of the latent at the step, times this."""
     start_step: int = 0
     """Steps before it are not edited."""
@@ -108,16 +112,29 @@ class Settings:
     def __post_init__(self):
         if self.fidelity not in FIDELITIES:
             raise ValueError(f"unknown fidelity {self.fidelity!r}; known: {', '.join(FIDELITIES)}")
-        if not 0 <= self.percentile <= 100:
-            raise ValueError(f"the percentile must be from 0 to 100, not {self.percentile}")
+        for name in ("percentile", "factor", "multiplier"):
+            found = getattr(self, name)
+            if isinstance(found, tuple) and len(found) != len(self.concepts):
+                count = f"{len(found)} and {len(self.concepts)}"
+                raise ValueError(f"give one {name} for all concepts, or one for each: {count} do not match")
+        wrong = [found for found in self.each("percentile") if not 0 <= found <= 100]
+        if wrong:
+            raise ValueError(f"the percentile must be from 0 to 100, not {wrong[0]}")
         if self.start_step < 0:
             raise ValueError(f"the start step must be 0 or later, not {self.start_step}")
         if self.concepts and (self.factor is None) == (self.multiplier is None):
             raise ValueError("give either a factor or a multiplier, one of the two")
-        if not all(abs(scale) <= LARGEST for scale in (self.factor, self.multiplier) if scale is not None):
+        if not all(abs(scale) <= LARGEST for scale in (*self.each("factor"), *self.each("multiplier"))):
             raise ValueError(f"the factor or multiplier must be a finite number of at most {LARGEST:.0g}")
         if self.beta and self.multiplier is None:
             raise ValueError("beta scaling is a multiple of a norm: give it a multiplier, not a factor")
+
+    def each(self, name: str) -> tuple[float, ...]:
+        """The percentile, factor or multiplier of every concept; empty where it is None."""
+        found = getattr(self, name)
+        if found is None or isinstance(found, tuple):
+            return found or ()
+        return (found,) * max(len(self.concepts), 1)
 
 
 class StepPlan(NamedTuple):
@@ -159,14 +176,11 @@ def check_start(settings: Settings, steps: int) -> None:
 def _step_plan(statistics: ConceptStatistics, settings: Settings, step: int, t: int) -> StepPlan:
     means = statistics.means[:, t].float()
     scales = torch.full_like(means[0], torch.nan)
-    for concept in settings.concepts:  # a later concept overwrites
-        features = statistics.selected(concept, t, settings.percentile)
-        if settings.factor is not None:
-            scales[features] = settings.factor
-        elif settings.multiplier is not None:
-            scales[features] = settings.multiplier
-            if not settings.beta:
-                scales[features] = means[statistics.place(concept), features] * settings.multiplier
+    by_mean = settings.factor is None and not settings.beta
+    numbers = settings.each("multiplier" if settings.factor is None else "factor")
+    for concept, percentile, number in zip(settings.concepts, settings.each("percentile"), numbers):
+        features = statistics.selected(concept, t, percentile)  # a later concept overwrites
+        scales[features] = means[statistics.place(concept), features] * number if by_mean else number
     features = (~scales.isnan()).nonzero().flatten()
     return StepPlan(features, means.mean(0)[features], scales[features], active=step >= settings.start_step)
 

@@ -17,10 +17,10 @@ MOST_STEPS = 1000
 
 @dataclass(frozen=True)
 class Scale:
-    """How concepts are erased; None takes what was found best for the first of them."""
+    """How concepts are erased; None takes what was found best for each of them."""
 
-    factor: float | None = None
-    multiplier: float | None = None
+    factor: edit.Each | None = None
+    multiplier: edit.Each | None = None
     percentile: float | None = None
     fidelity: edit.Fidelity = "exact"
     start_step: int = 0
@@ -80,18 +80,29 @@ def settings(
     steps: int,
     known: Mapping[str, ConceptSetting] | None = None,
 ) -> edit.Settings:
-    """Of `known`, or else the pack, the first concept's setting, with what else `scale` says. Raises ValueError."""
-    best = (pack.settings(id) if known is None else known).get(names[0])
+    """Of `known`, or else the pack, each concept's setting, with what else `scale` says. Raises ValueError."""
     if scale.factor is not None and scale.multiplier is not None:
         raise ValueError("give a factor or a multiplier, not both")
-    if scale.factor is not None or scale.multiplier is not None:
-        percentile = best.percentile if best else edit.Settings(()).percentile
-        best = ConceptSetting(percentile, scale.factor, scale.multiplier)
-    if best is None:
-        raise ValueError(f"no setting is known for {names[0]}: give a factor or a multiplier, or --params")
-    if scale.percentile is not None:
-        best = replace(best, percentile=scale.percentile)
-    found = drawings.settings(pack, id, names, scale.fidelity, best)
+    known = pack.settings(id) if known is None else known
+    factors, multipliers = (_each(getattr(scale, name), name, names) for name in ("factor", "multiplier"))
+    given = scale.factor is not None or scale.multiplier is not None
+    chosen = []
+    for name, factor, multiplier in zip(names, factors, multipliers):
+        best = known.get(name)
+        if given:
+            best = ConceptSetting(best.percentile if best else edit.PERCENTILE, factor, multiplier)
+        if best is None:
+            raise ValueError(f"no setting is known for {name}: give a factor or a multiplier, or --params")
+        chosen.append(best if scale.percentile is None else replace(best, percentile=scale.percentile))
+    found = drawings.settings(pack, id, names, scale.fidelity, chosen)
     found = replace(found, start_step=scale.start_step, beta=scale.beta)
     edit.check_start(found, steps)
     return found
+
+
+def _each(value: edit.Each | None, what: str, names: tuple[str, ...]) -> tuple[float | None, ...]:
+    """A number for every concept. Raises ValueError where there are more or fewer, but for one for all."""
+    found = value if isinstance(value, tuple) else (value,)
+    if len(found) not in (1, len(names)):
+        raise ValueError(f"{len(found)} {what}s for {len(names)} concepts: give one for all, or one for each")
+    return found if len(found) == len(names) else found * len(names)

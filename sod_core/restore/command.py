@@ -109,6 +109,7 @@ def _add_atlas(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", help="where the atlas goes; default: into the pack, for the app")
     parser.add_argument("--json", metavar="FILE", help="also write the table's figures; - is standard output")
     parser.add_argument("--device", help="cuda, mps or cpu; default: SOD_DEVICE, else the best there is")
+    again.add(parser)
     parser.set_defaults(run=_atlas)
 
 

@@ -35,6 +35,8 @@ function write() {
   waiting = 0;
   name();
   if (!one('[data-link="restore"]')) return;  // what the address asks for is not shown yet
+  const asks = new URLSearchParams(location.search).get('tab') ?? TABS[0];
+  if (!place() && asks === shown()) return;  // nor is it in this tab, which fills later
   const now = query();
   if (now === written) return;
   written = now;

@@ -8,7 +8,7 @@ import gradio as gr
 
 from ...restore import fates
 from ...restore.pack import shared_pack
-from .. import overlays
+from .. import exports, overlays
 from ..restore.panel import model_choices
 from . import table
 from .scatter import MEASURES, OFTEN
@@ -24,6 +24,7 @@ class Panel(NamedTuple):
     images: gr.Dropdown
     measure: gr.Radio
     show: gr.Dropdown
+    export: exports.Menu
     missing: gr.Markdown
     compute: gr.Button
     cancel: gr.Button
@@ -64,6 +65,7 @@ def layout(default_pack: str) -> Panel:
                     image_choices(manifest.classes), value=FORGOTTEN, label="On", elem_id="atlas-images"
                 )
                 show = gr.Dropdown(list(FILTERS), value=EVERY, label="Show", elem_id="atlas-show")
+            export = exports.Menu("atlas", ("png", "csv", "json"))
             missing = gr.Markdown(elem_id="atlas-missing", elem_classes="sod-quiet sod-if-any")
             compute = gr.Button("Compute it here", visible=False, size="sm", elem_id="atlas-compute")
             cancel = gr.Button("Cancel", visible=False, size="sm", elem_id="atlas-cancel")

@@ -20,8 +20,8 @@ from ..restore.opening import Opener
 from ..restore.panel import model_choices
 from ..restore.visitor import Visitor
 from ..running import Running, Watched
+from . import exports, links, scatter, table, work
 from . import latent as latents
-from . import links, scatter, table, work
 from . import panel as panels
 from .latent import Pictured
 from .panel import Panel
@@ -71,6 +71,7 @@ def build(tab: gr.Tab, opener: Opener, first: str) -> None:
         **QUIET,
     ).then(**settled)
     p.cancel.click(lambda running: running.stop(), running, None, queue=False, **QUIET)
+    p.export.wire(exports.make, [page, *p.controls])
 
 
 def _settled(p: Panel, page: gr.State) -> dict:

@@ -29,7 +29,7 @@ def build() -> None:
         concepts = gr.Textbox(label="concepts to erase together, with commas")
         sae = gr.Textbox("", label="an SAE's id of the pack; empty: its first")
         fidelity = Choice(list(edit.FIDELITIES), value="exact", label="fidelity")
-        factor = gr.Textbox("", label="of the concepts' latents; empty: what was found best")
+        factor = gr.Textbox("", label="of the concepts' latents, or with commas one for each; empty: the best found")
         multiplier = gr.Textbox("", label="the authors' scale, in place of a factor")
         percentile = gr.Textbox("", label="of the scores; empty: what was found best")
         start_step = gr.Number(0, precision=0, label="the first denoising step that is edited")
@@ -75,8 +75,8 @@ def erase(
             raise ValueError(f"name a concept to erase; known: {', '.join(m.concepts)}")
         count, strength = image.sampling(opened, int(steps) or None, _number(guidance, "guidance"), MOST_STEPS)
         scale = image.Scale(
-            factor=_number(factor, "factor"),
-            multiplier=_number(multiplier, "multiplier"),
+            factor=_numbers(factor, "factor"),
+            multiplier=_numbers(multiplier, "multiplier"),
             percentile=_number(percentile, "percentile"),
             fidelity=fidelity,
             start_step=int(start_step),
@@ -102,6 +102,14 @@ def erase_scoreboard(pack: str) -> dict[str, Any]:
         return found
     except ValueError as error:
         raise gr.Error(str(error), print_exception=False) from error
+
+
+def _numbers(text: str, what: str) -> tuple[float, ...] | None:
+    """One for all concepts, or one for each; None for an empty text."""
+    found = [_number(part, what) for part in text.split(",")] if text.strip() else []
+    if None in found:
+        raise ValueError(f"the {what}s {text[:80]!r} have an empty place")
+    return tuple(number for number in found if number is not None) or None
 
 
 def _number(text: str, what: str) -> float | None:

@@ -25,8 +25,9 @@ def make(kind: str, scale: str, shown: Shown | None) -> tuple[str, bytes]:
         content = _json(shown)
     else:
         content = _png(shown, scale) if kind == "png" else _gif(shown)
-    asking, scaled = shown.asking, shown.how.factor if shown.how.factor is not None else shown.how.multiplier
-    said = [*shown.how.concepts, "" if scaled is None else f"factor{scaled:.4g}", f"seed{asking.seed}"]
+    asking, factors = shown.asking, dict.fromkeys(shown.how.each("factor") or shown.how.each("multiplier"))
+    scaled = ["factor" + "_".join(f"{one:.4g}" for one in factors)] if shown.how.concepts else []
+    said = [*shown.how.concepts, *scaled, f"seed{asking.seed}"]
     return exports.name(kind, "erase", shown.pack_name, asking.sae, *said), content
 
 

@@ -39,7 +39,7 @@ def headline(shown: Shown) -> str:
     concepts = " and ".join(shown.how.concepts)
     left_out = _abridged(shown.left_out)
     unread = f"\n\nThe prompt is too long for this model: it did not read “{left_out}”." if left_out else ""
-    if concepts and shown.how.factor == 1 and shown.how.fidelity == "exact":
+    if concepts and set(shown.how.each("factor")) == {1} and shown.how.fidelity == "exact":
         return f"### Nothing is erased.\nA factor of 1 changes nothing.{unread}"
     if not concepts:
         return f"### Nothing is erased.\nChoose a concept.{unread}"
@@ -50,7 +50,12 @@ def headline(shown: Shown) -> str:
         same = f"still {first}" if now == first else f"{first} before, now {now}"
         said.append(f"{what}: {same} ({before[first]:.0%} to {after[first]:.0%})")
     cut = 0.0 if shown.drawn.heat is None else float((shown.drawn.heat > 0).any(axis=(1, 2, 3)).mean())
-    how = f"factor {shown.how.factor:g}" if shown.how.factor is not None else f"multiplier {shown.how.multiplier:.3g}"
+    scales = shown.how.each("factor" if shown.how.factor is not None else "multiplier")
+    what = "factor" if shown.how.factor is not None else "multiplier"
+    how = f"{what} {scales[0]:.3g}"
+    if len(set(scales)) > 1:
+        how = f"{what}s {', '.join(f'{one:.3g}' for one in scales)}"
+    how += ", by norms" if shown.how.beta else ""
     note = f"{how}, {shown.how.fidelity}; its latent fires in {cut:.0%} of the steps.{unread}"
     return f"{title}\nThe judges: {'; '.join(said)}. {note}" if said else f"{title}\n{note}"
 

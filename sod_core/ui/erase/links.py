@@ -17,6 +17,7 @@ BETWEEN = ";"
 """Stands between concepts."""
 LONGEST = 300
 """Characters of a prompt that a link holds."""
+DECIMAL = r"-?[0-9]{1,4}(\.[0-9]{1,6})?"
 MOST_SEED = 2**31 - 1
 
 
@@ -36,9 +37,11 @@ class Opening(NamedTuple):
     steps: int
     guidance: float
     seed: int
+    factors: str = ""
+    """Of several concepts, as `menus.factors` reads them."""
 
 
-PLAIN = {"fidelity": "exact", "start_step": 0, "beta": False, "seed": 0}
+PLAIN = {"fidelity": "exact", "start_step": 0, "beta": False, "seed": 0, "factors": ""}
 """What a link leaves out."""
 
 
@@ -47,6 +50,8 @@ def element(pack: str, shown: Opening) -> str:
     values: dict[str, Any] = {"pack": pack} | shown._asdict() | {"concepts": BETWEEN.join(shown.concepts or ())}
     values = {key: value for key, value in values.items() if value is not None and PLAIN.get(key) != value}
     values |= {"beta": "1"} if shown.beta else {}
+    if len(shown.concepts or ()) < 2:
+        values.pop("factors", None)
     too_long = len(shown.prompt or "") > LONGEST
     if too_long:
         del values["prompt"]
@@ -64,11 +69,12 @@ class Link(page.Link):
         """What is asked for, and `default` where that cannot be."""
         m = pack.manifest
         ids = [entry.id for entry in m.saes]
+        concepts = self._concepts(m.concepts, default.concepts)
         return Opening(
             object=self.one_of("object", m.concepts, default.object),
             style=self.one_of("style", (no_style, *m.styles), default.style),
             prompt=self._prompt(default.prompt),
-            concepts=self._concepts(m.concepts, default.concepts),
+            concepts=concepts,
             sae=self.one_of("sae", ids, default.sae),
             factor=self._decimal("factor", -1000, 1, default.factor),
             fidelity=next(
@@ -80,6 +86,7 @@ class Link(page.Link):
             steps=max(2, self.number("steps", 100, default.steps)),
             guidance=self._decimal("guidance", 0, 15, default.guidance),
             seed=self.number("seed", MOST_SEED, default.seed),
+            factors=self._factors(concepts),
         )
 
     def _prompt(self, default: str) -> str:
@@ -96,11 +103,22 @@ class Link(page.Link):
         self.unknown("concepts")
         return default
 
+    def _factors(self, concepts: Sequence[str]) -> str:
+        """One number for each of several concepts; empty means those that were found best."""
+        asked = self.asked.get("factors", "")
+        parts = [part for part in re.split("[, ]+", asked) if part]
+        if not asked or len(concepts) < 2:
+            return ""
+        if len(parts) == len(concepts) and all(re.fullmatch(DECIMAL, part) for part in parts):
+            return ", ".join(parts)
+        self.unknown("factors")
+        return ""
+
     def _decimal(self, key: str, least: float, most: float, default: float) -> float:
         asked = self.asked.get(key)
         if asked is None:
             return default
-        if re.fullmatch(r"-?[0-9]{1,4}(\.[0-9]{1,6})?", asked) and least <= float(asked) <= most:
+        if re.fullmatch(DECIMAL, asked) and least <= float(asked) <= most:
             return float(asked)
         self.unknown(key)
         return default

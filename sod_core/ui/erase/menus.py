@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable, Sequence
 
 import gradio as gr
 
@@ -23,7 +25,7 @@ def opening(pack: ErasePack) -> links.Opening:
     """What the controls say first."""
     m = pack.manifest
     object, style = m.opening
-    setting = pack.settings(m.saes[0].id).get(object, ConceptSetting(edit.Settings.percentile, factor=-1.0))
+    setting = pack.settings(m.saes[0].id).get(object, ConceptSetting(edit.PERCENTILE, factor=-1.0))
     return links.Opening(
         object=object,
         style=style or NO_STYLE,
@@ -51,13 +53,14 @@ def filled(pack: ErasePack, found: links.Opening) -> list:
         found.prompt,
         gr.Dropdown(list(m.concepts), value=list(found.concepts), multiselect=True),
         gr.Dropdown(panels.sae_choices(m), value=found.sae),
-        reaching(found.factor),
+        reaching(pack, found.sae, found.factor, shown=len(found.concepts) < 2),
         FIDELITY_NOTES[found.fidelity],
         found.percentile,
         found.steps,
         found.guidance,
         gr.Slider(maximum=found.steps - 1, visible=False),
         panels.grid_label(m),
+        _one_each(found.concepts, found.factors or best_factors(pack, found.sae, found.concepts)),
     ]
 
 
@@ -67,17 +70,51 @@ def write(name: str, object: str, style: str) -> list:
 
 
 def found_best(name: str, sae: str, concepts: list[str]) -> list:
-    """The factor and percentile that the search found best for the first concept."""
+    """The factor and percentile that the search found best for the first concept; and each one's, of several."""
     pack = shared_erase_pack(name)
     setting = pack.settings(sae).get(concepts[0]) if concepts else None
+    single, each = len(concepts) < 2, _one_each(concepts, best_factors(pack, sae, concepts))
     if setting is None:
-        return [gr.skip(), gr.skip()]
-    return [reaching(factor_of(pack, sae, concepts[0], setting)), setting.percentile]
+        return [gr.Slider(visible=single), gr.skip(), each]
+    return [reaching(pack, sae, factor_of(pack, sae, concepts[0], setting), single), setting.percentile, each]
 
 
-def reaching(factor: float) -> gr.Slider:
-    """The slider at a factor; its scale reaches it."""
-    return gr.Slider(value=factor, minimum=min(panels.LEAST, math.floor(factor)))
+def best_factors(pack: ErasePack, sae: str, concepts: Sequence[str]) -> str:
+    """Each concept's factor as the search found it, as `factors` reads them; -1 where it did not."""
+    plain, known = ConceptSetting(edit.PERCENTILE, factor=-1.0), pack.settings(sae)
+    return written(factor_of(pack, sae, name, known.get(name, plain)) for name in concepts)
+
+
+def written(numbers: Iterable[float]) -> str:
+    """The other way round of `factors`."""
+    return ", ".join(f"{number:g}" for number in numbers)
+
+
+def factors(text: str, concepts: Sequence[str]) -> tuple[float, ...]:
+    """ "-8, -2.5", one number for each concept. Raises ValueError, one sentence."""
+    parts = [part for part in re.split(r"[\s,;]+", text.strip()) if part]
+    wrong = next((part for part in parts if not re.fullmatch(r"[-−]?[0-9]{1,6}(\.[0-9]{1,6})?", part)), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong[:40]!r} is no factor; write one for each concept, with commas: -8, -2.5")
+    if len(parts) != len(concepts):
+        raise ValueError(
+            f"{len(parts)} factors for {len(concepts)} concepts: write one for each of {', '.join(concepts)}"
+        )
+    return tuple(float(part.replace("−", "-")) for part in parts)
+
+
+def _one_each(concepts: Sequence[str], text: str) -> gr.Textbox:
+    """The box of several concepts' factors; of one, the slider has it."""
+    return gr.Textbox(text, label=f"Factor of each: {', '.join(concepts)}", visible=len(concepts) > 1)
+
+
+def reaching(pack: ErasePack, sae: str, factor: float, shown: bool = True) -> gr.Slider:
+    """The slider at a factor; its scale reaches it, and the best of every concept.
+
+    A scale that shrank from one concept to the next would have Gradio refuse what the page still says.
+    """
+    best = [setting.factor for setting in pack.settings(sae).values() if setting.factor is not None]
+    return gr.Slider(value=factor, minimum=math.floor(min(panels.LEAST, factor, *best)), visible=shown)
 
 
 def factor_of(pack: ErasePack, sae: str, concept: str, setting: ConceptSetting) -> float:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from ...erase.edit import Settings
+from ...erase.edit import PERCENTILE
 from ...erase.manifest import ErasePackManifest
 from ...erase.pack import folders, shared_erase_pack
 from ...packs.errors import PackError
@@ -31,6 +31,7 @@ class Panel(NamedTuple):
     concepts: gr.Dropdown
     sae: gr.Dropdown
     factor: gr.Slider
+    factors: gr.Textbox
     generate: gr.Button
     cancel: gr.Button
     grid: gr.Button
@@ -58,13 +59,13 @@ class Panel(NamedTuple):
     def opening(self) -> list:
         """What a link holds, in the order of `links.Opening`."""
         first = [self.object, self.style, self.prompt, self.concepts, self.sae, self.factor, self.fidelity]
-        return [*first, self.start_step, self.percentile, self.beta, self.steps, self.guidance, self.seed]
+        return [*first, self.start_step, self.percentile, self.beta, self.steps, self.guidance, self.seed, self.factors]
 
     @property
     def controls(self) -> list:
         """What `erase_tab.read` reads."""
         wanted = [self.prompt, self.concepts, self.sae, self.factor, self.fidelity, self.start_step, self.percentile]
-        return [*wanted, self.beta, self.steps, self.guidance, self.seed]
+        return [*wanted, self.beta, self.steps, self.guidance, self.seed, self.factors]
 
 
 def layout(first: str) -> Panel:
@@ -83,6 +84,7 @@ def layout(first: str) -> Panel:
                 list(m.concepts), multiselect=True, label="Concepts to erase", elem_id="erase-concepts"
             )
             factor = gr.Slider(LEAST, 1, value=-1, step=0.1, label=FACTOR, elem_id="erase-factor")
+            factors = gr.Textbox(visible=False, max_lines=2, elem_id="erase-factors")
             with gr.Row():
                 generate = gr.Button("Generate", variant="primary", elem_id="erase-generate")
                 cancel = gr.Button("Cancel", elem_id="erase-cancel", visible=False)
@@ -96,10 +98,8 @@ def layout(first: str) -> Panel:
                 fidelity_note = gr.Markdown(elem_classes="sod-quiet")
                 with gr.Accordion("Advanced", open=False):
                     start_step = gr.Slider(0, 49, value=0, step=1, label="First denoising step that is edited")
-                    percentile = gr.Number(
-                        Settings.percentile, label="Percentile: latents whose score lies above count"
-                    )
-                    beta = gr.Checkbox(label="Scale by norms (beta) in place of the mean latent; reference only")
+                    percentile = gr.Number(PERCENTILE, label="Percentile: latents whose score lies above count")
+                    beta = gr.Checkbox(label="Scale by norms (beta) in place of the mean latent")
                     steps = gr.Slider(2, 100, value=m.steps, step=1, label="Denoising steps")
                     guidance = gr.Slider(0, 15, value=m.guidance, step=0.5, label="Guidance")
                     seed = gr.Number(0, precision=0, label="Seed")

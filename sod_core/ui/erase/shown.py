@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from ...erase.edit import Fidelity, Settings
+from ...erase.edit import Each, Fidelity, Settings
 from ...erase.generate import Generated
 
 
@@ -17,7 +17,7 @@ class Asking:
     prompt: str
     concepts: tuple[str, ...]
     sae: str
-    factor: float
+    factor: Each
     fidelity: Fidelity
     start_step: int
     percentile: float

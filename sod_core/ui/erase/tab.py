@@ -46,7 +46,15 @@ def build(app: gr.Blocks, tab: gr.Tab) -> None:
     panel = panels.layout(first)
     state = gr.State(None)
     filled = [panel.note, panel.object, panel.style, panel.prompt, panel.concepts, panel.sae, panel.factor]
-    filled += [panel.fidelity_note, panel.percentile, panel.steps, panel.guidance, panel.step, panel.grid]
+    filled += [
+        panel.fidelity_note,
+        panel.percentile,
+        panel.steps,
+        panel.guidance,
+        panel.step,
+        panel.grid,
+        panel.factors,
+    ]
     tab.select(_warm, panel.pack, None, **QUIET)
     asked = [gr.State(_Opened()), panel.pack]
     further = [panel.pack, panel.fidelity, panel.start_step, panel.beta, panel.seed]
@@ -78,9 +86,9 @@ def _wire_menus(panel: Panel) -> None:
 def _best(panel: Panel) -> dict:
     inputs = [panel.pack, panel.sae, panel.concepts]
     return {
-        "fn": handling.kept(menus.found_best, 2),
+        "fn": handling.kept(menus.found_best, 3),
         "inputs": inputs,
-        "outputs": [panel.factor, panel.percentile],
+        "outputs": [panel.factor, panel.percentile, panel.factors],
         **LATEST,
     }
 
@@ -175,7 +183,7 @@ def _warm(name: str) -> None:
 
 def read(values: tuple) -> Asking:
     """The values of Panel.controls. Raises ValueError for what cannot be drawn."""
-    prompt, concepts, sae, factor, fidelity, start_step, percentile, beta, steps, guidance, seed = values
+    prompt, concepts, sae, factor, fidelity, start_step, percentile, beta, steps, guidance, seed, factors = values
     if not (prompt or "").strip():
         raise ValueError("write a prompt, or choose an object")
     if len(prompt.strip()) > LONGEST_PROMPT:
@@ -188,13 +196,14 @@ def read(values: tuple) -> Asking:
     if not 0 <= seed <= LARGEST_SEED:
         raise ValueError(f"seed {int(seed)} is out of range; take a whole number from 0 to {LARGEST_SEED}")
     steps = min(max(int(steps), 2), 100)
+    each = menus.factors(factors or "", concepts) if len(concepts or ()) > 1 else float(factor)
     if concepts and start_step >= steps:
         raise ValueError(f"nothing would be edited: step {int(start_step)} is behind the last of {steps} steps")
     return Asking(
         prompt.strip(),
         tuple(concepts or ()),
         sae,
-        float(factor),
+        each,
         fidelity,
         int(start_step),
         float(percentile),
@@ -209,14 +218,20 @@ def settings(pack: ErasePack, asking: Asking) -> edit.Settings:
     """What the engine is told; with no concept nothing is edited."""
     if not asking.concepts:
         return edit.Settings((), fidelity=asking.fidelity)
-    setting = ConceptSetting(asking.percentile, factor=asking.factor)
-    best = pack.settings(asking.sae).get(asking.concepts[0])
-    if best is not None and asking.fidelity == "reference" and best.percentile == asking.percentile:
-        if menus.factor_of(pack, asking.sae, asking.concepts[0], best) == asking.factor:
-            setting = best  # left as it was found: the published multiplier itself, not what the slider makes of it
-    found = drawings.settings(pack, asking.sae, asking.concepts, asking.fidelity, setting)
-    beta = asking.beta and found.multiplier is not None
-    return replace(found, start_step=asking.start_step, beta=beta)
+    factors = asking.factor if isinstance(asking.factor, tuple) else (asking.factor,) * len(asking.concepts)
+    chosen = [_setting(pack, asking, name, factor) for name, factor in zip(asking.concepts, factors)]
+    found = drawings.settings(pack, asking.sae, asking.concepts, asking.fidelity, chosen, asking.beta)
+    return replace(found, start_step=asking.start_step)
+
+
+def _setting(pack: ErasePack, asking: Asking, concept: str, factor: float) -> ConceptSetting:
+    """One concept's; left as it was found, the published multiplier itself, not what a factor makes of it."""
+    best = pack.settings(asking.sae).get(concept)
+    if best is not None and best.percentile == asking.percentile:
+        multiplied = asking.fidelity == "reference" or asking.beta
+        if multiplied and menus.factor_of(pack, asking.sae, concept, best) == factor:
+            return best
+    return ConceptSetting(asking.percentile, factor=factor)
 
 
 def _generate(p: Panel, state: gr.State, running: Running, name: str, *values: Any) -> Iterator[dict]:
