@@ -20,12 +20,6 @@ SIDE = 420
 """Pixels that a picture is shown with at least."""
 
 
-COMPARES = """
-element.addEventListener('input', ({target}) => target.parentElement.style.setProperty('--at', `${target.value}%`));
-"""
-"""js_on_load of what holds `figures.compared`."""
-
-
 class Panel(NamedTuple):
     """The tab's components."""
 
@@ -50,7 +44,7 @@ class Panel(NamedTuple):
     guidance: gr.Slider
     seed: gr.Number
     headline: gr.Markdown
-    pictures: gr.HTML
+    pictures: gr.ImageSlider
     preview: gr.HTML
     heat: gr.HTML
     step: gr.Slider
@@ -114,7 +108,9 @@ def layout(first: str) -> Panel:
             with gr.Row():
                 with gr.Column(min_width=300):
                     preview = gr.HTML(elem_id="erase-preview")
-                    pictures = gr.HTML(elem_id="erase-pictures", elem_classes="sod-if-any", js_on_load=COMPARES)
+                    pictures = gr.ImageSlider(
+                        label="before | after", type="pil", format="png", interactive=False, elem_id="erase-pictures"
+                    )
                 with gr.Column(min_width=300):
                     heat = gr.HTML(elem_id="erase-heat")
                     step = gr.Slider(0, m.steps - 1, value=0, step=1, label="Denoising step", visible=False)
