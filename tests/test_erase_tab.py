@@ -283,7 +283,8 @@ def test_values_that_are_not_here_leave_the_default_and_a_sentence(erase_folder,
     wrong |= {"beta": "2", "steps": "101", "guidance": "1e9", "seed": "9999999999"}
     found, link = followed(wrong, erase_folder, monkeypatch)
     assert found == OPENING and len(link.problems) == len(wrong)
-    assert link.sentence().startswith("This link asks for what is not here: pack '?etc'; object 'horse'")
+    assert link.sentence().startswith("This link asks for what is not here: pack '?etc'; ")
+    assert "object 'horse'" in link.sentence() and "concepts 'cat?horse'" in link.sentence()
 
 
 def test_the_address_follows_and_opens_the_same_page(page: Page, window, doodles: Server) -> None:

@@ -165,7 +165,7 @@ def test_restores_json_gives_the_same_through_the_command_line(visitor, run, tmp
     visitor.edit_own_list(controls[0], "9, 1, 5")
     name, content = export_of(visitor, "json", *controls)
     (tmp_path / name).write_bytes(content)
-    outcome = run("restore", "--from", tmp_path / name)
+    outcome = run("restore", f"--from={tmp_path / name}")
     assert outcome.code == 0, outcome.err
     found, held = json.loads(outcome.out), json.loads(content)["figures"]
     assert found["classes"] == held["classes"] and held["lacks"] == ""
@@ -334,7 +334,7 @@ def erased(erase_folder) -> Shown:
     """The Erase tab on the tiny pack, drawn."""
     pack = ErasePack(erase_folder)
     sae, concept = pack.manifest.saes[0].id, pack.manifest.concepts[0]
-    asking = erase_tab.read((f"An image of {concept}.", [concept], sae, -3.0, "exact", 1, 90.0, False, 4, 2.0, 5))
+    asking = erase_tab.read((f"An image of {concept}.", [concept], sae, -3.0, "exact", 1, 90.0, False, 4, 2.0, 5, ""))
     how = erase_tab.settings(pack, asking)
     return erase_tab._draw(pack, asking, how, lambda told: None, threading.Event())
 

@@ -210,7 +210,7 @@ def test_sessions_give_the_same_numbers_in_a_forked_process(lent, here):
 
 
 def test_every_forward_runs_in_a_fork_that_stays(lent):
-    assert {name for name, *_ in lent["calls"]} == {"_heads", "_tail"}
+    assert {name for name, *_ in lent["calls"]} == {"hidden_states", "_tail"}
     assert {seconds for _, seconds, _ in lent["calls"]} == {gpu.ZERO_SECONDS}
     forks = {(name, process) for name, _, process in lent["calls"]}
     assert len(forks) == 2 and lent["main"] not in {process for _, process in forks}

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 OPTION = "--from"
+OTHERS = ("unlearn",)
+"""Commands whose --from is of another kind: a record of their own."""
 LARGEST = 50_000_000
 """Bytes of a file."""
 TAKEN = frozenset(
@@ -32,6 +34,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 def expanded(arguments: Sequence[str]) -> list[str]:
     """The arguments with those of --from FILE in its place. Raises ValueError, one sentence."""
     given = list(arguments)
+    if given[:1] and given[0] in OTHERS:
+        return given
+    written = next((place for place, one in enumerate(given) if one.startswith(f"{OPTION}=")), None)
+    if written is not None:
+        given[written : written + 1] = given[written].split("=", 1)
     if OPTION not in given[:-1]:
         return given
     at = given.index(OPTION)
