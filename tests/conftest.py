@@ -472,17 +472,11 @@ def endpoints(build: Callable[[], None], packs: Path) -> Iterator[Any]:
 _running: list[Server] = []
 _ports: list[int] = []
 BROWSING = (
-    "test_page.py",
-    "test_visitors.py",
-    "test_erase_tab.py",
-    "test_scoreboard.py",
-    "test_clamp_tab.py",
-    "test_mask_tab.py",
-    "test_atlas_tab.py",
-    "test_everybody.py",
+    ("test_page.py", "test_visitors.py", "test_scoreboard.py", "test_everybody.py"),
+    ("test_clamp_tab.py", "test_erase_tab.py", "test_mask_tab.py", "test_atlas_tab.py"),
 )
-"""The files with a browser. One process takes them all: what its browser has read for one it need not read again."""
-LONGEST = (*BROWSING, "test_evaluate.py")
+"""The files with a browser, for two processes: what the browser of one has read for a file it need not read again."""
+LONGEST = (*(file for pair in zip(*BROWSING) for file in pair), "test_evaluate.py")
 BLANK = "about:blank"
 SIZE = {"width": 1400, "height": 1000}
 """Of a page, in pixels, if a test wants no other."""
@@ -504,13 +498,14 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """As --dist loadfile, but that the files of BROWSING are one."""
+    """As --dist loadfile, but that the files of each part of BROWSING are one."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "BROWSING" if file.rpartition("/")[2] in BROWSING else file
+            name = file.rpartition("/")[2]
+            return next((f"BROWSING {number}" for number, part in enumerate(BROWSING) if name in part), file)
 
     return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
