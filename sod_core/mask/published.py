@@ -57,7 +57,7 @@ def compute(manifest: MaskPackManifest, entry: EncoderEntry, device: torch.devic
     target = manifest.kept(entry.features)
     if target.is_file() and features.about(target).get("made_of") == made_of(of):
         return target
-    paths = [_fetched(file) for file in hub_files(of)]
+    paths = [hub.cached(file) or hub.fetch_shown(file) for file in hub_files(of)]
     encoder = _encoder(of, paths[:3])
     parts = _parts_of(target, of)
     names = Names(manifest.classes)
@@ -75,14 +75,6 @@ def compute(manifest: MaskPackManifest, entry: EncoderEntry, device: torch.devic
     parts.rmdir()
     told(f"{target}: {len(train.labels)} training and {len(test.labels)} test images, width {encoder.width}")
     return target
-
-
-def _fetched(file: HubFile) -> Path:
-    found = hub.cached(file)
-    if found is not None:
-        return found
-    with tqdm(desc=file.name, unit="B", unit_scale=True) as bar:
-        return hub.fetch(file, hub.shown_by(bar))
 
 
 def _encoder(of: Published, paths: list[Path]) -> clip.ImageEncoder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 
 def add(verbs: argparse._SubParsersAction) -> None:
@@ -39,14 +38,11 @@ def _list(options: argparse.Namespace) -> None:
 
 def _get(options: argparse.Namespace) -> None:
     """Fetches a pack's files from the hub, with a progress bar each."""
-    from tqdm import tqdm
-
     from . import hub, kinds
 
     wanted = kinds.kind_of(options.name).wanted(options.name, options.unlearned)
     for file in wanted.files:
-        with tqdm(desc=file.name, unit="B", unit_scale=True, file=sys.stderr) as bar:
-            hub.fetch(file, hub.shown_by(bar))
+        hub.fetch_shown(file)
     print(f"{wanted.name}: {len(wanted.files)} files fetched" if wanted.files else f"{wanted.name}: all is here")
     for line in wanted.still_to_do():
         print(f"still to do: {line}")

@@ -120,6 +120,12 @@ def listing(repo_id: str, revision: str = "main", repo_type: str = "model") -> l
     return [HubFile(repo_id, one.rfilename, revision, repo_type) for one in found.siblings or ()]
 
 
+def fetch_shown(file: HubFile) -> Path:
+    """As `fetch`, with a progress bar on standard error."""
+    with tqdm(desc=file.name, unit="B", unit_scale=True) as bar:
+        return fetch(file, shown_by(bar))
+
+
 def shown_by(bar: tqdm) -> Progress:
     """A progress that a bar shows."""
 
