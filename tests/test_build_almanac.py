@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sod_core.build.almanac import builder, sweep, texts, train_language, train_saes, unlearned
-from sod_core.build.almanac.muon import Muon, orthogonal
+from sod_core.build.muon import Muon, orthogonal
 from sod_core.worlds import almanac
 
 CPU = torch.device("cpu")

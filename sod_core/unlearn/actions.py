@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..machine import files, processes
+from ..machine import devices, files, processes
 from ..packs.find import ASSETS
 from ..restore.pack import Pack, open_pack
 from ..worlds import canvas, digits
@@ -96,7 +96,7 @@ def _order(options: argparse.Namespace, pack: Pack) -> Order:
         pack=_pack_name(options.pack),
         settings=settings,
         seed=_seed(options.seed),
-        precision=options.precision or "bfloat16",
+        precision=options.precision or devices.training_precision(pack.device),
     )
 
 

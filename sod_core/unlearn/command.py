@@ -37,7 +37,9 @@ def add(verbs: argparse._SubParsersAction) -> None:
         help="a setting, such as stop.steps=100",
     )
     parser.add_argument("--seed", type=int, help="of batches, of random starts and of a folder's division; default: 0")
-    parser.add_argument("--precision", choices=["bfloat16", "float32"], help="of the training; default: bfloat16")
+    parser.add_argument(
+        "--precision", choices=["bfloat16", "float32"], help="of the training; default: what the device is fast in"
+    )
     parser.add_argument("--train", type=int, help="drawn images to train with; default: 72000")
     parser.add_argument("--check", type=int, help="drawn images that decide when to stop; default: 1000")
     parser.add_argument("--test", type=int, help="drawn images that the figures are measured on; default: 2000")

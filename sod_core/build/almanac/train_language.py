@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import loop
+from ..muon import Muon
 from . import texts
-from .muon import Muon
 from .texts import Prompts, Rows
 
 

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...machine import files
+from ...machine import devices, files
 from ...models import vit as vits
 from ...models import vit_weights
 from ...packs import safe
 from ...unlearn import method, record
 from ...unlearn.data import Data
 from ...unlearn.record import Order, Record
-from ...unlearn.run import run
+from ...unlearn.run import PRECISIONS, run
 from ...worlds import drawn as images
 from ...worlds.drawn import ImageSet
 from . import card, train_sae, train_vit
@@ -85,7 +85,10 @@ class PackBuilder:
     def _original(self) -> dict:
         plan, test = self.plan, self.data.test
         checkpoint = self.work / "original.ckpt"
-        trained = train_vit.train(plan.shape, self.data.train, plan.vit, checkpoint, self.device, augment=plan.augment)
+        precision = PRECISIONS[devices.training_precision(self.device)]
+        trained = train_vit.train(
+            plan.shape, self.data.train, plan.vit, checkpoint, self.device, precision=precision, augment=plan.augment
+        )
         torch.save(vit_weights.to_published(trained.vit), self.out / self.original_file)
         vit = self.original()
         right = np.concatenate([self._right(vit, test, start) for start in range(0, len(test.labels), 250)])
@@ -135,6 +138,7 @@ class PackBuilder:
             pack=self.plan.name,
             settings=settings,
             seed=self.plan.seed,
+            precision=devices.training_precision(self.device),
         )
         return run(order, self.original(), self.data, self.out / file, self.work / f"{id}.ckpt", file)
 

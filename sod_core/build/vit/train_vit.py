@@ -24,6 +24,7 @@ from ...machine import divergence, files, processes
 from ...models import vit as vits
 from ...worlds.augment import Augment, mirrored
 from ...worlds.drawn import MEAN, STD, ImageSet, normalise
+from ..muon import Muon
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _optimisers(model: nn.ModuleDict, recipe: Recipe) -> list[torch.optim.Optimi
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     optimisers = [
-        torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay),
+        Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay),
         torch.optim.AdamW(rest, lr=recipe.adam_lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)),
     ]
     for optimiser in optimisers:
