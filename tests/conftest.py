@@ -483,10 +483,11 @@ SIZE = {"width": 1400, "height": 1000}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest come first, so that two processes end at the same time; a browser may be late."""
+    """The files that take longest come first, so that two processes end at the same time; a browser may be late, and
+    gradio's client drops what it waits for when the stream of its answers breaks off."""
     for item in items:
-        if "window" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.flaky(reruns=TRIES))
+        what = {} if "window" in getattr(item, "fixturenames", ()) else {"only_rerun": "CancelledError"}
+        item.add_marker(pytest.mark.flaky(reruns=TRIES, **what))
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
