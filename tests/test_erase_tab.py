@@ -102,6 +102,8 @@ def test_a_visitor_draws_with_and_without_a_concept(page: Page, tmp_path: Path) 
     expect(page.locator("#erase-pictures img")).to_have_count(2)
     sources = page.eval_on_selector_all("#erase-pictures img", "all => all.map(i => i.src)")
     assert sources[0] != sources[1]
+    page.get_by_label("before, on the left, against after").press("ArrowRight")
+    assert page.locator(".sod-compare").evaluate("figure => figure.style.getPropertyValue('--at')") == "51%"
     expect(page.locator("#erase-heat svg rect")).to_have_count(16)
     expect(page.locator("#erase-bars .js-plotly-plot .bars path").first).to_be_visible()
     before = page.locator("#erase-heat").inner_html()

@@ -29,6 +29,15 @@ def enlarged(image: Image.Image) -> Image.Image:
     return image if times == 1 else image.resize((image.width * times, image.height * times), Image.Resampling.BICUBIC)
 
 
+def compared(before: Image.Image, after: Image.Image) -> str:
+    """Both in one frame: before on the left of the slider's handle, after on its right."""
+    return (
+        '<div class="sod-title sod-sides"><span>before</span><span>after</span></div>'
+        f'<figure class="sod-compare"><img src="{_uri(before)}" alt="before"><img src="{_uri(after)}" alt="after">'
+        '<input type="range" min="0" max="100" value="50" aria-label="before, on the left, against after"></figure>'
+    )
+
+
 def most_likely(row: dict[str, float]) -> str:
     """The name that a judge gives the largest probability."""
     return max(row, key=lambda name: row[name])

@@ -20,6 +20,12 @@ SIDE = 420
 """Pixels that a picture is shown with at least."""
 
 
+COMPARES = """
+element.addEventListener('input', ({target}) => target.parentElement.style.setProperty('--at', `${target.value}%`));
+"""
+"""js_on_load of what holds `figures.compared`."""
+
+
 class Panel(NamedTuple):
     """The tab's components."""
 
@@ -44,7 +50,7 @@ class Panel(NamedTuple):
     guidance: gr.Slider
     seed: gr.Number
     headline: gr.Markdown
-    pictures: gr.ImageSlider
+    pictures: gr.HTML
     preview: gr.HTML
     heat: gr.HTML
     step: gr.Slider
@@ -107,10 +113,8 @@ def layout(first: str) -> Panel:
             headline = gr.Markdown(elem_id="erase-headline", elem_classes="sod-verdict")
             with gr.Row():
                 with gr.Column(min_width=300):
-                    preview = gr.HTML(elem_id="erase-preview")
-                    pictures = gr.ImageSlider(
-                        label="before | after", type="pil", format="png", interactive=False, elem_id="erase-pictures"
-                    )
+                    preview = gr.HTML(elem_id="erase-preview", elem_classes="sod-if-any")
+                    pictures = gr.HTML(elem_id="erase-pictures", js_on_load=COMPARES)
                 with gr.Column(min_width=300):
                     heat = gr.HTML(elem_id="erase-heat")
                     step = gr.Slider(0, m.steps - 1, value=0, step=1, label="Denoising step", visible=False)

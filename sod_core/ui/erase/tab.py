@@ -246,7 +246,7 @@ def _generate(p: Panel, state: gr.State, running: Running, name: str, *values: A
         state: shown,
         p.preview: "",
         p.headline: figures.headline(shown),
-        p.pictures: tuple(map(figures.enlarged, pair)),
+        p.pictures: figures.compared(*map(figures.enlarged, pair)),
         p.heat: figures.heat(shown, best),
         p.step: gr.Slider(maximum=asking.steps - 1, value=best, visible=shown.drawn.heat is not None),
         p.curve: figures.curve(shown, best),
