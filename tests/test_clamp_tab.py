@@ -18,6 +18,7 @@ from playwright.sync_api import BrowserContext, Locator, Page, expect
 from sod_core.clamp.edit import Clamp
 from sod_core.clamp.pack import ClampPack
 from sod_core.clamp.session import Fired, Token
+from sod_core.packs.errors import PackError
 from sod_core.ui import points as axes
 from sod_core.ui.clamp import asking, figures, filling, links, panel, scatter, stored, texts, words
 from sod_core.ui.clamp.asking import Asking
@@ -418,7 +419,7 @@ def test_a_link_opens_what_it_was_written_for(clamp_folder, monkeypatch):
         assert found == asked and link.problems == []
     long = replace(first, prompt="x" * 301)
     element = links.element(clamp_packs.NAME, controls(long), first)
-    assert "xxx" not in element and "does not hold so long a question" in element
+    assert "xxx" not in element and "and not this one" in element
     found, _ = followed(pack, {"judged": judged.id}, monkeypatch)
     assert (found.judged, found.prompt) == (judged.id, judged.question)
 
@@ -430,6 +431,27 @@ def test_values_that_are_not_here_leave_the_default_and_a_sentence(clamp_folder,
     wrong |= {"fidelity": "much", "tokens": "201", "seed": "-1"}
     found, link = followed(pack, wrong, monkeypatch)
     assert found == filling.opening(pack) and len(link.problems) == len(wrong)
+
+
+@pytest.mark.parametrize("asked", [{"latents": "3,999999"}, {"latents": "3", "refusal": 999_999}])
+def test_a_latent_that_the_sae_does_not_have_is_said(clamp_folder, monkeypatch, asked):
+    pack = ClampPack(clamp_folder)
+    found, link = followed(pack, asked | {"rule": "own", "value": -3}, monkeypatch)
+    assert found == replace(filling.opening(pack), value=-3.0)
+    assert len(link.problems) == 1 and "999999" in link.problems[0]
+
+
+def test_a_pack_that_cannot_be_opened_leaves_the_default_and_a_sentence(clamp_folder, monkeypatch):
+    def broken(name: str) -> ClampPack:
+        raise PackError(f"pack {name} is broken")
+
+    monkeypatch.setattr(links, "names", lambda: {clamp_packs.NAME: clamp_folder, "other": clamp_folder})
+    monkeypatch.setattr(links, "shared_pack", broken)
+    link = links.Link({"tab": "clamp", "pack": "other", "value": "-3", "seed": "x"}, "clamp")
+    assert link.pack(clamp_packs.NAME) == clamp_packs.NAME
+    assert link.problems == ["pack other is broken"]
+    pack = ClampPack(clamp_folder)
+    assert link.opened(pack, filling.opening(pack), (), ()) == filling.opening(pack)
 
 
 def test_the_address_follows_and_opens_the_same_page(page: Page, window: BrowserContext, tiny: Server) -> None:

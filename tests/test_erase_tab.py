@@ -275,8 +275,9 @@ def test_a_link_opens_what_it_was_written_for(erase_folder, monkeypatch, shown):
 
 def test_what_a_link_leaves_out_and_cannot_hold():
     assert not {"fidelity", "start_step", "beta", "seed"} & written(OPENING).keys()
-    long = OPENING._replace(prompt="x" * 301)
-    assert "prompt" not in written(long) and "does not hold so long a prompt" in links.element("doodles", long)
+    for prompt in ("x" * 301, "a dog\nand a cat", "a\u200bdog"):
+        other = OPENING._replace(prompt=prompt)
+        assert "prompt" not in written(other) and "and not this one" in links.element("doodles", other)
 
 
 def test_values_that_are_not_here_leave_the_default_and_a_sentence(erase_folder, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -38,3 +39,16 @@ def check_sent(arguments: dict[str, Any]) -> None:
     missing = [name for name, value in arguments.items() if value is None]
     if missing:
         raise ValueError(f"no {missing[0]} was sent")
+
+
+def number(text: str, what: str) -> float | None:
+    """None for an empty text. Raises ValueError for what is no finite number."""
+    if not text.strip():
+        return None
+    try:
+        found = float(text)
+    except ValueError as error:
+        raise ValueError(f"the {what} {text[:80]!r} is no number") from error
+    if not math.isfinite(found):
+        raise ValueError(f"the {what} must be a finite number, not {text[:80]}")
+    return found

@@ -76,6 +76,14 @@ class Link:
         self.unknown(key)
         return default
 
+    def openable(self, known: Collection[str], open_it: Callable[[str], Any], default: str) -> str:
+        """The name of a pack; of an address that asks for one that cannot be opened nothing else is read."""
+        asked = self.one_of("pack", known, default)
+        if asked == default or self.take(open_it, asked):
+            return asked
+        self.asked = {}
+        return default
+
     def number(self, key: str, most: int, default: Any) -> Any:
         """A whole number from 0 to `most`."""
         asked = self.asked.get(key)
@@ -83,6 +91,16 @@ class Link:
             return default
         if re.fullmatch("[0-9]{1,10}", asked) and int(asked) <= most:
             return int(asked)
+        self.unknown(key)
+        return default
+
+    def decimal(self, key: str, pattern: str, least: float, most: float, default: float) -> float:
+        """A number from `least` to `most`, written as the regular expression `pattern` says."""
+        asked = self.asked.get(key)
+        if asked is None:
+            return default
+        if re.fullmatch(pattern, asked) and least <= float(asked) <= most:
+            return float(asked)
         self.unknown(key)
         return default
 

@@ -9,7 +9,7 @@ import gradio as gr
 from ...clamp.edit import FIDELITIES, METHODS
 from ...clamp.pack import names, shared_pack
 from ...clamp.select import RULES
-from ..endpoints import Choice, by_name, check_sent
+from ..endpoints import Choice, by_name, check_sent, number
 
 PREFERRED = "almanac"
 MOST_CHARACTERS = 50_000
@@ -79,9 +79,9 @@ def clamp(
             sae=sae or None,
             features=features or None,
             value=settings.parse_value(value) if value else None,
-            threshold=_number(threshold, "threshold"),
+            threshold=number(threshold, "threshold"),
             refusal=_whole(refusal, "refusal latent"),
-            refusal_value=_number(refusal_value, "refusal coefficient"),
+            refusal_value=number(refusal_value, "refusal coefficient"),
             fidelity=fidelity or None,
             seed=int(seed),
         )
@@ -107,14 +107,6 @@ def clamp_features(pack: str, sae: str, rule: str, top: int, forget: str, retain
         return results.features(opened, entry.id, rule, int(top), forgotten, kept, stored=not any(texts))
     except ValueError as error:
         raise gr.Error(str(error), print_exception=False) from error
-
-
-def _number(text: str, what: str) -> float | None:
-    """None for an empty text."""
-    try:
-        return float(text) if text.strip() else None
-    except ValueError as error:
-        raise ValueError(f"the {what} {text[:80]!r} is no number") from error
 
 
 def _whole(text: str, what: str) -> int | None:

@@ -8,16 +8,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ...clamp.edit import FIDELITIES
-from ...clamp.pack import ClampPack, names
+from ...clamp.pack import ClampPack, names, shared_pack
 from .. import page
 from . import asking as asked
+from . import work
 from .asking import LARGEST_NUMBER, LARGEST_SEED, Asking
 
 LONGEST = 300
 """Characters of a question that a link holds."""
+NOT_HELD = f"A link holds questions of up to {LONGEST} characters that print, and not this one."
+DECIMAL = r"-?[0-9]{1,7}(\.[0-9]{1,9})?"
 LONGEST_LIST = 4000
 """Characters of a list of latents."""
 NONE = "none"
@@ -38,13 +42,16 @@ def element(pack: str, values: Sequence[Any], plain: Asking) -> str:
     default = dict(zip(KEYS, _values(plain), strict=True))
     kept = {key: value for key, value in said.items() if value not in (None, "") and value != default[key]}
     kept |= {"sae": said["sae"]}
-    too_long = len(said["prompt"] or "") > LONGEST
-    if too_long:
+    held = _is_held(said["prompt"] or "")
+    if not held:
         kept.pop("prompt", None)
     if len(kept.get("latents", "")) > LONGEST_LIST:
         del kept["latents"]
-    lacks = "The link does not hold so long a question." if too_long and not kept.get("judged") else ""
-    return page.link("clamp", {"pack": pack} | kept, lacks)
+    return page.link("clamp", {"pack": pack} | kept, "" if held or kept.get("judged") else NOT_HELD)
+
+
+def _is_held(question: str) -> bool:
+    return len(question) <= LONGEST and question.replace("\n", " ").isprintable()
 
 
 def _values(asking: Asking) -> list[Any]:
@@ -60,7 +67,7 @@ class Link(page.Link):
 
     def pack(self, default: str) -> str:
         """The name of the pack that is asked for."""
-        return self.one_of("pack", names(), default)
+        return self.openable(names(), shared_pack, default)
 
     def sae(self, pack: ClampPack, default: str) -> str:
         """The id of the SAE that is asked for."""
@@ -68,12 +75,15 @@ class Link(page.Link):
 
     def opened(self, pack: ClampPack, default: Asking, rules: Sequence[str], beside: Sequence[str]) -> Asking:
         """What is asked for, and `default`, of the same SAE, where that cannot be."""
+        number = partial(self.decimal, pattern=DECIMAL, most=LARGEST_NUMBER)
         found = replace(
             default,
             prompt=self._prompt(default.prompt),
-            value=self._decimal("value", -LARGEST_NUMBER, default.value),
-            refusal_value=self._decimal("refusal_value", -LARGEST_NUMBER, default.refusal_value),
-            threshold=self._decimal("threshold", 0, default.threshold),
+            value=number("value", least=-LARGEST_NUMBER, default=default.value),
+            refusal_value=self.decimal(
+                "refusal_value", DECIMAL, -LARGEST_NUMBER, LARGEST_NUMBER, default.refusal_value
+            ),
+            threshold=number("threshold", least=0, default=default.threshold),
             beside=self.one_of("beside", beside, default.beside),
             rule=self.one_of("rule", rules, default.rule),
             refusal=self._refusal(default.refusal),
@@ -84,7 +94,14 @@ class Link(page.Link):
         text = self.asked.get("latents")
         if text is not None and len(text) <= LONGEST_LIST and self.take(asked.ids, text):
             found = replace(found, latents=tuple(asked.ids(text)))
-        return self._judged(pack, found)
+        return self._judged(pack, self._there(pack, found, default))
+
+    def _there(self, pack: ClampPack, found: Asking, default: Asking) -> Asking:
+        """`found` where its SAE has the latents; where that is not here, nobody can say."""
+        same = found.latents == default.latents and found.refusal == default.refusal
+        if same or not pack.ready() or self.take(lambda asking: work.clamps(pack, asking), found):
+            return found
+        return replace(found, latents=default.latents, rule=default.rule, refusal=default.refusal)
 
     def _judged(self, pack: ClampPack, found: Asking) -> Asking:
         id = self.asked.get("judged")
@@ -98,19 +115,10 @@ class Link(page.Link):
 
     def _prompt(self, default: str) -> str:
         text = self.asked.get("prompt", default)
-        if text == default or (len(text) <= LONGEST and text.strip() and text.replace("\n", " ").isprintable()):
+        if text == default or (_is_held(text) and text.strip()):
             return text
         self.unknown("prompt")
         return default
 
     def _refusal(self, default: int | None) -> int | None:
         return None if self.asked.get("refusal") == NONE else self.number("refusal", 10**9, default)
-
-    def _decimal(self, key: str, least: float, default: float) -> float:
-        text = self.asked.get(key)
-        if text is None:
-            return default
-        if re.fullmatch(r"-?[0-9]{1,7}(\.[0-9]{1,9})?", text) and least <= float(text) <= LARGEST_NUMBER:
-            return float(text)
-        self.unknown(key)
-        return default

@@ -42,7 +42,8 @@ def build(tab: gr.Tab) -> None:
         handling.kept(_first, len(further) + len(opened)), [page, panel.pack], [*further, *opened], **QUIET
     )
     written = [panel.pack, *panel.controls]
-    gr.on([control.change for control in written], handling.kept(_link, 1), written, panel.link, **LATEST)
+    link = handling.kept(_link, 1), [page, *written], panel.link
+    gr.on([control.change for control in written], *link, **LATEST)
     other = panel.pack.input(
         handling.kept(_open, len(opened)), [page, panel.pack], opened, trigger_mode="multiple", **QUIET
     )
@@ -176,13 +177,15 @@ def _first(request: gr.Request, page: Page, name: str) -> Any:
     return [name, first.fidelity, first.tokens, first.seed, *filled]
 
 
-def _link(name: str, *values: Any) -> Any:
+def _link(page: Page, name: str, *values: Any) -> Any:
     """How an address leads to what the controls say."""
     sae = values[links.KEYS.index("sae")]
     pack = shared_pack(name)
     if sae not in [entry.id for entry in pack.manifest.saes]:  # of the pack before, on its way
         return gr.skip()
-    return links.element(name, values, filling.opening(pack, sae))
+    if (name, sae) not in page.plain:
+        page.plain[name, sae] = filling.opening(pack, sae)
+    return links.element(name, values, page.plain[name, sae])
 
 
 def _open(page: Page, name: str) -> Any:

@@ -27,6 +27,8 @@ class Page:
         """Of the SAE that is chosen."""
         self.looked_at: int | None = None
         """A latent."""
+        self.plain: dict[tuple[str, str], Asking] = {}
+        """What the controls say by themselves, for a pack's name and an SAE."""
         self._asked: tuple[str, Asking] | None = None
 
     def shows(self, name: str, asking: Asking) -> bool:

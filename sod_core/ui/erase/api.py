@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import gradio as gr
@@ -10,7 +9,7 @@ from PIL import Image
 
 from ...erase import edit, image
 from ...erase.pack import folders, shared_erase_pack
-from ..endpoints import Choice, by_name, check_sent
+from ..endpoints import Choice, by_name, check_sent, number
 from .tab import LARGEST_SEED, LONGEST_PROMPT, PREFERRED
 
 MOST_STEPS = 100
@@ -73,11 +72,11 @@ def erase(
         names = tuple(dict.fromkeys(m.concept(name.strip()) for name in concepts.split(",") if name.strip()))
         if not names:
             raise ValueError(f"name a concept to erase; known: {', '.join(m.concepts)}")
-        count, strength = image.sampling(opened, int(steps) or None, _number(guidance, "guidance"), MOST_STEPS)
+        count, strength = image.sampling(opened, int(steps) or None, number(guidance, "guidance"), MOST_STEPS)
         scale = image.Scale(
             factor=_numbers(factor, "factor"),
             multiplier=_numbers(multiplier, "multiplier"),
-            percentile=_number(percentile, "percentile"),
+            percentile=number(percentile, "percentile"),
             fidelity=fidelity,
             start_step=int(start_step),
             beta=beta,
@@ -106,20 +105,7 @@ def erase_scoreboard(pack: str) -> dict[str, Any]:
 
 def _numbers(text: str, what: str) -> tuple[float, ...] | None:
     """One for all concepts, or one for each; None for an empty text."""
-    found = [_number(part, what) for part in text.split(",")] if text.strip() else []
+    found = [number(part, what) for part in text.split(",")] if text.strip() else []
     if None in found:
         raise ValueError(f"the {what}s {text[:80]!r} have an empty place")
-    return tuple(number for number in found if number is not None) or None
-
-
-def _number(text: str, what: str) -> float | None:
-    """None for an empty text."""
-    if not text.strip():
-        return None
-    try:
-        found = float(text)
-    except ValueError as error:
-        raise ValueError(f"the {what} {text[:80]!r} is no number") from error
-    if not math.isfinite(found):
-        raise ValueError(f"the {what} must be a finite number, not {text[:80]}")
-    return found
+    return tuple(one for one in found if one is not None) or None

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast
 
-from ...erase.edit import Fidelity
-from ...erase.pack import ErasePack, folders
+from ...erase.edit import FIDELITIES, Fidelity
+from ...erase.pack import ErasePack, folders, shared_erase_pack
 from .. import page
 
 BETWEEN = ";"
 """Stands between concepts."""
 LONGEST = 300
 """Characters of a prompt that a link holds."""
+NOT_HELD = f"A link holds prompts of up to {LONGEST} characters that print, and not this one."
 DECIMAL = r"-?[0-9]{1,4}(\.[0-9]{1,6})?"
 MOST_SEED = 2**31 - 1
 
@@ -52,10 +53,14 @@ def element(pack: str, shown: Opening) -> str:
     values |= {"beta": "1"} if shown.beta else {}
     if len(shown.concepts or ()) < 2:
         values.pop("factors", None)
-    too_long = len(shown.prompt or "") > LONGEST
-    if too_long:
+    held = _is_held(shown.prompt or "")
+    if not held:
         del values["prompt"]
-    return page.link("erase", values, "The link does not hold so long a prompt." if too_long else "")
+    return page.link("erase", values, "" if held else NOT_HELD)
+
+
+def _is_held(prompt: str) -> bool:
+    return len(prompt) <= LONGEST and prompt.isprintable()
 
 
 class Link(page.Link):
@@ -63,7 +68,7 @@ class Link(page.Link):
 
     def pack(self, default: str) -> str:
         """The name of the pack that is asked for."""
-        return self.one_of("pack", folders(), default)
+        return self.openable(folders(), shared_erase_pack, default)
 
     def opened(self, pack: ErasePack, default: Opening, no_style: str) -> Opening:
         """What is asked for, and `default` where that cannot be."""
@@ -76,22 +81,20 @@ class Link(page.Link):
             prompt=self._prompt(default.prompt),
             concepts=concepts,
             sae=self.one_of("sae", ids, default.sae),
-            factor=self._decimal("factor", -1000, 1, default.factor),
-            fidelity=next(
-                f for f in get_args(Fidelity) if f == self.one_of("fidelity", get_args(Fidelity), default.fidelity)
-            ),
+            factor=self.decimal("factor", DECIMAL, -1000, 1, default.factor),
+            fidelity=cast(Fidelity, self.one_of("fidelity", FIDELITIES, default.fidelity)),
             start_step=self.number("start_step", 49, default.start_step),
-            percentile=self._decimal("percentile", 0, 100, default.percentile),
+            percentile=self.decimal("percentile", DECIMAL, 0, 100, default.percentile),
             beta=bool(self.number("beta", 1, int(default.beta))),
             steps=max(2, self.number("steps", 100, default.steps)),
-            guidance=self._decimal("guidance", 0, 15, default.guidance),
+            guidance=self.decimal("guidance", DECIMAL, 0, 15, default.guidance),
             seed=self.number("seed", MOST_SEED, default.seed),
             factors=self._factors(concepts),
         )
 
     def _prompt(self, default: str) -> str:
         asked = self.asked.get("prompt", default)
-        if len(asked) <= LONGEST and asked.isprintable():
+        if _is_held(asked):
             return asked
         self.unknown("prompt")
         return default
@@ -113,12 +116,3 @@ class Link(page.Link):
             return ", ".join(parts)
         self.unknown("factors")
         return ""
-
-    def _decimal(self, key: str, least: float, most: float, default: float) -> float:
-        asked = self.asked.get(key)
-        if asked is None:
-            return default
-        if re.fullmatch(DECIMAL, asked) and least <= float(asked) <= most:
-            return float(asked)
-        self.unknown(key)
-        return default

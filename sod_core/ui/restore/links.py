@@ -16,6 +16,7 @@ from .. import page
 from . import words
 from .visitor import ORIGINAL, Controls, Visitor
 
+ALPHA = r"[0-9]{1,2}(\.[0-9]{1,6})?"
 LONGEST = 8000
 """Characters of the longest value that is read, a list of latents."""
 MOST_SEED = 2**31 - 1
@@ -68,7 +69,7 @@ class Link(page.Link):
             controls,
             layer=int(self.one_of("layer", layers, str(controls.layer))),
             mode=self.one_of("mode", MODES, controls.mode),
-            alpha=self._alpha(controls.alpha),
+            alpha=self.decimal("alpha", ALPHA, 0, sweep.ALPHAS[-1], controls.alpha),
             tokens=self.one_of("tokens", TOKENS, controls.tokens),
             features=self.one_of("features", words.FEATURE_TITLES, controls.features),
             expert_class=self.one_of("class", manifest.classes, controls.expert_class),
@@ -81,15 +82,6 @@ class Link(page.Link):
         if self.take(lambda _: visitor.chosen(controls), controls):
             return controls
         return replace(controls, features="experts")
-
-    def _alpha(self, default: float) -> float:
-        asked = self.asked.get("alpha")
-        if asked is None:
-            return default
-        if re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,6})?", asked) and float(asked) <= sweep.ALPHAS[-1]:
-            return float(asked)
-        self.unknown("alpha")
-        return default
 
     def _latents(self) -> str | None:
         asked = self.asked.get("latents")
