@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sod_core.build.canvas_diffusion import builder
-from sod_core.erase import drawings, unlearncanvas
+from sod_core.erase import drawings, stored, unlearncanvas
 from sod_core.erase.pack import ErasePack
 from sod_core.packs.find import ASSETS
+from sod_core.ui.erase import menus, tab
 from sod_core.worlds import canvas
 
 FOLDER = ASSETS / "canvas-diffusion"
@@ -61,6 +63,23 @@ def test_every_concept_has_statistics_and_the_best_setting_that_was_tried(pack: 
     for concept, setting in pack.settings(name).items():
         best = max(tried[concept], key=lambda t: t["ua"] + t["ira"] + t["cra"])
         assert (setting.factor, setting.percentile) == (best["factor"], best["percentile"])
+
+
+def test_the_page_opens_with_a_pair_that_its_controls_drew(pack: ErasePack) -> None:
+    pair, opening = stored.read(pack), menus.opening(pack)
+    asking = tab.read(opening.values())
+    how = tab.settings(pack, asking)
+    assert stored.is_of(pair.result, how, asking.sae, asking.prompt, asking.steps, asking.guidance, asking.seed)
+    assert not stored.is_of(pair.result, how, asking.sae, asking.prompt, asking.steps, asking.guidance, 1)
+    other = replace(how, factor=1.0)
+    assert not stored.is_of(pair.result, other, asking.sae, asking.prompt, asking.steps, asking.guidance, 0)
+    again = drawings.judged(pack, [pair.drawn.before[0], pair.drawn.after[0]])
+    for what, rows in pair.result["judged"].items():
+        for told, found in zip(rows, again[what], strict=True):
+            assert found == pytest.approx(told, abs=0.02)  # PNG has 8 bits
+    before, after = pair.result["judged"]["object"]
+    assert before["boat"] > 0.5 > 0.2 > after["boat"]  # it shows the effect
+    assert pair.drawn.heat[:, 0].mean((1, 2)) == pytest.approx(pair.result["latent_by_step"], rel=1e-3)
 
 
 def test_the_pages_figures_are_those_of_the_records() -> None:

@@ -68,6 +68,11 @@ def open_pack(page: Page, title: str, asked: str, objects: str, default_steps: i
 def open_canvas(page: Page) -> None:
     """The embedded pack: the tiny one is done before a click arrives."""
     open_pack(page, "Canvas world, small Stable Diffusion", "An image of boat in watercolour style.", "10 objects", 25)
+    expect(pictures(page)).to_have_count(2)  # its stored pair
+
+
+def pictures(page: Page) -> Locator:
+    return page.locator("#erase-pictures img")
 
 
 def steps(page: Page) -> Locator:
@@ -99,7 +104,7 @@ def test_a_visitor_draws_with_and_without_a_concept(page: Page, tmp_path: Path) 
     expect(page.locator("#erase-factor input[type=number]")).to_have_value("-20")  # the pack's best
     generate(page)
     expect(page.locator("#erase-headline")).to_contain_text("dog erased")
-    expect(page.locator("#erase-pictures img")).to_have_count(2)
+    expect(pictures(page)).to_have_count(2)
     sources = page.eval_on_selector_all("#erase-pictures img", "all => all.map(i => i.src)")
     assert sources[0] != sources[1]
     page.get_by_label("before, on the left, against after").press("ArrowRight")
@@ -114,6 +119,21 @@ def test_a_visitor_draws_with_and_without_a_concept(page: Page, tmp_path: Path) 
     saved = json.loads(exported(page, "erase", "json", tmp_path).read_text())
     assert saved["options"]["prompt"] == "An image of dog." and saved["options"]["concept"] == ["dog"]
     assert Image.open(exported(page, "erase", "gif", tmp_path)).n_frames == 2
+
+
+def test_the_tab_opens_with_a_drawn_pair_and_another_pack_clears_it(page: Page, doodles: Server) -> None:
+    expect(page.locator("#erase-headline h3")).to_have_count(0)  # Doodles stores none
+    choose(page, "#erase-pack", "Canvas world, small Stable Diffusion")
+    expect(page.locator("#erase-headline")).to_contain_text("boat erased")
+    page.goto(f"{doodles.url}?tab=erase")
+    expect(page.locator("#erase-headline")).to_contain_text("boat erased")
+    expect(page.locator(".sod-compare img")).to_have_count(2)
+    expect(page.locator("#erase-heat svg rect")).to_have_count(64)
+    expect(page.locator("#erase-bars .js-plotly-plot .bars path").first).to_be_visible()
+    page.goto(f"{doodles.url}?tab=erase&seed=1")  # what nobody drew
+    expect(prompt(page)).to_have_value("An image of boat in watercolour style.")
+    page.wait_for_timeout(300)
+    expect(page.locator(".sod-compare img")).to_have_count(0)
 
 
 def test_all_objects_are_shown_before_and_after(page: Page) -> None:
@@ -137,6 +157,7 @@ def test_without_a_concept_nothing_changes_and_without_a_prompt_nothing_is_drawn
 @pytest.mark.parametrize("button", ("generate", "grid"))
 def test_a_drawing_can_be_cancelled_and_the_next_one_works(page: Page, button: str) -> None:
     open_canvas(page)
+    stored = pictures(page).first.get_attribute("src")
     enter(steps(page), "100")
     # from inside the page, as soon as it draws and (of one image) shows it: 100 steps are done within seconds
     shown = "'#erase-preview img'" if button == "generate" else "'#erase-cancel'"
@@ -152,13 +173,15 @@ def test_a_drawing_can_be_cancelled_and_the_next_one_works(page: Page, button: s
     page.wait_for_function("window.cancelled")
     expect(page.locator("#erase-generate")).to_be_visible()
     expect(page.locator("#erase-preview .sod-preview")).to_have_count(0)
-    assert page.locator("#erase-headline h3, .sod-objects figure").count() == 0
+    assert page.locator(".sod-objects figure").count() == 0 and pictures(page).first.get_attribute("src") == stored
     enter(steps(page), "2")
     generate(page)
+    expect(pictures(page).first).not_to_have_attribute("src", stored)
 
 
 def test_a_second_drawing_ends_the_first_and_cancel_finds_it(page: Page) -> None:
     open_canvas(page)
+    stored = pictures(page).first.get_attribute("src")
     enter(steps(page), "100")
     for _ in range(3):
         prompt(page).press("Enter")
@@ -169,7 +192,7 @@ def test_a_second_drawing_ends_the_first_and_cancel_finds_it(page: Page) -> None
     page.locator("#erase-cancel").click()
     expect(page.locator("#erase-generate")).to_be_visible()
     expect(page.locator("#erase-preview .sod-preview")).to_have_count(0)
-    assert page.locator("#erase-headline h3").count() == 0
+    assert pictures(page).first.get_attribute("src") == stored
 
 
 def test_a_number_that_is_refused_leaves_no_bar_behind(page: Page) -> None:

@@ -2,7 +2,8 @@
 
 Stages: vae, judges, unet (and with it the pipeline and pack.json), drawn (how well it draws what it is asked), saes,
 erased (UA, IRA and CRA of every SAE in both fidelities), earlier (SAEs at hook points before the one at which token
-labels taught the UNet to keep objects apart, and what they erase: figures only).
+labels taught the UNet to keep objects apart, and what they erase: figures only), opening (the pair that a page opens
+with).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...erase import benchmark, drawings, judges, unlearncanvas
+from ...erase import benchmark, drawings, image, judges, stored, unlearncanvas
 from ...erase.edit import FIDELITIES, Fidelity, Settings
 from ...erase.manifest import KIND
 from ...erase.pack import ErasePack
@@ -30,7 +31,7 @@ from ..canvas.builder import TEST, TRAIN
 from ..erase_saes import erase_sae
 from . import prompts, train_judges, train_unet, train_vae
 
-STAGES = ("vae", "judges", "unet", "drawn", "saes", "erased", "earlier")
+STAGES = ("vae", "judges", "unet", "drawn", "saes", "erased", "earlier", "opening")
 STEPS, GUIDANCE = 25, 4.0
 RECONS = 12_000
 """Images that the judges also see after the autoencoder."""
@@ -191,6 +192,16 @@ class Builder:
                 found[f"{hook_point}, {id}"] = made[id]["report"] | {"tried": rows}
                 print(hook_point, id, found[f"{hook_point}, {id}"], flush=True)
         return {"setting": asdict(TRIED), "found": found}
+
+    def _opening(self) -> dict:
+        """What the page's controls say at first, drawn."""
+        pack = ErasePack(self.out, self.device)
+        m, id = pack.manifest, pack.manifest.saes[0].id
+        object, style = m.opening
+        how = image.settings(pack, id, (object,), image.Scale(), m.steps)
+        result, drawn = image.draw(pack, id, m.prompt(object, style), how, m.steps, m.guidance, seed=0)
+        stored.write(stored.Pair(result, drawn), self.out)
+        return result
 
     def _at(self, hook_point: str, folder: Path) -> ErasePack:
         """The same pipeline and judges as a pack with another hook point, in `folder`."""

@@ -47,7 +47,7 @@ def _png(shown: Shown, scale: str) -> bytes:
 def _gif(shown: Shown) -> bytes:
     """Before and after as they were denoised."""
     if not shown.frames:
-        raise ValueError("so few denoising steps left nothing to move: draw with more of them")
+        raise ValueError("nothing moves here: press “Generate”, with more than a few denoising steps, then export")
     return charts.loop([_side_by_side([figures.enlarged(one) for one in pair]) for pair in shown.frames], FRAME_MS)
 
 

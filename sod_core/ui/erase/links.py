@@ -41,6 +41,10 @@ class Opening(NamedTuple):
     factors: str = ""
     """Of several concepts, as `menus.factors` reads them."""
 
+    def values(self) -> tuple:
+        """As Panel.controls."""
+        return self[2:]
+
 
 PLAIN = {"fidelity": "exact", "start_step": 0, "beta": False, "seed": 0, "factors": ""}
 """What a link leaves out."""

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 import torch
 
-from ...erase import drawings, edit, generate
+from ...erase import drawings, edit, generate, stored
 from ...erase.pack import ConceptSetting, ErasePack, folders, shared_erase_pack
 from ...erase.unlearncanvas import Asked
 from ...models import diffusion
@@ -58,7 +58,7 @@ def build(app: gr.Blocks, tab: gr.Tab) -> None:
     tab.select(_warm, panel.pack, None, **QUIET)
     asked = [gr.State(_Opened()), panel.pack]
     further = [panel.pack, panel.fidelity, panel.start_step, panel.beta, panel.seed]
-    app.load(handling.kept(_first, len(further) + len(filled)), asked, [*further, *filled], **QUIET)
+    loaded = app.load(handling.kept(_first, len(further) + len(filled)), asked, [*further, *filled], **QUIET)
     written = [panel.pack, *panel.opening]
     gr.on(
         [control.change for control in written],
@@ -67,7 +67,10 @@ def build(app: gr.Blocks, tab: gr.Tab) -> None:
         panel.link,
         **LATEST,
     )
-    panel.pack.input(handling.kept(_open, len(filled)), asked, filled, trigger_mode="multiple", **QUIET)
+    other = panel.pack.input(handling.kept(_open, len(filled)), asked, filled, trigger_mode="multiple", **QUIET)
+    pair = handling.kept(lambda *values: _stored_pair(panel, state, *values), 1)
+    for opened in (loaded, other):
+        opened.then(pair, [state, *asked], [state, *_figures(panel)], **QUIET)
     _wire_menus(panel)
     _wire_drawing(panel, state)
     moved = [panel.step.input, panel.step.release]  # release: what the slider's reset button sends
@@ -96,7 +99,7 @@ def _best(panel: Panel) -> dict:
 def _wire_drawing(panel: Panel, state: gr.State) -> None:
     p = panel
     buttons, running = [p.generate, p.cancel, p.grid], gr.State(Running())  # Gradio gives each page a copy
-    shown = [state, *buttons, p.headline, p.preview, p.pictures, p.heat, p.step, p.curve, p.bars]
+    shown = [state, *buttons, p.preview, *_figures(p)]
 
     def undone(running: Running, *_: Any) -> dict:
         return _nothing(p) if running.busy else _idle(p) | {p.preview: ""}
@@ -129,6 +132,8 @@ class _Opened:
     """Which pack's menus a page shows, or has asked for last."""
 
     name: str | None = None
+    says: links.Opening | None = None
+    """What the controls said when it opened."""
 
 
 def _first(request: gr.Request, opened: _Opened, name: str) -> Any:
@@ -143,7 +148,7 @@ def _first(request: gr.Request, opened: _Opened, name: str) -> Any:
     except PackError:
         opened.name = ""
         raise
-    found = link.opened(pack, menus.opening(pack), NO_STYLE)
+    opened.says = found = link.opened(pack, menus.opening(pack), NO_STYLE)
     if link.problems:
         gr.Warning(link.sentence())
     return [name, found.fidelity, found.start_step, found.beta, found.seed, *menus.filled(pack, found)]
@@ -158,7 +163,8 @@ def _open(opened: _Opened, name: str) -> Any:
     opened.name = name
     try:
         pack = shared_erase_pack(name)
-        filled = menus.filled(pack, menus.opening(pack))
+        opened.says = menus.opening(pack)
+        filled = menus.filled(pack, opened.says)
     except PackError:
         opened.name = ""
         raise
@@ -176,6 +182,21 @@ def _warm(name: str) -> None:
             return
 
     threading.Thread(target=load, daemon=True).start()
+
+
+def _stored_pair(p: Panel, state: gr.State, shown: Shown | None, opened: _Opened, name: str) -> dict:
+    """The pair that the pack stores, where the controls say what it was drawn by; else nothing of another pack's."""
+    if shown is not None and shown.pack_name == name:
+        return {state: gr.skip()}
+    pack = shared_erase_pack(name)
+    found = stored.read(pack)
+    if found is not None and opened.says is not None:
+        asking = read(opened.says.values())
+        how = settings(pack, asking)
+        if stored.is_of(found.result, how, asking.sae, asking.prompt, asking.steps, asking.guidance, asking.seed):
+            shown = Shown(name, asking, how, found.drawn, found.result["judged"], [], found.result["left_out"])
+            return {state: shown} | _drawn(p, shown)
+    return {state: None} | dict(zip(_figures(p), ["", "", "", gr.Slider(visible=False), None, None], strict=True))
 
 
 # ------------------------------------------------------------ drawing
@@ -241,17 +262,26 @@ def _generate(p: Panel, state: gr.State, running: Running, name: str, *values: A
     shown = yield from _watched(p, running, lambda tell, cancel: _draw(pack, asking, how, tell, cancel))
     if shown is None:
         return
+    yield _idle(p) | {state: shown, p.preview: ""} | _drawn(p, shown)
+
+
+def _figures(p: Panel) -> list:
+    """The components of `_drawn`."""
+    return [p.headline, p.pictures, p.heat, p.step, p.curve, p.bars]
+
+
+def _drawn(p: Panel, shown: Shown) -> dict:
+    """What is told of a drawing; its heat at the step at which it is largest."""
     best, pair = figures.hottest(shown), [shown.drawn.before[0], shown.drawn.after[0]]
-    yield _idle(p) | {
-        state: shown,
-        p.preview: "",
-        p.headline: figures.headline(shown),
-        p.pictures: figures.compared(*map(figures.enlarged, pair)),
-        p.heat: figures.heat(shown, best),
-        p.step: gr.Slider(maximum=asking.steps - 1, value=best, visible=shown.drawn.heat is not None),
-        p.curve: figures.curve(shown, best),
-        p.bars: figures.judge_bars(shown.judged, asking.concepts),
-    }
+    told = [
+        figures.headline(shown),
+        figures.compared(*map(figures.enlarged, pair)),
+        figures.heat(shown, best),
+        gr.Slider(maximum=shown.asking.steps - 1, value=best, visible=shown.drawn.heat is not None),
+        figures.curve(shown, best),
+        figures.judge_bars(shown.judged, shown.asking.concepts),
+    ]
+    return dict(zip(_figures(p), told, strict=True))
 
 
 def _draw(pack: ErasePack, asking: Asking, how: edit.Settings, tell: Callable, cancel: threading.Event) -> Shown:
