@@ -17,9 +17,10 @@ from .machine import again, sentences
 from .mask import command as mask
 from .packs import command as packs
 from .restore import command as restore
+from .ui import command as draw
 from .unlearn import command as unlearn
 
-COMMANDS = (restore, erase, clamp, mask, unlearn, packs, build)
+COMMANDS = (restore, erase, clamp, mask, draw, unlearn, packs, build)
 """Each adds its verbs, in the order of the help."""
 
 
@@ -32,13 +33,13 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns 0, or 2 for what the user can mend (one line on standard error)."""
     sentences.say_everything()
-    given = sys.argv[1:] if arguments is None else arguments
+    parser, given = _parser(), sys.argv[1:] if arguments is None else arguments
     try:
         given = again.expanded(given)
     except ValueError as error:
         print(f"sod_core: {error}", file=sys.stderr)
         return 2
-    options = _parser().parse_args(given)
+    options = parser.parse_args(given)
     try:
         options.run(options)
         sys.stdout.flush()
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m sod_core", description=__doc__)
+    parser = _Parser(prog=" ".join(again.PROGRAM), description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for command in COMMANDS:
         command.add(verbs)

@@ -50,6 +50,16 @@ def test_the_json_is_computed_again_by_the_command_line(state, made, run, tmp_pa
     assert held["figures"]["summary"] in json.loads(outcome.out) and held["figures"]["rows"]
 
 
+@pytest.mark.parametrize("kind", ["png", "csv"])
+def test_the_json_is_drawn_again(state, run, tmp_path, kind):  # noqa: F811
+    controls = Controls(APPLE, 2, ALL, STRONGLY, EXPERTS)
+    said, wanted = (exports.make(one, "inferno", state, *controls)[1] for one in ("json", kind))
+    (tmp_path / "x.json").write_bytes(said)
+    outcome = run("draw", tmp_path / "x.json", "--out", tmp_path / f"x.{kind}")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / f"x.{kind}").read_bytes() == wanted
+
+
 def test_what_is_stale_is_not_exported(state, monkeypatch):  # noqa: F811
     monkeypatch.setattr(exports, "stale", lambda *_: "it was made of another file")
     with pytest.raises(ValueError, match="no figure of this model yet"):

@@ -20,6 +20,7 @@ from playwright.sync_api import BrowserContext, Page
 from test_mask_pack import made  # noqa: F401  the tiny pack
 from test_page import move_alpha, opened, traces
 
+from sod_core.__main__ import _parser
 from sod_core.clamp.pack import ClampPack
 from sod_core.data import charts
 from sod_core.erase.pack import ErasePack
@@ -177,6 +178,68 @@ def test_restores_json_gives_the_same_through_the_command_line(visitor, run, tmp
     assert found["restored"][-1]["logits"] != found["unlearned"]["logits"]
 
 
+def drawn_again(run, path: Path, content: bytes, kind: str) -> bytes:
+    """What `draw` makes of an exported JSON file."""
+    path.write_bytes(content)
+    outcome = run("draw", path, "--out", path.with_suffix(f".{kind}"))
+    assert outcome.code == 0, outcome.err
+    return path.with_suffix(f".{kind}").read_bytes()
+
+
+def same(one: bytes, other: bytes, kind: str) -> bool:
+    """Tables by their bytes, pictures by their pixels: three frames of a moving one."""
+    if kind == "csv":
+        return one == other
+    first, second = (Image.open(io.BytesIO(content)) for content in (one, other))
+    frames = getattr(first, "n_frames", 1)
+    if frames != getattr(second, "n_frames", 1):
+        return False
+    for place in {0, frames // 2, frames - 1}:
+        first.seek(place), second.seek(place)
+        if first.convert("RGB").tobytes() != second.convert("RGB").tobytes():
+            return False
+    return True
+
+
+@pytest.mark.parametrize("kind", ["png", "gif", "csv"])
+def test_restores_json_is_drawn_again(visitor, run, tmp_path, kind):
+    visitor.choose_model(next(entry.id for entry in visitor.entries if entry.id != visitor.entry.id))
+    visitor.edit_own_list(LAYERS[0], "9, 1, 5")
+    visitor.show_latent(LAYERS[0], 5)
+    controls = (LAYERS[0], "amplify", 0.35, "patches", "own", "", 7)
+    said, wanted = (export_of(visitor, one, *controls, scale="cividis")[1] for one in ("json", kind))
+    found = drawn_again(run, tmp_path / "x.json", said, kind)
+    assert same(found, wanted, kind)
+    if kind == "png":  # by its own colour scale
+        assert not same(found, export_of(visitor, kind, *controls)[1], kind)
+
+
+@pytest.mark.parametrize("kind", ["png", "csv"])
+def test_a_scoreboards_json_is_drawn_again(run, tmp_path, kind):
+    said, wanted = (restore_exports.make_board(one, "inferno", "digits", None)[1] for one in ("json", kind))
+    assert same(drawn_again(run, tmp_path / "x.json", said, kind), wanted, kind)
+
+
+@pytest.mark.parametrize(
+    "held, out, said",
+    [
+        ({}, "x.png", "no JSON that the app's Export menu made"),
+        ([], "x.png", "no JSON that the app's Export menu made"),
+        ({"tab": "erase", "page": {"pack": 3}, "figures": {}}, "x.png", "no JSON that the app's Export menu made"),
+        ({"tab": "mask", "page": {}, "figures": {}}, "x.png", "no JSON that the app's Export menu made"),
+        ({"tab": "restore", "page": {"pack": "/etc"}, "figures": {}}, "x.png", "/etc"),
+        ({"tab": "restore", "page": {}, "figures": {"lacks": "It lacks."}}, "x.png", "drawn again: It lacks."),
+        ({"tab": "atlas", "page": {}, "figures": {}}, "x.gif", "nothing moves in the atlas"),
+        ({}, "x.bmp", "a name that ends in .png, .gif or .csv"),
+    ],
+)
+def test_what_cannot_be_drawn_again_is_said(run, tmp_path, held, out, said):
+    (tmp_path / "x.json").write_text(json.dumps(held))
+    outcome = run("draw", tmp_path / "x.json", "--out", tmp_path / out)
+    assert outcome.code == 2 and said in outcome.err and outcome.err.count("\n") == 1
+    assert not (tmp_path / out).exists()
+
+
 def test_what_is_said_beside_a_file_wins(visitor, run, tmp_path):
     path = tmp_path / "x.json"
     path.write_bytes(export_of(visitor, "json")[1])
@@ -271,6 +334,12 @@ def test_masks_json_gives_the_same_through_the_command_line(masked, run, tmp_pat
         assert row[key] == content["figures"][key] == value[position]
 
 
+@pytest.mark.parametrize("kind", ["png", "csv"])
+def test_masks_json_is_drawn_again(masked, run, tmp_path, kind):
+    said, wanted = (mask_exports.make(one, "inferno", masked)[1] for one in ("json", kind))
+    assert same(drawn_again(run, tmp_path / "x.json", said, kind), wanted, kind)
+
+
 # ---------------------------------------------------------------- Clamp
 
 
@@ -326,6 +395,20 @@ def test_clamps_curves_are_what_was_measured(clamped):
         clamp_exports.make("png", "inferno", clamp_visitor.Page())
 
 
+def of_folder(content: bytes, folder: Path) -> bytes:
+    """The page's pack has a name, the test's a folder."""
+    held = json.loads(content)
+    held["page"]["pack"] = str(folder)
+    return json.dumps(held).encode()
+
+
+@pytest.mark.parametrize("kind", ["png", "gif", "csv"])
+def test_clamps_json_is_drawn_again(clamped, run, clamp_folder, tmp_path, kind):
+    clamped.measured["prime"] = [Point(-30.0, 0.25, 0.5, 0.75, 0.3), Point(-10.0, 0.5, float("nan"), 0.8, 0.4)]
+    said, wanted = (clamp_exports.make(one, "inferno", clamped)[1] for one in ("json", kind))
+    assert same(drawn_again(run, tmp_path / "x.json", of_folder(said, clamp_folder), kind), wanted, kind)
+
+
 # ---------------------------------------------------------------- Erase
 
 
@@ -336,7 +419,7 @@ def erased(erase_folder) -> Shown:
     sae, concept = pack.manifest.saes[0].id, pack.manifest.concepts[0]
     asking = erase_tab.read((f"An image of {concept}.", [concept], sae, -3.0, "exact", 1, 90.0, False, 4, 2.0, 5, ""))
     how = erase_tab.settings(pack, asking)
-    return erase_tab._draw(pack, asking, how, lambda told: None, threading.Event())
+    return erase_tab.draw(pack, asking, how, lambda told: None, threading.Event())
 
 
 def test_erases_json_draws_the_same_through_the_command_line(erased, run, erase_folder, tmp_path):
@@ -359,6 +442,12 @@ def test_erases_json_draws_the_same_through_the_command_line(erased, run, erase_
         part = np.asarray(picture.crop((corner, 0, corner + one.width, one.height))).astype(int)
         assert np.abs(part - np.asarray(one.convert("RGB")).astype(int)).max() <= 2
     assert drawn[0].tobytes() != drawn[1].tobytes() and picture.width == 3 * drawn[0].width
+
+
+@pytest.mark.parametrize("kind", ["png", "gif", "csv"])
+def test_erases_json_is_drawn_again(erased, run, erase_folder, tmp_path, kind):
+    said, wanted = (erase_exports.make(one, "cividis", erased)[1] for one in ("json", kind))
+    assert same(drawn_again(run, tmp_path / "x.json", of_folder(said, erase_folder), kind), wanted, kind)
 
 
 def test_erases_table_and_moving_picture(erased):
@@ -408,6 +497,7 @@ def test_options_are_what_one_would_type(tmp_path):
     path = tmp_path / "x.json"
     options = {"prompt": "--json=/tmp/x", "value": -30, "beta": True, "per-codebook": False, "alpha": [0, 1.5]}
     path.write_text(json.dumps({"sod_core": ["clamp", "text"], "options": options}))
+    _parser()  # what it adds the option to
     found = again.expanded(["clamp", "text", "--from", str(path), "--tokens", "3", "--value=-5"])
     typed = ["clamp", "text", "--prompt=--json=/tmp/x", "--beta", "--alpha", "0", "1.5"]
     assert found == [*typed, "--tokens", "3", "--value=-5"]

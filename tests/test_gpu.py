@@ -19,7 +19,7 @@ from conftest import EXPERTS, LAYERS, ROOT, UNLEARNED, random_images, random_vit
 from forks import Forks
 from torch import Tensor
 
-from sod_core.machine import gpu
+from sod_core.machine import devices, gpu
 from sod_core.packs import safe
 from sod_core.restore import pack as restore_pack
 from sod_core.restore.edit import MODES
@@ -329,3 +329,19 @@ def test_every_forward_takes_its_turn(pack, monkeypatch):
     assert len(devices) == 4  # each model up to the layers, and from there to its logits
     session.restore([0.0], LAYERS[0], "inject", EXPERTS[0])
     assert devices == [torch.device("cpu")] * 5
+
+
+@pytest.mark.parametrize(
+    "has, device, wanted",
+    [
+        ({"avx512_bf16": True}, "cpu", "bfloat16"),
+        ({"amx_bf16": True, "avx512_bf16": False}, "cpu", "bfloat16"),
+        ({"bf16": True}, "cpu", "bfloat16"),  # ARM's name
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, "cpu", "float32"),
+        ({}, "cpu", "float32"),
+        ({}, "cuda", "bfloat16"),
+    ],
+)
+def test_training_takes_the_precision_that_the_device_is_fast_in(monkeypatch, has, device, wanted):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert devices.training_precision(torch.device(device)) == wanted

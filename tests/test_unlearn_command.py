@@ -15,6 +15,7 @@ import torch
 from conftest import CLASSES, SHAPE, Outcome, free_port, random_vit
 from PIL import Image
 
+from sod_core.machine import devices
 from sod_core.models import vit as vits
 from sod_core.packs import safe
 from sod_core.packs.hub import HubFile
@@ -23,6 +24,9 @@ from sod_core.unlearn import data, random_labels, record, retrain, salun, scrub,
 from sod_core.unlearn.data import Source
 from sod_core.unlearn.task import Stop
 from sod_core.worlds.drawn import UNKNOWN
+
+PRECISION = devices.training_precision(torch.device("cpu"))
+OTHER = {"bfloat16": "float32", "float32": "bfloat16"}[PRECISION]
 
 A_CLASS = 10
 """Pictures of each class: 7 to train with, 1 to check, 2 to test."""
@@ -82,7 +86,7 @@ def test_a_run_writes_a_checkpoint_and_its_record(run, options, pack, pictures, 
     assert {value.dtype for value in state.values()} == {torch.float16}
     found = json.loads((tmp_path / "one.json").read_text())
     assert (found["method"], found["target_class"], found["target"]) == ("random_labels", 1, "pear")
-    assert (found["seed"], found["precision"], found["device"], found["threads"]) == (0, "bfloat16", "cpu", 1)
+    assert (found["seed"], found["precision"], found["device"], found["threads"]) == (0, PRECISION, "cpu", 1)
     assert found["settings"] == asdict(random_labels.Settings(batch=4, stop=Stop(3, forget_at_most=-1, every=2)))
     assert found["versions"]["torch"] == torch.__version__ and set(found["versions"]) >= {"python", "timm", "numpy"}
     assert found["data"]["source"] == {"data": str(pictures), "split_seed": 0}
@@ -157,7 +161,7 @@ def test_a_run_that_came_out_otherwise_says_so(run, options, tmp_path, pictures)
 def test_a_seed_and_a_setting_change_the_model(run, options, tmp_path):
     run(*arguments(options))
     expected = safe.read_torch(tmp_path / "one.pth")
-    for more in ({"--seed": 1}, {"--set": [*options["--set"], "lr=1e-3"]}, {"--precision": "float32"}):
+    for more in ({"--seed": 1}, {"--set": [*options["--set"], "lr=1e-3"]}, {"--precision": OTHER}):
         run(*arguments(options | {"--out": tmp_path / "other.pth"} | more))
         other = safe.read_torch(tmp_path / "other.pth")
         assert any(not torch.equal(expected[key], other[key]) for key in expected)

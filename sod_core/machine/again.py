@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 OPTION = "--from"
-OTHERS = ("unlearn",)
-"""Commands whose --from is of another kind: a record of their own."""
+PROGRAM = ("python", "-m", "sod_core")
+_COMMANDS: set[tuple[str, ...]] = set()
+"""The words of those that called `add`: another's --from is of its own kind."""
 LARGEST = 50_000_000
 """Bytes of a file."""
 TAKEN = frozenset(
@@ -26,6 +27,7 @@ INSTEAD = {"example": ["image"], "share": ["pairs", "examples"], "factor": ["mul
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the option to a command's help; `expanded` takes it out before the command is read."""
+    _COMMANDS.add(tuple(word for word in parser.prog.split() if word not in PROGRAM))
     parser.add_argument(
         OPTION, dest="again", metavar="FILE", help="options out of JSON that the app exported; those given here win"
     )
@@ -34,7 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def expanded(arguments: Sequence[str]) -> list[str]:
     """The arguments with those of --from FILE in its place. Raises ValueError, one sentence."""
     given = list(arguments)
-    if given[:1] and given[0] in OTHERS:
+    if not any(tuple(given[: len(words)]) == words for words in _COMMANDS):
         return given
     written = next((place for place, one in enumerate(given) if one.startswith(f"{OPTION}=")), None)
     if written is not None:
@@ -54,17 +56,33 @@ def expanded(arguments: Sequence[str]) -> list[str]:
     return [*words, *found, *rest[len(words) :]]
 
 
-def _read(path: str) -> tuple[list[str], dict[str, Any]]:
+def held(path: str) -> dict[str, Any]:
+    """What an exported file holds. Raises ValueError, one sentence."""
     try:
         if Path(path).stat().st_size > LARGEST:
             raise ValueError(f"{path} is too large for an exported file")
-        held = json.loads(Path(path).read_text(encoding="utf-8"))
-        words, options = held["sod_core"], held["options"]
-        sound = all(isinstance(word, str) for word in words) and words and all(map(_plain, options.values()))
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except (TypeError, KeyError, AttributeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON that the app's Export menu made") from error
+    except (RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise foreign(path) from error
+    if not isinstance(found, dict):
+        raise foreign(path)
+    return found
+
+
+def foreign(path: str) -> ValueError:
+    """The error for a file that Export did not make."""
+    return ValueError(f"{path} is no JSON that the app's Export menu made")
+
+
+def _read(path: str) -> tuple[list[str], dict[str, Any]]:
+    found = held(path)
+    try:
+        words, options = found["sod_core"], found["options"]
+        sound = all(isinstance(word, str) for word in words) and words and all(map(_plain, options.values()))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise foreign(path) from error
     unknown = sorted(set(options) - TAKEN)
     if unknown or not sound:
         raise ValueError(f"{path} holds an option that no exported file has: {', '.join(unknown) or 'a nested one'}")

@@ -107,7 +107,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def for_command(words: Sequence[str], options: dict[str, Any], figures: dict[str, Any]) -> bytes:
-    """A JSON file that `python -m sod_core WORDS --from FILE` reads; options that are None are left out."""
+def for_command(
+    words: Sequence[str], options: dict[str, Any], figures: dict[str, Any], tab: str, page: dict[str, Any]
+) -> bytes:
+    """A JSON file that `python -m sod_core WORDS --from FILE` computes again, and `draw FILE` draws: of `page`, what
+    `tab` shows. Options that are None are left out."""
     known = {key: value for key, value in options.items() if value is not None}
-    return (json.dumps({"sod_core": list(words), "options": known, "figures": figures}, indent=1) + "\n").encode()
+    held = {"sod_core": list(words), "options": known, "figures": figures, "tab": tab, "page": page}
+    return (json.dumps(held, indent=1) + "\n").encode()

@@ -31,7 +31,9 @@ def make(kind: str, scale: str, page: Page, *values: Any) -> tuple[str, bytes]:
         if target is not None:
             experts = page.pack.expert_ids(controls.layer, target)
             figures["summary"] = fates.summary(atlas, controls.layer, entry.id, experts)._asdict()
-        return called, exports.for_command(["atlas"], {"pack": name, "images": len(atlas.labels)}, figures)
+        options = {"pack": name, "images": len(atlas.labels)}
+        shown = {"pack": name} | controls._asdict() | {"model": entry.id}
+        return called, exports.for_command(["atlas"], options, figures, "atlas", shown)
     group, measure = table.group(atlas, controls), controls.measure
     on = "all images" if group is None else f"images of {atlas.classes[group]}"
     note = f"{page.pack.manifest.title} · {entry.id} · layer {controls.layer} · on {on} of {len(atlas.labels)} images"

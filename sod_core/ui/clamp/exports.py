@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ...clamp import drawing
@@ -29,7 +30,7 @@ def make(kind: str, scale: str, page: Page) -> tuple[str, bytes]:
     if kind == "csv":
         content = _csv(_curves(pack, asking, page))
     elif kind == "json":
-        content = _json(pack, asking, page.last)
+        content = _json(pack, asking, page, page.last)
     else:
         content = _picture(kind, pack, asking, page, page.last)
     value = "" if kind in ("gif", "csv") else f"coefficient{asking.value:g}"
@@ -46,11 +47,7 @@ def _curves(pack: ClampPack, asking: Asking, page: Page) -> list[tuple[str, str,
 
 def _csv(found: Sequence[tuple[str, str, Sequence[Point]]]) -> bytes:
     """A row a point of a curve; a figure that is not there is an empty cell."""
-    rows = [
-        [key, source, *(None if value != value else value for value in point)]
-        for key, source, points in found
-        for point in points
-    ]
+    rows = [[key, source, *map(_number, point)] for key, source, points in found for point in points]
     if not rows:
         raise ValueError("there are no curves yet: press “Measure here”, then export")
     return exports.table(["curve", "source", "coefficient", "forget", "retain", "alignment", "collapse"], rows)
@@ -108,7 +105,7 @@ def _short(prompt: str) -> str:
     return one if len(one) <= 110 else f"{one[:107]} ..."
 
 
-def _json(pack: ClampPack, asking: Asking, last: Answered) -> bytes:
+def _json(pack: ClampPack, asking: Asking, page: Page, last: Answered) -> bytes:
     """Clamp Prime as `clamp text` takes it; what the other columns take beside it stands with them."""
     edits = work.clamps(pack, asking)
     options = {"pack": pack.manifest.name, "prompt": asking.prompt, "sae": asking.sae, "fidelity": asking.fidelity}
@@ -122,7 +119,15 @@ def _json(pack: ClampPack, asking: Asking, last: Answered) -> bytes:
         }
         for one in last.columns
     ]
-    return exports.for_command(["clamp", "text"], options, {"columns": columns, "choices": list(last.options)})
+    measured = {key: [list(map(_number, point)) for point in points] for key, points in page.measured.items()}
+    shown = {"pack": pack.manifest.name, "measured": measured} | asdict(asking)
+    figures = {"columns": columns, "choices": list(last.options)}
+    return exports.for_command(["clamp", "text"], options, figures, "clamp", shown)
+
+
+def _number(value: float) -> float | None:
+    """JSON has no word for a figure that is not there."""
+    return None if value != value else value
 
 
 def _edit(clamp: Clamp) -> dict[str, Any]:

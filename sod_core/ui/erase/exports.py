@@ -22,7 +22,7 @@ def make(kind: str, scale: str, shown: Shown | None) -> tuple[str, bytes]:
     if kind == "csv":
         content = _csv(shown)
     elif kind == "json":
-        content = _json(shown)
+        content = _json(shown, scale)
     else:
         content = _png(shown, scale) if kind == "png" else _gif(shown)
     asking, factors = shown.asking, dict.fromkeys(shown.how.each("factor") or shown.how.each("multiplier"))
@@ -70,7 +70,7 @@ def _csv(shown: Shown) -> bytes:
     return exports.table(["step", "mean_latent", "share_of_picture", "edited"], rows)
 
 
-def _json(shown: Shown) -> bytes:
+def _json(shown: Shown, scale: str) -> bytes:
     """Everything that draws the same images again, and what was measured on them."""
     asking, how = shown.asking, shown.how
     options = {
@@ -95,4 +95,5 @@ def _json(shown: Shown) -> bytes:
     }
     if shown.drawn.heat is not None:
         figures["latent_by_step"] = shown.drawn.heat[:, 0].mean((1, 2)).tolist()
-    return exports.for_command(["erase", "image"], options, figures)
+    page = {"pack": shown.pack_name, "heat": scale} | asdict(asking)
+    return exports.for_command(["erase", "image"], options, figures, "erase", page)

@@ -259,7 +259,7 @@ def _generate(p: Panel, state: gr.State, running: Running, name: str, *values: A
     """Draws before and after in one batch, with a preview; the visitor may cancel at any step."""
     pack, asking = shared_erase_pack(name), read(values)
     how = settings(pack, asking)
-    shown = yield from _watched(p, running, lambda tell, cancel: _draw(pack, asking, how, tell, cancel))
+    shown = yield from _watched(p, running, lambda tell, cancel: draw(pack, asking, how, tell, cancel))
     if shown is None:
         return
     yield _idle(p) | {state: shown, p.preview: ""} | _drawn(p, shown)
@@ -284,7 +284,7 @@ def _drawn(p: Panel, shown: Shown) -> dict:
     return dict(zip(_figures(p), told, strict=True))
 
 
-def _draw(pack: ErasePack, asking: Asking, how: edit.Settings, tell: Callable, cancel: threading.Event) -> Shown:
+def draw(pack: ErasePack, asking: Asking, how: edit.Settings, tell: Callable, cancel: threading.Event) -> Shown:
     """Draws and judges; tells previews, which are decoded in this thread since it has the pipeline."""
     pipeline, frames = pack.pipeline(), []
     every = max(PREVIEW_STEPS, math.ceil(asking.steps / PREVIEWS))

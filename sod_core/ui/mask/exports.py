@@ -27,7 +27,7 @@ def make(kind: str, scale: str, page: Page) -> tuple[str, bytes]:
     if kind == "csv":
         content = _csv(pack, found)
     elif kind == "json":
-        content = _json(pack, bottleneck, list(names), found, at)
+        content = _json(pack, bottleneck, list(names), method, found, at)
     else:
         drawn = _drawing(pack, bottleneck, classes, method, found)
         content = drawing.png(drawn, at) if kind == "png" else drawing.gif(drawn)
@@ -55,7 +55,7 @@ def _csv(pack: MaskPack, found: Sweep) -> bytes:
     return exports.table([*head, *(f"right: {name}" for name in pack.manifest.classes)], rows)
 
 
-def _json(pack: MaskPack, bottleneck: str, names: list[str], found: Sweep, at: int) -> bytes:
+def _json(pack: MaskPack, bottleneck: str, names: list[str], method: str, found: Sweep, at: int) -> bytes:
     """The dose as `mask evaluate` takes it; none where nothing is masked yet: it measures a range then."""
     dose = found.doses[at]
     options: dict[str, Any] = {"pack": pack.manifest.name, "bottleneck": bottleneck, "forget": names}
@@ -71,4 +71,5 @@ def _json(pack: MaskPack, bottleneck: str, names: list[str], found: Sweep, at: i
         "by_class": [None if math.isnan(value) else value for value in found.by_class[at]],
         "retrained": list(found.retrained),
     }
-    return exports.for_command(["mask", "evaluate"], options | {"seed": 0}, figures)
+    page = {"pack": pack.manifest.name, "bottleneck": bottleneck, "forget": names, "method": method, "position": at}
+    return exports.for_command(["mask", "evaluate"], options | {"seed": 0}, figures, "mask", page)

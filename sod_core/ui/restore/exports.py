@@ -43,7 +43,9 @@ def make_board(kind: str, scale: str, first: str, visitor: Visitor | None) -> tu
     if kind == "json":
         options = {"pack": pack.manifest.name, "images": found["images"], "layer": settings["layer"]}
         options |= {"mode": settings["mode"], "max-alpha": settings["max_alpha"], "seed": settings["seed"]}
-        return name, exports.for_command(["evaluate"], options, {"rows": found["rows"]})
+        return name, exports.for_command(
+            ["evaluate"], options, {"rows": found["rows"]}, "scoreboard", {"pack": pack.manifest.name}
+        )
     note = f"{found['images']} images ({found['data']}), layer {settings['layer']}, mode {settings['mode']}"
     return name, drawing.board(pack.manifest.title, note, list(map(_point, filter(_has_r, found["rows"]))))
 
@@ -172,4 +174,5 @@ def _json(visitor: Visitor, controls: Controls, scale: str) -> bytes:
         "restored": restored,
         "curves": {curve.key: curve.probability for curve in _curves(visitor, controls)},
     }
-    return exports.for_command(["restore"], options, figures)
+    page = links.of(visitor, controls) | {"alpha": f"{controls.alpha:g}", "heat": scale}
+    return exports.for_command(["restore"], options, figures, "restore", page)
