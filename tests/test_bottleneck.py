@@ -176,6 +176,28 @@ def test_the_library_s_keys_follow_the_moving_average(features):
         assert torch.allclose(found[c], keys, atol=1e-4)
 
 
+def test_a_step_is_what_calling_the_library_does():
+    """Its own way makes a table of who chose whom; both revive the same keys by the same draws."""
+    from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
+
+    torch.manual_seed(0)
+    start, batches = torch.randn(1, 40, 5), torch.randn(12, 64, 5)
+    books = []
+    for step in (lambda book, batch: book(batch[None, None]), key_fitting._library_step):
+        book = Codebook(dim=5, codebook_size=40, decay=0.9, eps=1e-5, threshold_ema_dead_code=0.4)
+        book.embed.copy_(start), book.embed_avg.copy_(start)
+        book.train()
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for batch in batches:
+                step(book, batch)
+        books.append(book)
+    theirs, ours = books
+    for name in ("embed", "embed_avg", "cluster_size"):
+        assert torch.allclose(getattr(ours, name), getattr(theirs, name), atol=1e-5), name
+    assert not torch.allclose(theirs.embed, start, atol=0.1)
+
+
 @pytest.mark.parametrize("reference", [False, True])
 def test_keys_are_the_same_for_the_same_seed_and_codebooks_do_not_depend_on_one_another(features, reference):
     how, projection = Fitting(pairs=8, epochs=2, batch=16), make_projection(3, WIDTH, KEY, seed=6)

@@ -22,8 +22,8 @@ from torch.nn import functional
 
 NEAREST = 32
 """How many of each head's nearest pairs are kept; where all of them are masked, the search is made again."""
-AT_ONCE = 1 << 23
-"""Distances in memory at a time, 64 MB of them."""
+AT_ONCE = 1 << 20
+"""Distances in memory at a time: 8 MB of them, which a processor's cache holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,11 +119,11 @@ def distances(features: Tensor, projection: Tensor, keys: Tensor) -> Tensor:
 
 def order(found: Tensor, n: int) -> Tensor:
     """The n smallest of each row, smallest first, ties to the lowest index. [N, J] -> [N, n]."""
-    values, index = found.topk(n, dim=1, largest=False)
-    index, by_index = index.sort(dim=1)
-    values, by_value = values.gather(1, by_index).sort(dim=1, stable=True)
+    values, index = found.topk(min(n + 1, found.shape[1]), dim=1, largest=False)
+    tied = (values[:, n:] == values[:, n - 1 : n]).any(1)  # which of the equal ones topk took is chance
+    index, by_index = index[:, :n].sort(dim=1)
+    values, by_value = values[:, :n].gather(1, by_index).sort(dim=1, stable=True)
     index = index.gather(1, by_value)
-    tied = (found <= values[:, -1:]).sum(1) > n  # which of the equal ones topk took is chance
     if tied.any():
         index[tied] = found[tied].argsort(dim=1, stable=True)[:, :n]
     return index

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,8 +108,22 @@ def _by_library(heads: Tensor, how: Fitting, codebook: int) -> Tensor:
         book.embed_avg.copy_(start)
         book.train()
         for batch in _batches(heads, how, draw):
-            book(batch[None, None])  # [codebooks, batch, heads, d]
+            _library_step(book, batch)
     return book.embed[0].detach().clone()
+
+
+def _library_step(book: Any, batch: Tensor) -> None:
+    """What calling the Codebook with a batch [B, d] does to it, in a sixth of the time: it would make a [B, J] table of
+    who chose whom, and two products with it. The moving averages, smoothing and revival stay the library's."""
+    from vector_quantize_pytorch.vector_quantize_pytorch import ema_inplace
+
+    keys = book.embed[0]
+    chosen = torch.addmm(keys.square().sum(1), batch, keys.T, alpha=-2).argmin(1)
+    hits = torch.bincount(chosen, minlength=len(keys)).to(batch)
+    ema_inplace(book.cluster_size, hits[None], book.decay)
+    ema_inplace(book.embed_avg, torch.zeros_like(keys).index_add_(0, chosen, batch)[None], book.decay)
+    book.update_ema()
+    book.expire_codes_(batch[None])
 
 
 def _batches(heads: Tensor, how: Fitting, draw: torch.Generator) -> Iterator[Tensor]:
