@@ -119,6 +119,8 @@ def distances(features: Tensor, projection: Tensor, keys: Tensor) -> Tensor:
 
 def order(found: Tensor, n: int) -> Tensor:
     """The n smallest of each row, smallest first, ties to the lowest index. [N, J] -> [N, n]."""
+    if n == 1:
+        return found.argmin(1, keepdim=True)  # of equal ones the first
     values, index = found.topk(min(n + 1, found.shape[1]), dim=1, largest=False)
     tied = (values[:, n:] == values[:, n - 1 : n]).any(1)  # which of the equal ones topk took is chance
     index, by_index = index[:, :n].sort(dim=1)
