@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from test_atlas_tab import APPLE, State, made, state, stored  # noqa: F401  fixtures
 
+from sod_core.restore import atlas_file
 from sod_core.ui.atlas import exports, table, work
 from sod_core.ui.atlas.scatter import OFTEN, STRONGLY
 from sod_core.ui.atlas.visitor import ALL, EVERY, EXPERTS, FORGOTTEN, Controls
@@ -40,13 +41,20 @@ def test_the_picture_shows_the_experts(state, measure):  # noqa: F811
     assert bare != content
 
 
+def stored_bytes(folder):
+    path = folder / atlas_file.FILE
+    return path.stat().st_mtime_ns, path.read_bytes()
+
+
 def test_the_json_is_computed_again_by_the_command_line(state, made, run, tmp_path):  # noqa: F811
     name, content = exports.make("json", "inferno", state, *Controls(APPLE, 2, FORGOTTEN, OFTEN, EVERY))
     held = json.loads(content)
     held["options"]["pack"] = str(made)
     (tmp_path / name).write_text(json.dumps(held))
-    outcome = run("atlas", "--from", tmp_path / name, "--out", tmp_path / "out.safetensors", "--json", "-")
+    own = stored_bytes(made)
+    outcome = run("atlas", "--from", tmp_path / name, "--json", "-")
     assert outcome.code == 0, outcome.err
+    assert "wrote" not in outcome.err and stored_bytes(made) == own  # the pack's own atlas is of every model
     assert held["figures"]["summary"] in json.loads(outcome.out) and held["figures"]["rows"]
 
 

@@ -500,7 +500,7 @@ def test_options_are_what_one_would_type(tmp_path):
     _parser()  # what it adds the option to
     found = again.expanded(["clamp", "text", "--from", str(path), "--tokens", "3", "--value=-5"])
     typed = ["clamp", "text", "--prompt=--json=/tmp/x", "--beta", "--alpha", "0", "1.5"]
-    assert found == [*typed, "--tokens", "3", "--value=-5"]
+    assert found == [*typed, "--tokens", "3", "--value=-5", "--from", str(path)]
     assert again.expanded(["restore", "--pack", "x"]) == ["restore", "--pack", "x"]
 
 

@@ -26,7 +26,7 @@ INSTEAD = {"example": ["image"], "share": ["pairs", "examples"], "factor": ["mul
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds the option to a command's help; `expanded` takes it out before the command is read."""
+    """Adds the option; `expanded` puts the file's options beside it, and `again` tells the command of the file."""
     _COMMANDS.add(tuple(word for word in parser.prog.split() if word not in PROGRAM))
     parser.add_argument(
         OPTION, dest="again", metavar="FILE", help="options out of JSON that the app exported; those given here win"
@@ -53,7 +53,7 @@ def expanded(arguments: Sequence[str]) -> list[str]:
     for name, value in options.items():
         if not any(f"--{other}" in said for other in (name, *INSTEAD.get(name, []))):
             found += _words(f"--{name}", value)
-    return [*words, *found, *rest[len(words) :]]
+    return [*words, *found, *rest[len(words) :], OPTION, path]
 
 
 def held(path: str) -> dict[str, Any]:

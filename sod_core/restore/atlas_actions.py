@@ -21,15 +21,16 @@ from .testset import TestSet, open_set
 
 
 def atlas(options: argparse.Namespace) -> None:
-    """`atlas`: computes it, stores it in the pack, and prints what became of the latents. Raises ValueError."""
+    """`atlas`: computes it, stores it in the pack, and prints what became of the latents. Raises ValueError.
+
+    What an exported file asks for may be a part of the pack's own atlas: it is stored only where --out says.
+    """
     pack = open_pack(options.pack, devices.choose_device(options.device))
     known = [entry.id for entry in pack.manifest.unlearned]
     ids = options.unlearned or [id for id in known if not pack.lacking(id)]
     data = images(pack, options.images)
-    out = Path(options.out) if options.out else pack.manifest.folder / atlas_file.FILE
     with tqdm(total=len(data), desc="images", unit="image", leave=False, disable=None) as bar:
         found, refused = computed(pack, ids, data, lambda done, _: bar.update(done - bar.n))
-    atlas_file.write(found, out)
     rows = [
         fates.summary(found, layer, model.id, pack.expert_ids(layer, model.target))
         for model in found.models
@@ -40,7 +41,10 @@ def atlas(options: argparse.Namespace) -> None:
         give_json([row._asdict() for row in rows], options.json)
     if options.json != "-":
         print(fates.table(rows), end="")
-    print(f"wrote {out}: {len(data)} images ({data.name}), {out.stat().st_size / 1e6:.2f} MB", file=sys.stderr)
+    if options.out or not options.again:
+        out = Path(options.out) if options.out else pack.manifest.folder / atlas_file.FILE
+        atlas_file.write(found, out)
+        print(f"wrote {out}: {len(data)} images ({data.name}), {out.stat().st_size / 1e6:.2f} MB", file=sys.stderr)
     if refused:
         raise ValueError(f"{len(refused)} of {len(ids)} models are not in the atlas. {'; '.join(refused)}")
 

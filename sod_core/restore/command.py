@@ -106,7 +106,9 @@ def _add_atlas(parser: argparse.ArgumentParser) -> None:
         "--unlearned", nargs="*", default=[], metavar="ID", help="default: every one of the pack that is here"
     )
     parser.add_argument("--images", type=int, help="at most so many, all classes together; default: 3000")
-    parser.add_argument("--out", metavar="FILE", help="where the atlas goes; default: into the pack, for the app")
+    parser.add_argument(
+        "--out", metavar="FILE", help="where the atlas goes; default: into the pack, for the app; with --from, nowhere"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the table's figures; - is standard output")
     parser.add_argument("--device", help="cuda, mps or cpu; default: SOD_DEVICE, else the best there is")
     again.add(parser)
