@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from conftest import LAYERS, SHAPE, Server
+from conftest import LAYERS, SHAPE, UNLEARNED, Server
 from playwright.sync_api import BrowserContext, Page, expect
 from test_page import ALPHA, choose, classes, eventually, heat, move_alpha, opened, pick_patch, restored, warning
 from test_sweep import MOVE
+from torch import Tensor, nn
 
+from sod_core.packs.errors import PackError
+from sod_core.restore.session import Session
 from sod_core.ui import page as pages
 from sod_core.ui.restore import links, shown
 from sod_core.ui.restore.links import Link
+from sod_core.ui.restore.opening import Opener
 from sod_core.ui.restore.visitor import Controls, Visitor
 
 PLAIN = Controls(LAYERS[1], "inject", 0.0)
@@ -22,15 +26,25 @@ PLAIN = Controls(LAYERS[1], "inject", 0.0)
 
 @pytest.fixture
 def known(pack, monkeypatch) -> None:
-    monkeypatch.setattr("sod_core.ui.restore.visitor.shared_pack", lambda name: pack)
+    for module in ("visitor", "opening"):
+        monkeypatch.setattr(f"sod_core.ui.restore.{module}.shared_pack", lambda name: pack)
     monkeypatch.setattr("sod_core.ui.restore.links.folders", lambda: {"fruit": pack.manifest.folder})
+
+
+def made(link: Link) -> Visitor:
+    """As the page makes its visitor."""
+    steps = Opener(None, None)._made(link.pack("fruit"), link)
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        return end.value
 
 
 def followed(asked: dict, default: Controls = PLAIN) -> tuple[Visitor, Controls, Link]:
     """What a page that opens at an address shows."""
     link = Link({key: str(value) for key, value in asked.items()}, "restore")
-    visitor = Visitor(link.pack("fruit"))
-    visitor.choose_model(link.model(visitor))
+    visitor = made(link)
     return visitor, link.opened(visitor, default), link
 
 
@@ -66,6 +80,42 @@ def test_a_link_opens_what_it_was_written_for(known, controls):
     assert shown.moving(visitor, controls)[1:3] == [
         text.replace(other.drawn(found), visitor.drawn(controls)) for text in shown.moving(other, found)[1:3]
     ]
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[nn.Module]:
+    """Every model that runs over an image, in order."""
+    found, run = [], Session._run
+
+    def counted(session: Session, which: str, model: Callable[[], nn.Module], inputs: Tensor):
+        found.append(model())
+        return run(session, which, model, inputs)
+
+    monkeypatch.setattr(Session, "_run", counted)
+    return found
+
+
+@pytest.mark.parametrize("place", range(len(UNLEARNED)))
+def test_a_link_to_a_model_runs_no_other(known, pack, passes, place):
+    id = list(UNLEARNED)[place]
+    visitor = made(Link({"model": id}, "restore"))
+    assert visitor.entry.id == id
+    assert [run is pack.original() for run in passes] == [True, False]  # the original, and one more
+    assert passes[1] is pack.unlearned(id)
+
+
+def test_a_model_that_cannot_be_had_is_said_and_the_first_shown(known, pack, monkeypatch):
+    first, other = list(UNLEARNED)[:2]
+    load = type(pack).unlearned
+
+    def damaged(pack, id):
+        if id == other:
+            raise PackError(f"{id} is damaged")
+        return load(pack, id)
+
+    monkeypatch.setattr(type(pack), "unlearned", damaged)
+    link = Link({"model": other}, "restore")
+    assert made(link).entry.id == first and link.problems == [f"{other} is damaged"]
 
 
 def test_an_empty_address_is_the_page_as_it_always_opens(known):
@@ -117,9 +167,7 @@ def test_what_does_not_exist_says_so(known):
 def test_no_html_comes_back_from_a_link(known):
     asked = dict.fromkeys(("pack", "model", "class", "mode", "latents", "tab"), "<img src=x onerror=alert(1)>")
     link = Link(asked, "restore")
-    visitor = Visitor(link.pack("fruit"))
-    link.model(visitor)
-    link.opened(visitor, PLAIN)
+    link.opened(made(link), PLAIN)
     assert len(link.problems) == 6 and not re.search('[<>"&]', link.sentence())
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..data.charts import SCALES
 from ..machine import again, files
+from ..restore.pack import shared_pack
 from .atlas import exports as atlas_exports
 from .atlas.visitor import Controls as AtlasControls
 from .atlas.visitor import Page as AtlasPage
@@ -63,10 +64,8 @@ def draw(path: str, out: Path) -> None:
 def _restore(kind: str, scale: str, page: Page) -> tuple[str, bytes]:
     """The page says what its link would."""
     link = restore_links.Link({"tab": "restore"} | {key: str(value) for key, value in page.items()}, "restore")
-    visitor = Visitor(link.pack(str(page["pack"])))
-    model = link.model(visitor)
-    if model != visitor.entry.id:
-        visitor.choose_model(model)
+    name = link.pack(str(page["pack"]))
+    visitor = Visitor(name, link.model(shared_pack(name)))
     controls = link.opened(visitor, Controls(visitor.pack.manifest.layers[0], "inject", 0.0))
     if link.problems:
         raise ValueError(link.sentence().replace("This link", "The file"))

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...restore import sweep
 from ...restore.edit import MODES, TOKENS
-from ...restore.pack import folders
+from ...restore.pack import Pack, folders
 from .. import page
 from . import words
 from .visitor import ORIGINAL, Controls, Visitor
@@ -57,9 +57,9 @@ class Link(page.Link):
         """The name of the pack that is asked for."""
         return self.one_of("pack", folders(), default)
 
-    def model(self, visitor: Visitor) -> str:
-        """The id of the pack's model that is asked for, or of the one that is shown."""
-        return self.one_of("model", [entry.id for entry in visitor.pack.manifest.unlearned], visitor.entry.id)
+    def model(self, pack: Pack) -> str | None:
+        """The id of the pack's model that is asked for; None leaves it to the pack."""
+        return self.one_of("model", [entry.id for entry in pack.manifest.unlearned], "") or None
 
     def opened(self, visitor: Visitor, controls: Controls) -> Controls:
         """Takes the visitor, whose model is chosen, to what is asked for; `controls` are the defaults."""

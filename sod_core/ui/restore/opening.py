@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ class Opener:
         seen = None if before is None else before.controls
         try:
             yield from self._fetched(name)
-            visitor = Visitor(name)
+            visitor = yield from self._made(name, link)
         except PackError as error:
             if before is not None:
                 raise
@@ -147,19 +147,20 @@ class Opener:
                 before.version += 1
         controls = _for_pack(visitor, values)
         if link is not None and visitor.pack_name == name:
-            yield from self._linked(visitor, link)
             controls = link.opened(visitor, controls)
         yield {self.visitor: visitor} | self._pack_shown(visitor, controls)
 
-    def _linked(self, visitor: Visitor, link: links.Link) -> Iterator[dict]:
-        """Chooses the model that a link names; the pack's first stays where it cannot be had."""
-        id = link.model(visitor)
-        try:
-            if id != visitor.entry.id:
-                yield from self._watched(visitor.pack.lacking(id))
-                visitor.choose_model(id)
-        except PackError as error:
-            link.problems.append(str(error))
+    def _made(self, name: str, link: links.Link | None) -> Generator[dict, None, Visitor]:
+        """With the model that a link names, and no other's pass; the pack's first where that cannot be had."""
+        pack = shared_pack(name)
+        id = None if link is None else link.model(pack)
+        if link is not None and id is not None:
+            try:
+                yield from self._watched(pack.lacking(id))
+                return Visitor(name, id)
+            except PackError as error:
+                link.problems.append(str(error))
+        return Visitor(name)
 
     def not_opened(self, before: Visitor | None, *_: Any) -> dict:
         """The menu goes back to the pack that is open."""

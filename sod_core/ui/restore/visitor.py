@@ -73,16 +73,16 @@ class Curve(NamedTuple):
 
 
 class Visitor:
-    """Created for the pack that is shown first; every method may raise PackError, ImageError or ValueError.
+    """Created for the pack that is shown first, with `model` or the first that loads.
 
-    A method that raises leaves the visitor's work as it was.
+    Every method may raise PackError, ImageError or ValueError; one that raises leaves the visitor's work as it was.
     """
 
     entry: UnlearnedEntry
     """The model that is shown."""
     _session: Session
 
-    def __init__(self, pack_name: str):
+    def __init__(self, pack_name: str, model: str | None = None):
         self.lock = threading.RLock()
         self.pack_name = pack_name
         self.pack = shared_pack(pack_name)
@@ -108,7 +108,7 @@ class Visitor:
         """Counts images and models: what was drawn for others is not this one's."""
         self.sent: tuple | None = None
         """Which sweep the page has: what it is of, its stride, its classes."""
-        self._choose_first_model()
+        self._choose_first_model() if model is None else self.choose_model(model)
 
     # ------------------------------------------------------------ what is looked at
 
